@@ -1,0 +1,135 @@
+// Package sandbox runs untrusted commands on a private writable copy of a
+// folder. What a command did (exit, signal, deadline, limits hit) is a value;
+// only a failure of the infrastructure is an error.
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+)
+
+// ErrInfrastructure is wrapped by every error that is not the caller's fault
+// and not an outcome of the command: the sandbox was lost, the host is out of
+// disk, the runtime is missing. Such an episode is retried, then masked.
+var ErrInfrastructure = errors.New("sandbox infrastructure failure")
+
+// Workdir is where the workspace appears inside every sandbox.
+const Workdir = "/workspace"
+
+// Limits bound a sandbox. Zero means the backend's documented default, never "unlimited".
+type Limits struct {
+	// Lifetime is the deadline of the whole sandbox from Start.
+	Lifetime time.Duration
+	// Command is the default wall-clock limit of one Exec.
+	Command time.Duration
+	// CPU seconds of one Exec.
+	CPU time.Duration
+	// Memory in bytes.
+	Memory int64
+	// Processes and threads alive at once.
+	Processes int
+	// FileSize is the largest file a process may write, in bytes.
+	FileSize int64
+	// Disk is the most the workspace and /tmp may grow, in bytes.
+	Disk int64
+	// OpenFiles a process may hold.
+	OpenFiles int
+	// Output is the most that stdout and stderr of one Exec may print together, in bytes.
+	Output int64
+}
+
+// Spec describes a sandbox to start.
+type Spec struct {
+	// Dir is a folder of the host whose content becomes the workspace. It is
+	// copied or layered, never written.
+	Dir string
+	// Env is the whole environment inside, beside the backend's own PATH, HOME,
+	// LANG and TMPDIR. Nothing of the host's environment is passed on.
+	Env    map[string]string
+	Limits Limits
+	// Owner labels the sandbox for sweeping, for instance a run and episode id.
+	Owner string
+}
+
+// Cmd is one command. Args[0] is looked up in the sandbox's PATH.
+type Cmd struct {
+	Args  []string
+	Dir   string // relative to Workdir, "" for Workdir itself
+	Env   map[string]string
+	Stdin io.Reader
+	// Timeout overrides Limits.Command when > 0.
+	Timeout time.Duration
+}
+
+// Result is what became of a command.
+type Result struct {
+	// Stdout and Stderr, cut at Limits.Output.
+	Stdout, Stderr []byte
+	// Exit is the exit status, or -1 when a signal ended the command.
+	Exit int
+	// Signal that ended it, 0 for none.
+	Signal int
+	// TimedOut: the wall-clock limit ended it, with its whole process tree.
+	TimedOut bool
+	// Truncated: the output limit ended it.
+	Truncated bool
+	// DiskFull: the disk limit ended it.
+	DiskFull bool
+	// OutOfMemory is set where the backend can tell.
+	OutOfMemory bool
+	Wall        time.Duration
+}
+
+// OK reports a normal exit with status 0.
+func (r Result) OK() bool { return r.Exit == 0 && !r.TimedOut && !r.Truncated && !r.DiskFull }
+
+// Sandbox is a live sandbox. Methods may be called from one goroutine at a
+// time; Close may be called from any, more than once.
+type Sandbox interface {
+	// Exec runs a command to its end. When it returns, no process of the
+	// command is alive.
+	Exec(ctx context.Context, cmd Cmd) (Result, error)
+	// ReadFile reads a regular file, path relative to Workdir, at most limit bytes.
+	// It never follows a symbolic link out of the workspace.
+	ReadFile(ctx context.Context, path string, limit int64) ([]byte, error)
+	// WriteFile creates or replaces a regular file below Workdir, with its folders.
+	WriteFile(ctx context.Context, path string, data []byte, mode uint32) error
+	// Harvest reports how the workspace differs from Spec.Dir. It never runs a
+	// program on the host over what the sandbox wrote.
+	Harvest(ctx context.Context) ([]Change, error)
+	Close() error
+}
+
+// Change is one path that differs from the original workspace.
+type Change struct {
+	// Path is slash-separated and relative.
+	Path string
+	// Deleted: the path existed and is gone.
+	Deleted bool
+	// Mode is the file's permission bits and, for a link, fs.ModeSymlink.
+	Mode uint32
+	// Data is the new content (the target, for a symbolic link).
+	Data []byte
+	// Skipped says why an entry was not read: "fifo", "device", "socket", "too large".
+	Skipped string
+}
+
+// Backend makes sandboxes.
+type Backend interface {
+	Name() string
+	// Probe finds out what this host can enforce.
+	Probe(ctx context.Context) (Capabilities, error)
+	Start(ctx context.Context, spec Spec) (Sandbox, error)
+	// Sweep removes what dead trainers left behind and returns how many sandboxes that was.
+	Sweep(ctx context.Context) (int, error)
+	Close() error
+}
+
+// Capabilities maps a protection ("memory", "processes", "network", "disk", …)
+// to how it is enforced; an empty string says it is not, and why is in Notes.
+type Capabilities struct {
+	Enforced map[string]string
+	Notes    []string
+}
