@@ -60,8 +60,10 @@ type Trajectory struct {
 	// Versions are the policy versions that sampled each token; -1 where not Trained.
 	Versions []int64 `json:"versions"`
 
-	Turns  []Turn `json:"turns"`
-	Status Status `json:"status"`
+	// Messages are what the first prompt was rendered from.
+	Messages []Message `json:"messages,omitempty"`
+	Turns    []Turn    `json:"turns"`
+	Status   Status    `json:"status"`
 	// Reward is meaningful only when Status is Scored.
 	Reward float64 `json:"reward"`
 	// Outcome is a short machine-readable word for how the episode ended, for
