@@ -1,13 +1,13 @@
 package rollout
 
-import "context"
+import (
+	"context"
+
+	"github.com/ssr-go/ssr/model/token"
+)
 
 // Message is one entry of a chat before it is rendered to token ids.
-type Message struct {
-	// Role is "system", "user", "assistant" or "tool".
-	Role    string `json:"role"`
-	Content string `json:"content"`
-}
+type Message = token.Message
 
 // Env is one episode's world. Its methods are called by one goroutine at a
 // time, in the order Start, Step…, Close. What the policy does wrong is an
@@ -48,14 +48,14 @@ type Feedback struct {
 // stateless and safe for concurrent use.
 type Chat interface {
 	// Prompt renders the first messages and opens the assistant's turn.
-	Prompt(messages []Message) ([]int32, error)
+	Prompt(messages []Message) []int32
 	// Observation renders feedback as the next message and opens the assistant's
 	// next turn. closed says whether the sampled turn already ended with a stop
 	// token; where it did not, the closing tokens are part of what is returned.
 	// Text is never turned into special tokens.
-	Observation(text string, closed bool) ([]int32, error)
-	// Text decodes a sampled turn, special tokens left out.
-	Text(ids []int32) (string, error)
+	Observation(text string, closed bool) []int32
+	// Text decodes a sampled turn without the stop token that ended it.
+	Text(ids []int32) string
 	// StopTokens end a turn.
 	StopTokens() []int32
 }

@@ -73,12 +73,8 @@ func (p *Player) Play(ctx context.Context, env Env, t *Trajectory) error {
 	if err != nil {
 		return &stageError{FailEnvironment, fmt.Errorf("start episode %s: %w", t.ID, err)}
 	}
-	prompt, err := p.Chat.Prompt(messages)
-	if err != nil {
-		return &stageError{FailEnvironment, fmt.Errorf("render prompt of %s: %w", t.ID, err)}
-	}
 	t.Messages = messages
-	t.Append(prompt, nil, nil)
+	t.Append(p.Chat.Prompt(messages), nil, nil)
 	stops := p.Chat.StopTokens()
 
 	for turn := 0; ; turn++ {
@@ -112,10 +108,7 @@ func (p *Player) Play(ctx context.Context, env Env, t *Trajectory) error {
 
 		start := len(t.Tokens)
 		t.Append(c.Tokens, c.Logprobs, c.Versions)
-		text, err := p.Chat.Text(c.Tokens)
-		if err != nil {
-			return &stageError{FailPolicy, fmt.Errorf("decode turn %d of %s: %w", turn+1, t.ID, err)}
-		}
+		text := p.Chat.Text(c.Tokens)
 		rec := Turn{Start: start, End: len(t.Tokens), Text: text}
 		left := lim.Context - len(t.Tokens)
 		if c.Finish == gen.FinishLength && left <= 0 {
@@ -142,10 +135,7 @@ func (p *Player) Play(ctx context.Context, env Env, t *Trajectory) error {
 			return nil
 		}
 		closed := len(c.Tokens) > 0 && slices.Contains(stops, c.Tokens[len(c.Tokens)-1])
-		obs, shown, err := p.observation(fb.Text, closed, lim.ObservationTokens)
-		if err != nil {
-			return &stageError{FailEnvironment, fmt.Errorf("render observation %d of %s: %w", turn+1, t.ID, err)}
-		}
+		obs, shown := p.observation(fb.Text, closed, lim.ObservationTokens)
 		rec.Observation = shown
 		rec.Seconds = time.Since(begin).Seconds()
 		t.Turns = append(t.Turns, rec)
@@ -159,16 +149,16 @@ func (p *Player) Play(ctx context.Context, env Env, t *Trajectory) error {
 
 // observation renders text within limit tokens, cutting its middle out when it
 // is longer, and returns the text that was rendered.
-func (p *Player) observation(text string, closed bool, limit int) ([]int32, string, error) {
-	ids, err := p.Chat.Observation(text, closed)
+func (p *Player) observation(text string, closed bool, limit int) ([]int32, string) {
+	ids := p.Chat.Observation(text, closed)
 	keep := len(text)
-	for err == nil && len(ids) > limit && keep > 0 {
+	for len(ids) > limit && keep > 0 {
 		// Aim a little below the limit: tokens are not spread evenly.
 		keep = min(keep*limit/len(ids)*15/16, keep-1)
 		text = Elide(text, keep)
-		ids, err = p.Chat.Observation(text, closed)
+		ids = p.Chat.Observation(text, closed)
 	}
-	return ids, text, err
+	return ids, text
 }
 
 // Elide cuts the middle out of s so that about limit bytes of it remain, whole

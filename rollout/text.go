@@ -16,34 +16,30 @@ type ByteChat struct{}
 // EndOfTurn is ByteChat's only special token.
 const EndOfTurn int32 = 256
 
-func (ByteChat) Prompt(messages []Message) ([]int32, error) {
+func (ByteChat) Prompt(messages []Message) []int32 {
 	var ids []int32
 	for _, m := range messages {
 		ids = append(byteIDs(ids, m.Content), EndOfTurn)
 	}
-	return ids, nil
+	return ids
 }
 
-func (ByteChat) Observation(text string, closed bool) ([]int32, error) {
+func (ByteChat) Observation(text string, closed bool) []int32 {
 	var ids []int32
 	if !closed {
 		ids = append(ids, EndOfTurn)
 	}
-	return append(byteIDs(ids, text), EndOfTurn), nil
+	return append(byteIDs(ids, text), EndOfTurn)
 }
 
-func (ByteChat) Text(ids []int32) (string, error) {
+func (ByteChat) Text(ids []int32) string {
 	b := make([]byte, 0, len(ids))
 	for _, id := range ids {
-		switch {
-		case id == EndOfTurn:
-		case id >= 0 && id < 256:
+		if id != EndOfTurn {
 			b = append(b, byte(id))
-		default:
-			return "", fmt.Errorf("token %d is not a byte", id)
 		}
 	}
-	return string(b), nil
+	return string(b)
 }
 
 func (ByteChat) StopTokens() []int32 { return []int32{EndOfTurn} }
@@ -84,11 +80,7 @@ func (p *TextPolicy) Generate(ctx context.Context, req gen.Request) (gen.Complet
 	if e.seen > len(req.Tokens) {
 		return gen.Completion{}, fmt.Errorf("history of %s shrank from %d to %d tokens", req.ID, e.seen, len(req.Tokens))
 	}
-	seen, err := ByteChat{}.Text(req.Tokens[e.seen:])
-	if err != nil {
-		return gen.Completion{}, err
-	}
-	text, err := e.player.Turn(ctx, seen)
+	text, err := e.player.Turn(ctx, ByteChat{}.Text(req.Tokens[e.seen:]))
 	if err != nil {
 		return gen.Completion{}, fmt.Errorf("scripted player of %s: %w", req.ID, err)
 	}
