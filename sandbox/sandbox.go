@@ -15,6 +15,10 @@ import (
 // disk, the runtime is missing. Such an episode is retried, then masked.
 var ErrInfrastructure = errors.New("sandbox infrastructure failure")
 
+// ErrClosed is returned by the methods of a sandbox after Close, and by an
+// Exec that Close interrupted.
+var ErrClosed = errors.New("sandbox is closed")
+
 // Workdir is where the workspace appears inside every sandbox.
 const Workdir = "/workspace"
 

@@ -1,0 +1,244 @@
+//go:build linux
+
+// Package harvest makes the private copy of a folder that a sandbox works on,
+// and finds out afterwards what changed in it. Everything that the sandbox
+// wrote is hostile: no symbolic link is followed, no program is run, nothing
+// but regular files is opened, and every quantity is bounded.
+package harvest
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Epoch is the modification time of everything in a fresh copy, so that no
+// timestamp points at a file that was prepared differently from the others.
+var Epoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// Base records a tree as it was copied: what changes are relative to.
+type Base struct {
+	entries map[string]entry // by slash-separated relative path; folders are not recorded
+}
+
+type entry struct {
+	mode uint32 // permission bits; fs.ModeSymlink for a link
+	size int64
+	sum  [sha256.Size]byte // of the content, or of a link's target
+}
+
+// Owner is the host user that a copy belongs to; Keep leaves it to the caller.
+type Owner struct{ UID, GID int }
+
+// Keep makes Copy leave ownership as the calling process creates it.
+var Keep = Owner{-1, -1}
+
+// Copy copies the content of folder src into the existing folder dst. Links
+// are copied as links; FIFOs, sockets and devices are left out. Whatever the
+// modes in src, the owner may read and write everything in the copy; setuid
+// and setgid bits are dropped.
+func Copy(src, dst string, owner Owner) (*Base, error) {
+	info, err := os.Stat(src)
+	if err != nil {
+		return nil, fmt.Errorf("workspace source: %w", err)
+	}
+	if !info.IsDir() {
+		return nil, fmt.Errorf("workspace source %s is not a folder", src)
+	}
+	c := copier{
+		base:  &Base{entries: map[string]entry{}},
+		owner: owner,
+		buf:   make([]byte, 64<<10),
+		hash:  sha256.New(),
+	}
+	if err := c.folder(src, dst, ""); err != nil {
+		return nil, fmt.Errorf("copy workspace: %w", err)
+	}
+	return c.base, nil
+}
+
+type copier struct {
+	base  *Base
+	owner Owner
+	buf   []byte
+	hash  hash.Hash
+}
+
+// folder copies what is in src into dst, which exists, and then sets dst's owner and time.
+func (c *copier) folder(src, dst, rel string) error {
+	d, err := os.Open(src)
+	if err != nil {
+		return err
+	}
+	list, err := d.ReadDir(-1)
+	d.Close()
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		from, to := filepath.Join(src, e.Name()), filepath.Join(dst, e.Name())
+		path := e.Name()
+		if rel != "" {
+			path = rel + "/" + path
+		}
+		switch {
+		case e.IsDir():
+			info, err := e.Info()
+			if err != nil {
+				return err
+			}
+			if err := os.Mkdir(to, 0o700); err != nil {
+				return err
+			}
+			if err := c.folder(from, to, path); err != nil {
+				return err
+			}
+			if err := os.Chmod(to, info.Mode().Perm()|0o700); err != nil {
+				return err
+			}
+		case e.Type() == fs.ModeSymlink:
+			if err := c.link(from, to, path); err != nil {
+				return err
+			}
+		case e.Type().IsRegular():
+			if err := c.file(from, to, path); err != nil {
+				return err
+			}
+		}
+	}
+	return c.finish(dst)
+}
+
+func (c *copier) file(from, to, path string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	c.hash.Reset()
+	// The wrappers keep io.CopyBuffer from choosing a path that bypasses buf.
+	n, err := io.CopyBuffer(io.MultiWriter(c.hash, out), struct{ io.Reader }{in}, c.buf)
+	if err != nil {
+		return err
+	}
+	if c.owner != Keep {
+		if err := out.Chown(c.owner.UID, c.owner.GID); err != nil {
+			return err
+		}
+	}
+	mode := info.Mode().Perm() | 0o600
+	if err := out.Chmod(mode); err != nil {
+		return err
+	}
+	e := entry{mode: uint32(mode), size: n}
+	c.hash.Sum(e.sum[:0])
+	c.base.entries[path] = e
+	return futimes(int(out.Fd()))
+}
+
+func (c *copier) link(from, to, path string) error {
+	target, err := os.Readlink(from)
+	if err != nil {
+		return err
+	}
+	if err := os.Symlink(target, to); err != nil {
+		return err
+	}
+	c.base.entries[path] = entry{
+		mode: uint32(fs.ModeSymlink), size: int64(len(target)), sum: sha256.Sum256([]byte(target)),
+	}
+	return c.finish(to)
+}
+
+// finish sets owner and time of a folder or link.
+func (c *copier) finish(path string) error {
+	if c.owner != Keep {
+		if err := os.Lchown(path, c.owner.UID, c.owner.GID); err != nil {
+			return err
+		}
+	}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, path, epochTimes(), unix.AT_SYMLINK_NOFOLLOW)
+}
+
+func epochTimes() []unix.Timespec {
+	t := unix.NsecToTimespec(Epoch.UnixNano())
+	return []unix.Timespec{t, t}
+}
+
+func futimes(fd int) error {
+	ns := epochTimes()
+	tv := []unix.Timeval{{Sec: ns[0].Sec}, {Sec: ns[1].Sec}}
+	return unix.Futimes(fd, tv)
+}
+
+// RemoveAll removes a tree that the sandbox wrote, folders of mode 000
+// included. It does not follow links.
+func RemoveAll(path string) error {
+	if err := os.RemoveAll(path); err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	unlock(unix.AT_FDCWD, path)
+	if err := os.RemoveAll(path); err != nil {
+		return fmt.Errorf("remove what a sandbox left: %w", err)
+	}
+	return nil
+}
+
+// unlock gives the owner all rights on every folder below name, as far as it can.
+func unlock(dir int, name string) {
+	fd, err := openDir(dir, name)
+	if err != nil {
+		return
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	_ = unix.Fchmod(fd, 0o700)
+	for {
+		names, err := f.Readdirnames(1024)
+		for _, n := range names {
+			var st unix.Stat_t
+			if unix.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+				unlock(fd, n)
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// openDir opens one path component as a folder, never through a link. A
+// folder that its owner has locked is unlocked first.
+func openDir(dir int, name string) (int, error) {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(dir, name, flags, 0)
+	if err != unix.EACCES {
+		return fd, err
+	}
+	// Nothing runs in the sandbox, so what lstat says stays true.
+	var st unix.Stat_t
+	if e := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); e != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return -1, err
+	}
+	if e := unix.Fchmodat(dir, name, 0o700, 0); e != nil {
+		return -1, err
+	}
+	return unix.Openat(dir, name, flags, 0)
+}
