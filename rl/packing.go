@@ -1,0 +1,100 @@
+package rl
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Packed is one micro-batch: sequences laid end to end without padding. The
+// per-token slices have one entry per token; see Batch for Mask and Offsets.
+// RolloutLogprobs is nil where the sequences have none (supervised examples).
+type Packed struct {
+	IDs             []string
+	Tokens          []int32
+	Offsets         []int
+	Mask            []bool
+	RolloutLogprobs []float64
+	Advantages      []float64
+	// ReferenceLogprobs is filled in by the training loop where an objective needs it.
+	ReferenceLogprobs []float64
+}
+
+// Pack lays sequences into micro-batches of at most budget tokens by first fit,
+// longest first and then by ID, so the result depends on nothing but the set. A
+// sequence longer than the budget has a micro-batch to itself.
+func Pack(seqs []Sequence, budget int) ([]Packed, error) {
+	if budget <= 0 {
+		return nil, fmt.Errorf("rl: the token budget of a micro-batch is %d; it must be positive", budget)
+	}
+	order := slices.Clone(seqs)
+	slices.SortFunc(order, func(a, b Sequence) int {
+		return cmp.Or(cmp.Compare(len(b.Tokens), len(a.Tokens)), cmp.Compare(a.ID, b.ID))
+	})
+	var bins []Packed
+	for _, s := range order {
+		i := slices.IndexFunc(bins, func(p Packed) bool { return len(p.Tokens)+len(s.Tokens) <= budget })
+		if i < 0 {
+			bins = append(bins, Packed{Offsets: []int{0}})
+			i = len(bins) - 1
+		}
+		bins[i].add(s)
+	}
+	return bins, nil
+}
+
+func (p *Packed) add(s Sequence) {
+	p.IDs = append(p.IDs, s.ID)
+	p.Tokens = append(p.Tokens, s.Tokens...)
+	for i := range s.Tokens {
+		p.Mask = append(p.Mask, s.Trained[i] && i > 0)
+		p.Advantages = append(p.Advantages, s.Advantage)
+	}
+	for _, l := range s.Logprobs {
+		p.RolloutLogprobs = append(p.RolloutLogprobs, float64(l))
+	}
+	p.Offsets = append(p.Offsets, len(p.Tokens))
+}
+
+// Batch joins the micro-batch with the log-probabilities under the policy now.
+func (p *Packed) Batch(logprobs []float64, totals Totals) Batch {
+	return Batch{
+		Logprobs:          logprobs,
+		RolloutLogprobs:   p.RolloutLogprobs,
+		ReferenceLogprobs: p.ReferenceLogprobs,
+		Advantages:        p.Advantages,
+		Mask:              p.Mask,
+		Offsets:           p.Offsets,
+		Totals:            totals,
+	}
+}
+
+// TotalsOf adds up what the micro-batches of one optimizer step train on.
+func TotalsOf(batches []Packed) Totals {
+	var t Totals
+	for _, p := range batches {
+		u := countTotals(p.Mask, p.Offsets)
+		t.Tokens += u.Tokens
+		t.Sequences += u.Sequences
+	}
+	return t
+}
+
+// MergeMetrics adds the metrics of one micro-batch to those of a step: names
+// ending in _max and _min are extremes, all others are shares that add up.
+func MergeMetrics(into, from map[string]float64) {
+	for name, v := range from {
+		old, ok := into[name]
+		switch {
+		case !ok:
+			into[name] = v
+		case strings.HasSuffix(name, "_max"):
+			into[name] = max(old, v)
+		case strings.HasSuffix(name, "_min"):
+			into[name] = min(old, v)
+		default:
+			into[name] = old + v
+		}
+	}
+}
