@@ -1,0 +1,45 @@
+# The two commands of the README are `make demo` and `make test`; both set up
+# what they need first. A cgo build outside make:  eval "$(scripts/env.sh)"
+
+SHELL := /bin/bash
+GO ?= go
+# In a recipe: the flags that cgo needs, then the command.
+cgo = eval "$$(scripts/env.sh)" &&
+# Packages that build and pass without cgo, libtorch or a GPU.
+pure = ./kernels/device/... ./model/token/... ./model/gen/... ./model/sched/... \
+       ./model/safetensors/... ./sandbox/... ./rollout/... ./rl
+
+.PHONY: help setup build demo test test-pure verify lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: ## system packages and libtorch, if they are not there yet
+	@scripts/setup.sh
+
+build: setup ## bin/ssr
+	@$(cgo) $(GO) build -o bin/ssr ./cmd/ssr
+
+demo: build ## self-play on the bundled repository, to the end
+	@scripts/demo.sh
+
+test: setup ## the whole test suite
+	@$(cgo) $(GO) test ./...
+
+test-pure: ## the pure packages, without cgo
+	@CGO_ENABLED=0 $(GO) test $(pure)
+
+verify: setup ## everything that CI checks
+	@.ci/run
+
+lint: setup ## formatting, vet, staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
+	  [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
+	@$(cgo) $(GO) vet ./...
+	@$(cgo) $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+
+bench: build ## tokens and episodes per second, as JSON
+	@bin/ssr bench --json
+
+clean: ## build outputs; .toolchain stays (remove it by hand to unpack libtorch again)
+	rm -rf bin

@@ -1,0 +1,15 @@
+// What gotch's libtch does not bind.
+#pragma once
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+const char *ssr_torch_version(void);
+
+// ssr_torch_threads sets the threads that one operation uses, libtorch's own
+// and OpenBLAS's, for the whole process.
+void ssr_torch_threads(int n);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,5 @@
+package torch
+
+import "testing"
+
+func TestX(t *testing.T) { t.Log(Version()) }
