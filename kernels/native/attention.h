@@ -1,0 +1,260 @@
+// Causal attention. Shapes: T tokens, H query heads, G = H / KV heads that share
+// a key head, D head dimension, BK tokens of a key block (SSR_BLOCK).
+//
+// A row is one query of one head. Its keys are visited in blocks of BK from the
+// first token on; within a block the scores are complete dot products, the
+// running maximum moves at most once, and keys are added in ascending order.
+// Nothing in that depends on which other rows share the tile, which is why the
+// packed forward pass and the cached one agree bit for bit.
+
+constexpr long BK = SSR_BLOCK;
+constexpr long TILE = 48; // rows of a query tile, at most
+
+// softmax_row folds the scores s[BK] of one block, n of them valid, into the
+// running maximum and sum of a row, and turns s into weights (0 past n).
+// It returns the factor by which what was accumulated must be scaled.
+template <class F> INLINE F softmax_row(F *s, long n, F &m, F &l) {
+  constexpr int L = lanes<F>;
+  constexpr int NV = BK / L;
+  const vec<F> ninf = splat<F>(-INFINITY);
+  vec<F> x[NV], mx = ninf;
+  for (int i = 0; i < NV; i++) {
+    x[i] = load(s + i * L);
+    if (n < BK) x[i] = first(F(), i * L, n) ? x[i] : ninf;
+    mx = x[i] > mx ? x[i] : mx;
+  }
+  F bm = hmax(mx), alpha = 1;
+  if (bm > m) {
+    alpha = sexp<F>(m - bm);
+    m = bm;
+  }
+  vec<F> sum = {};
+  for (int i = 0; i < NV; i++) {
+    x[i] = vexp(x[i] - m);
+    sum += x[i];
+    store(s + i * L, x[i]);
+  }
+  l = fma(l, alpha, hsum(sum));
+  return alpha;
+}
+
+// Rows is the state of a tile of rows while its keys are visited.
+template <class F> struct Rows {
+  long n;        // rows
+  const F *q;    // [n, D], already scaled
+  F *o;          // [n, D]
+  F *s;          // [n, BK]
+  long pos[TILE]; // position of each row's query in its sequence
+  F m[TILE], l[TILE];
+};
+
+// visit adds key block b (keys base … base+BK) to every row of the tile.
+// kt is [D, BK]; v has row stride ldv.
+template <class F> static void visit(Rows<F> &t, long D, long base, const F *kt, const F *v, long ldv) {
+  long most = 0;
+  for (long r = 0; r < t.n; r++) most = t.pos[r] + 1 - base > most ? t.pos[r] + 1 - base : most;
+  if (most <= 0) return;
+  if (most > BK) most = BK;
+  mm<F>(t.q, D, 1, kt, BK, t.n, BK, D, t.s, BK, false);
+  for (long r = 0; r < t.n; r++) {
+    F *s = t.s + r * BK;
+    long n = t.pos[r] + 1 - base;
+    if (n <= 0) {
+      for (long j = 0; j < BK; j++) s[j] = 0;
+      continue;
+    }
+    F alpha = softmax_row<F>(s, n < BK ? n : BK, t.m[r], t.l[r]);
+    if (alpha != 1) {
+      F *o = t.o + r * D;
+      // The added zero turns -0 into +0, so that a later weight of 0 changes no bit.
+      for (long d = 0; d < D; d++) o[d] = o[d] * alpha + F(0);
+    }
+  }
+  mm<F>(t.s, BK, 1, v, ldv, t.n, D, most, t.o, D, true);
+}
+
+template <class F> static void begin(Rows<F> &t, long D) {
+  for (long r = 0; r < t.n; r++) {
+    t.m[r] = -INFINITY;
+    t.l[r] = 0;
+  }
+  memset(t.o, 0, sizeof(F) * t.n * D);
+}
+
+// finish writes row r: out = o / l, and its logsumexp where wanted.
+template <class F> INLINE void finish(const Rows<F> &t, long r, long D, F *out, F *lse) {
+  F inv = 1 / t.l[r];
+  const F *o = t.o + r * D;
+  for (long d = 0; d < D; d++) out[d] = o[d] * inv;
+  if (lse) *lse = t.m[r] + log_(t.l[r]);
+}
+
+// transpose packs keys [n, D] (row stride ldk) as [D, BK]; columns past n are 0.
+template <class F> static void transpose(const F *k, long ldk, long n, long D, F *kt) {
+  for (long d = 0; d < D; d++) {
+    for (long j = 0; j < n; j++) kt[d * BK + j] = k[j * ldk + d];
+    for (long j = n; j < BK; j++) kt[d * BK + j] = 0;
+  }
+}
+
+static thread_local Scratch keys_, rows_, grads_;
+
+template <class F> struct Attention {
+  long H, KV, D, ldq, ldk, ldv, ldo;
+  F scale;
+  long G() const { return H / KV; }
+  long queries() const { return TILE / G() > 0 ? TILE / G() : 1; }
+
+  // Queries i0 … i1 of one sequence, for the heads that share key head h.
+  // block(b) says where key block b is.
+  template <class Block>
+  void rows(const F *q, F *out, F *lse, long h, long i0, long i1, long past, const Block &block) const {
+    F *buf = rows_.get<F>(TILE * (2 * D + BK));
+    for (long g0 = 0; g0 < G(); g0 += TILE) {
+      long g1 = g0 + TILE < G() ? g0 + TILE : G(), ng = g1 - g0, step = TILE / ng;
+      for (long i = i0; i < i1; i += step) {
+        long ie = i + step < i1 ? i + step : i1;
+        Rows<F> t;
+        t.n = (ie - i) * ng;
+        F *tq = buf;
+        t.q = tq;
+        t.o = buf + TILE * D;
+        t.s = buf + 2 * TILE * D;
+        for (long x = i, r = 0; x < ie; x++)
+          for (long g = g0; g < g1; g++, r++) {
+            const F *src = q + x * ldq + (h * G() + g) * D;
+            for (long d = 0; d < D; d++) tq[r * D + d] = src[d] * scale;
+            t.pos[r] = past + x;
+          }
+        begin(t, D);
+        for (long b = 0; b * BK <= past + ie - 1; b++) {
+          const F *kt, *v;
+          long ld;
+          block(b, kt, v, ld);
+          visit<F>(t, D, b * BK, kt, v, ld);
+        }
+        for (long x = i, r = 0; x < ie; x++)
+          for (long g = g0; g < g1; g++, r++)
+            finish<F>(t, r, D, out + x * ldo + (h * G() + g) * D, lse ? lse + x * H + h * G() + g : nullptr);
+      }
+    }
+  }
+
+  void forward(const F *q, const F *k, const F *v, const int32_t *off, long seqs, F *out, F *lse) const {
+    for (long s = 0; s < seqs; s++) {
+      long t0 = off[s], T = off[s + 1] - t0, nb = (T + BK - 1) / BK;
+      for (long h = 0; h < KV; h++) {
+        F *kt = keys_.get<F>(nb * BK * D);
+        const F *kh = k + t0 * ldk + h * D, *vh = v + t0 * ldv + h * D;
+        for (long b = 0; b < nb; b++)
+          transpose(kh + b * BK * ldk, ldk, T - b * BK < BK ? T - b * BK : BK, D, kt + b * BK * D);
+        rows(q + t0 * ldq, out + t0 * ldo, lse ? lse + t0 * H : nullptr, h, 0, T, 0,
+             [&](long b, const F *&kb, const F *&vb, long &ld) {
+               kb = kt + b * BK * D;
+               vb = vh + b * BK * ldv;
+               ld = ldv;
+             });
+      }
+    }
+  }
+
+  // A cache block holds, for each key head, keys [D, BK] then values [BK, D].
+  long block_size() const { return KV * 2 * D * BK; }
+
+  void append(const F *k, const F *v, const int32_t *seg, long segs, const int32_t *table, F *cache) const {
+    for (long s = 0; s < segs; s++, seg += 4) {
+      long row = seg[0], n = seg[1], past = seg[2];
+      const int32_t *blocks = table + seg[3];
+      for (long i = 0; i < n; i++) {
+        long pos = past + i, j = pos % BK;
+        F *blk = cache + blocks[pos / BK] * block_size();
+        for (long h = 0; h < KV; h++, blk += 2 * D * BK) {
+          const F *ks = k + (row + i) * ldk + h * D, *vs = v + (row + i) * ldv + h * D;
+          for (long d = 0; d < D; d++) blk[d * BK + j] = ks[d];
+          memcpy(blk + D * BK + j * D, vs, sizeof(F) * D);
+        }
+      }
+    }
+  }
+
+  void extend(const F *q, const int32_t *seg, long segs, const int32_t *table, const F *cache, F *out, F *lse) const {
+    for (long s = 0; s < segs; s++, seg += 4) {
+      long row = seg[0];
+      const int32_t *blocks = table + seg[3];
+      for (long h = 0; h < KV; h++)
+        rows(q + row * ldq, out + row * ldo, lse ? lse + row * H : nullptr, h, 0, seg[1], seg[2],
+             [&](long b, const F *&kb, const F *&vb, long &ld) {
+               const F *blk = cache + blocks[b] * block_size() + h * 2 * D * BK;
+               kb = blk;
+               vb = blk + D * BK;
+               ld = D;
+             });
+    }
+  }
+
+  // Gradients of one sequence and key head. With P the weights and dP = dO·Vᵀ:
+  // dS = P∘(dP - rowsum(dO∘O)), dQ = dS·K·scale, dK = dSᵀ·Q·scale, dV = Pᵀ·dO.
+  void backward(const F *q, const F *k, const F *v, const F *out, const F *lse, const F *dout, const int32_t *off,
+                long seqs, F *dq, F *dk, F *dv) const {
+    constexpr int L = lanes<F>;
+    const long g = G(), step = queries(), R = step * g;
+    for (long s = 0; s < seqs; s++) {
+      long t0 = off[s], T = off[s + 1] - t0, nb = (T + BK - 1) / BK, N = T * g;
+      for (long h = 0; h < KV; h++) {
+        F *qs = grads_.get<F>(N * D * 3 + N * 2 + BK * D * 4 + R * BK * 2);
+        F *os = qs + N * D, *gq = os + N * D, *ls = gq + N * D, *delta = ls + N;
+        F *kt = delta + N, *vt = kt + BK * D, *gk = vt + BK * D, *gv = gk + BK * D;
+        F *P = gv + BK * D, *dP = P + R * BK;
+        for (long i = 0, r = 0; i < T; i++)
+          for (long x = 0; x < g; x++, r++) {
+            long t = t0 + i, head = h * g + x;
+            const F *qr = q + t * ldq + head * D, *dr = dout + t * ldo + head * D, *orow = out + t * ldo + head * D;
+            F sum = 0;
+            for (long d = 0; d < D; d++) {
+              qs[r * D + d] = qr[d] * scale;
+              os[r * D + d] = dr[d];
+              sum = fma(dr[d], orow[d], sum);
+            }
+            delta[r] = sum;
+            ls[r] = lse[t * H + head];
+          }
+        memset(gq, 0, sizeof(F) * N * D);
+        const F *kh = k + t0 * ldk + h * D, *vh = v + t0 * ldv + h * D;
+        for (long b = 0; b < nb; b++) {
+          long base = b * BK, n = T - base < BK ? T - base : BK;
+          transpose(kh + base * ldk, ldk, n, D, kt);
+          transpose(vh + base * ldv, ldv, n, D, vt);
+          memset(gk, 0, sizeof(F) * 2 * BK * D);
+          for (long i = base; i < T; i += step) {
+            long ie = i + step < T ? i + step : T, m = (ie - i) * g;
+            const F *qt = qs + i * g * D, *dt = os + i * g * D;
+            mm<F>(qt, D, 1, kt, BK, m, BK, D, P, BK, false);
+            mm<F>(dt, D, 1, vt, BK, m, BK, D, dP, BK, false);
+            for (long r = 0; r < m; r++) {
+              long valid = i + r / g - base + 1;
+              F lr = ls[i * g + r], dr = delta[i * g + r];
+              for (long j = 0; j < BK; j += L) {
+                vec<F> p = vexp(load(P + r * BK + j) - lr);
+                p = first(F(), j, valid < n ? valid : n) ? p : vec<F>{};
+                store(P + r * BK + j, p);
+                store(dP + r * BK + j, p * (load(dP + r * BK + j) - dr));
+              }
+            }
+            mm<F>(P, 1, BK, dt, D, n, D, m, gv, D, true);
+            mm<F>(dP, 1, BK, qt, D, n, D, m, gk, D, true);
+            mm<F>(dP, BK, 1, kh + base * ldk, ldk, m, D, n, gq + i * g * D, D, true);
+          }
+          for (long j = 0; j < n; j++) {
+            memcpy(dk + (t0 + base + j) * ldk + h * D, gk + j * D, sizeof(F) * D);
+            memcpy(dv + (t0 + base + j) * ldv + h * D, gv + j * D, sizeof(F) * D);
+          }
+        }
+        for (long i = 0, r = 0; i < T; i++)
+          for (long x = 0; x < g; x++, r++) {
+            F *dst = dq + (t0 + i) * ldq + (h * g + x) * D;
+            for (long d = 0; d < D; d++) dst[d] = gq[r * D + d] * scale;
+          }
+      }
+    }
+  }
+};

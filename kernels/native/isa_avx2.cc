@@ -1,0 +1,8 @@
+#include "table.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#pragma GCC target("avx2,fma")
+#define ISA avx2
+#define USE_FMA 1
+#include "kernels.h"
+#endif

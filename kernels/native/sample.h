@@ -1,0 +1,110 @@
+// Drawing a token from a row of logits.
+
+static thread_local Scratch sample_;
+
+struct Candidate {
+  float z; // logit
+  int32_t id;
+};
+// Better is the order of candidates: the higher logit, the lower id on a tie.
+struct Better {
+  bool operator()(const Candidate &a, const Candidate &b) const { return a.z > b.z || (a.z == b.z && a.id < b.id); }
+};
+struct Worse {
+  bool operator()(const Candidate &a, const Candidate &b) const { return Better()(b, a); }
+};
+struct ByID {
+  bool operator()(const Candidate &a, const Candidate &b) const { return a.id < b.id; }
+};
+
+INLINE int32_t argmax(const float *x, long V) {
+  float m = row_max(x, V);
+  for (long i = 0; i < V; i++)
+    if (x[i] == m) return int32_t(i);
+  return -1; // the row holds a NaN
+}
+
+// The draw is the inverse of the cumulative distribution in ascending id order.
+// u is in [0, 1). Returns -1 when the row has no finite maximum.
+static int32_t sample(const float *x, long V, double temperature, long topk, double topp, double u, float *lp,
+                      float *slp) {
+  int32_t best = argmax(x, V);
+  if (best < 0 || !(x[best] - x[best] == 0)) return -1;
+  int32_t id = best;
+  const float mx = x[best];
+  double kept = 0, weight = 0;
+  if (temperature > 0) {
+    const float inv = float(1 / temperature);
+    if ((topk <= 0 || topk >= V) && (topp <= 0 || topp >= 1)) {
+      const long chunk = 256, nc = (V + chunk - 1) / chunk;
+      float *w = sample_.get<float>(V + 2 * nc);
+      double total = 0;
+      for (long c = 0; c < V; c += chunk) {
+        long n = V - c < chunk ? V - c : chunk;
+        each<float>(n, [&](long i, long k) { put(w + c + i, vexp((get(x + c + i, k) - mx) * inv), k); });
+        total += row_sum(w + c, n);
+      }
+      double want = u * total, at = 0;
+      id = -1;
+      for (long c = 0; c < V; c += chunk) {
+        long n = V - c < chunk ? V - c : chunk;
+        double s = row_sum(w + c, n);
+        if (at + s <= want && c + chunk < V) {
+          at += s;
+          continue;
+        }
+        for (long i = c; i < V; i++) {
+          if (w[i] <= 0) continue;
+          id = int32_t(i); // the last token with weight, should rounding run past the end
+          at += w[i];
+          if (at > want) break;
+        }
+        break;
+      }
+      if (id < 0) id = best;
+      kept = total;
+      weight = w[id];
+    } else {
+      Candidate *c = sample_.get<Candidate>(V);
+      long n = V;
+      for (long i = 0; i < V; i++) c[i] = {x[i], int32_t(i)};
+      if (topk > 0 && topk < V) {
+        std::nth_element(c, c + topk, c + V, Better());
+        n = topk;
+      }
+      double total = 0;
+      for (long i = 0; i < n; i++) total += sexp<float>((c[i].z - mx) * inv);
+      if (topp > 0 && topp < 1) {
+        // Pop the best until their share reaches topp; they gather at the end.
+        std::make_heap(c, c + n, Worse());
+        double sum = 0;
+        long left = n;
+        while (left > 0 && (left == n || sum < topp * total)) {
+          std::pop_heap(c, c + left, Worse());
+          left--;
+          sum += sexp<float>((c[left].z - mx) * inv);
+        }
+        c += left;
+        n -= left;
+      }
+      std::sort(c, c + n, ByID());
+      kept = 0;
+      for (long i = 0; i < n; i++) kept += sexp<float>((c[i].z - mx) * inv);
+      double want = u * kept, at = 0;
+      for (long i = 0; i < n; i++) {
+        double wi = sexp<float>((c[i].z - mx) * inv);
+        if (wi <= 0) continue;
+        id = c[i].id;
+        weight = wi;
+        at += wi;
+        if (at > want) break;
+      }
+    }
+  }
+  logprob<float>(x, &id, 1, V, V, lp, nullptr, nullptr);
+  if (temperature > 0)
+    *slp = float(log(weight / kept));
+  else
+    *slp = 0;
+  return id;
+}

@@ -1,0 +1,188 @@
+// Fixed-width vectors for the kernels. This header is included once per
+// instruction set, inside that set's namespace (see isa_*.cc), so it must not
+// include anything itself.
+//
+// The contract that every kernel built on it keeps: the arithmetic of one row
+// (one query and head, one token, one element) is the same sequence of
+// operations however many rows are computed together.
+
+constexpr int VB = 32; // bytes of a vector
+
+typedef float vf __attribute__((vector_size(VB)));
+typedef double vd __attribute__((vector_size(VB)));
+typedef int32_t vi32 __attribute__((vector_size(VB)));
+typedef int64_t vi64 __attribute__((vector_size(VB)));
+
+template <class F> struct Vec;
+template <> struct Vec<float> {
+  typedef vf T;
+  typedef vi32 I;
+  typedef float U __attribute__((vector_size(VB), aligned(4), may_alias));
+};
+template <> struct Vec<double> {
+  typedef vd T;
+  typedef vi64 I;
+  typedef double U __attribute__((vector_size(VB), aligned(8), may_alias));
+};
+template <class F> constexpr int lanes = VB / sizeof(F);
+template <class F> using vec = typename Vec<F>::T;
+
+template <class F> INLINE vec<F> load(const F *p) { return *(const typename Vec<F>::U *)p; }
+template <class F> INLINE void store(F *p, vec<F> v) { *(typename Vec<F>::U *)p = v; }
+template <class F> INLINE vec<F> splat(F x) { return vec<F>{} + x; }
+
+// fma is fused on instruction sets that have it and is not elsewhere, never a
+// choice of the optimiser, so that every tile shape rounds alike.
+#if USE_FMA
+INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+INLINE vd fma(vd a, vd b, vd c) { return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+template <class T> INLINE T fma(T a, T b, T c) {
+  T ab = a * b;
+  return ab + c;
+}
+#endif
+
+// hsum and hmax reduce by halves, always in this order.
+INLINE float hsum(vf v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+INLINE double hsum(vd v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+INLINE float maxs(float a, float b) { return a > b ? a : b; }
+INLINE double maxs(double a, double b) { return a > b ? a : b; }
+INLINE float hmax(vf v) {
+  return maxs(maxs(maxs(v[0], v[4]), maxs(v[2], v[6])), maxs(maxs(v[1], v[5]), maxs(v[3], v[7])));
+}
+INLINE double hmax(vd v) { return maxs(maxs(v[0], v[2]), maxs(v[1], v[3])); }
+
+// first is a mask of the lanes j with i + j < n.
+INLINE vi32 first(float, long i, long n) { return vi32{0, 1, 2, 3, 4, 5, 6, 7} + int32_t(i) < int32_t(n); }
+INLINE vi64 first(double, long i, long n) { return vi64{0, 1, 2, 3} + int64_t(i) < int64_t(n); }
+
+// exp for arguments of any size: 0 below the smallest normal result (and at
+// -inf), saturating at the largest finite power above. Error below 1.5 units in
+// the last place. Cody-Waite reduction and a Taylor polynomial on |r| ≤ ln2/2.
+INLINE vf vexp(vf x0) {
+  const vf lo = splat<float>(-87.33654f), hi = splat<float>(88.37626f);
+  vf x = x0 < lo ? lo : x0;
+  x = x > hi ? hi : x;
+  const float magic = 12582912.f; // 1.5·2^23: adding it rounds to an integer
+  vf t = fma(x, splat<float>(1.44269504088896341f), splat<float>(magic));
+  vf n = t - magic;
+  vf r = fma(n, splat<float>(-0.693359375f), x);
+  r = fma(n, splat<float>(2.12194440e-4f), r);
+  vf p = splat<float>(1.f / 5040);
+  p = fma(p, r, splat<float>(1.f / 720));
+  p = fma(p, r, splat<float>(1.f / 120));
+  p = fma(p, r, splat<float>(1.f / 24));
+  p = fma(p, r, splat<float>(1.f / 6));
+  p = fma(p, r, splat<float>(0.5f));
+  p = fma(p, r * r, r) + 1.f;
+  vi32 e = ((vi32)t - (vi32)splat<float>(magic)) << 23;
+  vf y = (vf)((vi32)p + e);
+  return x0 < lo ? vf{} : y;
+}
+INLINE vd vexp(vd x0) {
+  const vd lo = splat<double>(-708.39641853226408), hi = splat<double>(709.4);
+  vd x = x0 < lo ? lo : x0;
+  x = x > hi ? hi : x;
+  const double magic = 6755399441055744.; // 1.5·2^52
+  vd t = fma(x, splat<double>(1.4426950408889634074), splat<double>(magic));
+  vd n = t - magic;
+  vd r = fma(n, splat<double>(-6.93145751953125e-1), x);
+  r = fma(n, splat<double>(-1.42860682030941723212e-6), r);
+  vd p = splat<double>(1. / 6227020800.);
+  p = fma(p, r, splat<double>(1. / 479001600.));
+  p = fma(p, r, splat<double>(1. / 39916800.));
+  p = fma(p, r, splat<double>(1. / 3628800.));
+  p = fma(p, r, splat<double>(1. / 362880.));
+  p = fma(p, r, splat<double>(1. / 40320.));
+  p = fma(p, r, splat<double>(1. / 5040.));
+  p = fma(p, r, splat<double>(1. / 720.));
+  p = fma(p, r, splat<double>(1. / 120.));
+  p = fma(p, r, splat<double>(1. / 24.));
+  p = fma(p, r, splat<double>(1. / 6.));
+  p = fma(p, r, splat<double>(0.5));
+  p = fma(p, r * r, r) + 1.;
+  vi64 e = ((vi64)t - (vi64)splat<double>(magic)) << 52;
+  vd y = (vd)((vi64)p + e);
+  return x0 < lo ? vd{} : y;
+}
+template <class F> INLINE F sexp(F x) { return vexp(splat<F>(x))[0]; }
+
+// Scratch is memory that a thread keeps between calls.
+struct Scratch {
+  void *p = nullptr;
+  size_t n = 0;
+  ~Scratch() { free(p); }
+  template <class F> F *get(size_t count) {
+    size_t need = count * sizeof(F);
+    if (need > n) {
+      free(p);
+      n = (need + need / 4 + 4095) & ~size_t(4095);
+      p = aligned_alloc(64, n);
+      if (!p) abort();
+    }
+    return (F *)p;
+  }
+};
+
+// tile computes C[MR][NV vectors] (+)= A·B, K terms in ascending order for every
+// element. A is addressed by (row stride, column stride), B and C by row stride.
+template <class F, int MR, int NV>
+INLINE void tile(const F *A, long ars, long acs, const F *B, long ldb, long K, F *C, long ldc, bool add) {
+  constexpr int L = lanes<F>;
+  vec<F> acc[MR][NV];
+  for (int r = 0; r < MR; r++)
+    for (int n = 0; n < NV; n++) acc[r][n] = add ? load(C + r * ldc + n * L) : vec<F>{};
+  for (long k = 0; k < K; k++) {
+    vec<F> b[NV];
+    for (int n = 0; n < NV; n++) b[n] = load(B + k * ldb + n * L);
+    for (int r = 0; r < MR; r++) {
+      vec<F> a = splat<F>(A[r * ars + k * acs]);
+      for (int n = 0; n < NV; n++) acc[r][n] = fma(a, b[n], acc[r][n]);
+    }
+  }
+  for (int r = 0; r < MR; r++)
+    for (int n = 0; n < NV; n++) store(C + r * ldc + n * L, acc[r][n]);
+}
+
+// column is tile for the columns that do not fill a vector.
+template <class F>
+static void column(const F *A, long ars, long acs, const F *B, long ldb, long M, long K, F *C, long ldc, bool add) {
+  for (long r = 0; r < M; r++) {
+    F s = add ? C[r * ldc] : F(0);
+    for (long k = 0; k < K; k++) s = fma(A[r * ars + k * acs], B[k * ldb], s);
+    C[r * ldc] = s;
+  }
+}
+
+// mm computes C[M,N] (+)= A[M,K]·B[K,N] for small operands that sit in cache.
+template <class F>
+static void mm(const F *A, long ars, long acs, const F *B, long ldb, long M, long N, long K, F *C, long ldc, bool add) {
+  constexpr int L = lanes<F>;
+  long n = 0;
+  if (M <= 3) {
+    for (; n + 4 * L <= N; n += 4 * L) switch (M) {
+      case 3: tile<F, 3, 4>(A, ars, acs, B + n, ldb, K, C + n, ldc, add); break;
+      case 2: tile<F, 2, 4>(A, ars, acs, B + n, ldb, K, C + n, ldc, add); break;
+      case 1: tile<F, 1, 4>(A, ars, acs, B + n, ldb, K, C + n, ldc, add); break;
+      }
+  }
+  for (; n + 2 * L <= N; n += 2 * L) {
+    const F *b = B + n, *a = A;
+    F *c = C + n;
+    long m = M;
+    for (; m >= 6; m -= 6, a += 6 * ars, c += 6 * ldc) tile<F, 6, 2>(a, ars, acs, b, ldb, K, c, ldc, add);
+    switch (m) {
+    case 5: tile<F, 5, 2>(a, ars, acs, b, ldb, K, c, ldc, add); break;
+    case 4: tile<F, 4, 2>(a, ars, acs, b, ldb, K, c, ldc, add); break;
+    case 3: tile<F, 3, 2>(a, ars, acs, b, ldb, K, c, ldc, add); break;
+    case 2: tile<F, 2, 2>(a, ars, acs, b, ldb, K, c, ldc, add); break;
+    case 1: tile<F, 1, 2>(a, ars, acs, b, ldb, K, c, ldc, add); break;
+    }
+  }
+  for (; n + L <= N; n += L)
+    for (long m = 0; m < M; m++) tile<F, 1, 1>(A + m * ars, ars, acs, B + n, ldb, K, C + m * ldc + n, ldc, add);
+  for (; n < N; n++) column(A, ars, acs, B + n, ldb, M, K, C + n, ldc, add);
+}
