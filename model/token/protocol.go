@@ -149,6 +149,9 @@ func ParseEdit(body string) (path, search, replace string, err error) {
 			}
 			divide = i
 		case is(i, replaceLine):
+			if divide < 0 {
+				return "", "", "", fmt.Errorf("no %q line before %q", divideLine, replaceLine)
+			}
 			if last >= 0 {
 				return "", "", "", fmt.Errorf("more than one %q line; give one block a call", replaceLine)
 			}
@@ -164,7 +167,7 @@ func ParseEdit(body string) (path, search, replace string, err error) {
 		return "", "", "", fmt.Errorf("no %q line after the path", searchLine)
 	case divide < 0:
 		return "", "", "", fmt.Errorf("no %q line after %q", divideLine, searchLine)
-	case last < divide:
+	case last < 0:
 		return "", "", "", fmt.Errorf("no %q line after %q", replaceLine, divideLine)
 	}
 	search = strings.Join(lines[first+1:divide], "\n")
@@ -194,7 +197,10 @@ func ParseCreate(body string) (path, content string, err error) {
 
 // FormatCreate writes the body that ParseCreate reads.
 func FormatCreate(path, content string) string {
-	return path + "\n" + strings.TrimSuffix(content, "\n")
+	if trimmed := strings.TrimSuffix(content, "\n"); trimmed != "" && !strings.HasSuffix(trimmed, "\n") {
+		content = trimmed
+	}
+	return path + "\n" + content
 }
 
 func splitPath(body string) (path, rest string, err error) {
