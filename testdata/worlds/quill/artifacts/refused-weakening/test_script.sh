@@ -1,0 +1,2 @@
+#!/bin/bash
+python3 -m unittest -v tests.test_slug 2>&1
