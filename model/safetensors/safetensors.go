@@ -29,7 +29,7 @@ const (
 var dtypes = []struct {
 	name DType
 	size uint64
-}{{F64, 8}, {I64, 8}, {F32, 4}, {I32, 4}, {BF16, 2}, {F16, 2}, {U8, 1}}
+}{{I64, 8}, {F64, 8}, {F32, 4}, {I32, 4}, {BF16, 2}, {F16, 2}, {U8, 1}}
 
 // Size is the number of bytes of an element, 0 for a type that is not supported.
 func (d DType) Size() int {
