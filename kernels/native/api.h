@@ -29,6 +29,12 @@ typedef struct {
     (const ssr_attention *s, const F *q, const int32_t *seg, long segs, const int32_t *table, const F *cache, F *out, \
      F *lse),                                                                                                         \
     (s, q, seg, segs, table, cache, out, lse))                                                                        \
+  X(void, pack, F, (const F *w, long rs, long cs, long K, long N, F *panels), (w, rs, cs, K, N, panels))               \
+  X(void, linear, F,                                                                                                  \
+    (const F *x, long ldx, const F *panels, const F *bias, long M, long N, long K, F *y, long ldy, int add),          \
+    (x, ldx, panels, bias, M, N, K, y, ldy, add))                                                                     \
+  X(void, outer, F, (const F *a, long lda, const F *b, long ldb, long R, long M, long N, F *c, long ldc),             \
+    (a, lda, b, ldb, R, M, N, c, ldc))                                                                                \
   X(void, rmsnorm, F, (const F *x, const F *w, long R, long D, long ldx, long ldy, double eps, F *y, F *rstd),        \
     (x, w, R, D, ldx, ldy, eps, y, rstd))                                                                             \
   X(void, rmsnorm_backward, F,                                                                                        \

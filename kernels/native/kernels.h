@@ -12,6 +12,7 @@ INLINE float log_(float x) { return logf(x); }
 INLINE double log_(double x) { return log(x); }
 
 #include "vec.h"
+#include "matmul.h"
 #include "attention.h"
 #include "rows.h"
 #include "sample.h"

@@ -29,7 +29,8 @@ template <class F> using vec = typename Vec<F>::T;
 
 template <class F> INLINE vec<F> load(const F *p) { return *(const typename Vec<F>::U *)p; }
 template <class F> INLINE void store(F *p, vec<F> v) { *(typename Vec<F>::U *)p = v; }
-template <class F> INLINE vec<F> splat(F x) { return vec<F>{} + x; }
+// Subtracting a zero vector leaves every x as it is, so it costs nothing; adding one would not.
+template <class F> INLINE vec<F> splat(F x) { return x - vec<F>{}; }
 
 // fma is fused on instruction sets that have it and is not elsewhere, never a
 // choice of the optimiser, so that every tile shape rounds alike.

@@ -1,0 +1,87 @@
+// Matrix products. The right operand B [K, N] is packed as panels of PANEL
+// columns: panel p is [K, PANEL], the last one padded with zeros. Every element
+// of a product adds its K terms in ascending order with one fused multiply-add
+// each: the result of a row depends on neither M nor the blocking, because an
+// accumulator that is stored and loaded again is unchanged.
+
+template <class F> constexpr long panel_width = 2 * lanes<F>;
+constexpr long KC = 384; // terms per pass: a panel's share stays in the first-level cache
+constexpr long MC = 96;  // rows per pass: a block of A stays in the second-level cache
+
+static thread_local Scratch left_, right_;
+
+// pack reads B[k, n] at w[k·rs + n·cs].
+template <class F> static void pack(const F *w, long rs, long cs, long K, long N, F *panels) {
+  constexpr long P = panel_width<F>;
+  for (long n = 0; n < N; n += P) {
+    long c = N - n < P ? N - n : P;
+    for (long k = 0; k < K; k++, panels += P) {
+      const F *src = w + k * rs + n * cs;
+      for (long j = 0; j < c; j++) panels[j] = src[j * cs];
+      for (long j = c; j < P; j++) panels[j] = 0;
+    }
+  }
+}
+
+// strip computes MR rows of one panel, c of its columns wanted.
+template <class F, int MR>
+INLINE void strip(const F *A, long lda, const F *B, long K, F *C, long ldc, long c, bool add) {
+  constexpr long P = panel_width<F>;
+  if (c == P) return tile<F, MR, 2>(A, lda, 1, B, P, K, C, ldc, add);
+  F t[MR * P];
+  if (add)
+    for (int r = 0; r < MR; r++)
+      for (long j = 0; j < P; j++) t[r * P + j] = j < c ? C[r * ldc + j] : F(0);
+  tile<F, MR, 2>(A, lda, 1, B, P, K, t, P, add);
+  for (int r = 0; r < MR; r++) memcpy(C + r * ldc, t + r * P, c * sizeof(F));
+}
+
+template <class F>
+static void strips(const F *A, long lda, const F *B, long M, long K, F *C, long ldc, long c, bool add) {
+  for (; M >= 6; M -= 6, A += 6 * lda, C += 6 * ldc) strip<F, 6>(A, lda, B, K, C, ldc, c, add);
+  switch (M) {
+  case 5: return strip<F, 5>(A, lda, B, K, C, ldc, c, add);
+  case 4: return strip<F, 4>(A, lda, B, K, C, ldc, c, add);
+  case 3: return strip<F, 3>(A, lda, B, K, C, ldc, c, add);
+  case 2: return strip<F, 2>(A, lda, B, K, C, ldc, c, add);
+  case 1: return strip<F, 1>(A, lda, B, K, C, ldc, c, add);
+  }
+}
+
+// y[M, N] (+)= x[M, K]·B + bias; bias may be null.
+template <class F>
+static void linear(const F *x, long ldx, const F *panels, const F *bias, long M, long N, long K, F *y, long ldy,
+                   int add) {
+  constexpr long P = panel_width<F>;
+  for (long m = 0; m < M; m += MC) {
+    long rows = M - m < MC ? M - m : MC;
+    for (long n = 0; n < N; n += P) {
+      long c = N - n < P ? N - n : P;
+      F *out = y + m * ldy + n;
+      for (long k = 0; k < K; k += KC)
+        strips(x + m * ldx + k, ldx, panels + n * K + k * P, rows, K - k < KC ? K - k : KC, out, ldy, c, add || k > 0);
+      if (bias)
+        for (long r = 0; r < rows; r++)
+          for (long j = 0; j < c; j++) out[r * ldy + j] += bias[n + j];
+    }
+  }
+}
+
+// c[M, N] += aᵀ·b with a [R, M] and b [R, N]: the gradient of a weight.
+template <class F>
+static void outer(const F *a, long lda, const F *b, long ldb, long R, long M, long N, F *c, long ldc) {
+  constexpr long P = panel_width<F>;
+  const long full = (N + P - 1) / P * P;
+  F *right = right_.get<F>(KC * full), *left = left_.get<F>(MC * KC);
+  for (long r = 0; r < R; r += KC) {
+    long K = R - r < KC ? R - r : KC;
+    pack(b + r * ldb, ldb, 1L, K, N, right);
+    for (long m = 0; m < M; m += MC) {
+      long rows = M - m < MC ? M - m : MC;
+      for (long k = 0; k < K; k++)
+        for (long i = 0; i < rows; i++) left[i * K + k] = a[(r + k) * lda + m + i];
+      for (long n = 0; n < N; n += P)
+        strips(left, K, right + n * K, rows, K, c + m * ldc + n, ldc, N - n < P ? N - n : P, true);
+    }
+  }
+}
