@@ -72,6 +72,15 @@ func (x *box) Exec(ctx context.Context, cmd sandbox.Cmd) (sandbox.Result, error)
 	}
 	ours, theirs = append(ours, errR), append(theirs, errW)
 
+	if x.backend.root {
+		// Or opening /dev/stdout, which opens the pipe anew, would be denied.
+		uid, gid := x.uid()
+		for _, f := range theirs {
+			if f != stdin || feed != nil {
+				f.Chown(uid, gid)
+			}
+		}
+	}
 	attr := &os.ProcAttr{Dir: "/", Env: []string{}, Files: []*os.File{stdin, outW, errW}, Sys: x.backend.sysProcAttr(x)}
 	proc, err := x.backend.spawn.start(argv, attr)
 	if err != nil {

@@ -3,41 +3,86 @@
 package local
 
 import (
-	"context"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/ssr-go/ssr/sandbox"
 )
 
-func TestSmoke(t *testing.T) {
+func newBackend(t testing.TB) *Backend {
+	t.Helper()
+	// Not t.TempDir: its parent is closed to the sandboxes' uids.
+	state, err := os.MkdirTemp("", "ssr-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(state, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	b, err := New(Options{StateDir: filepath.Join(state, "sandboxes")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+		os.RemoveAll(state)
+	})
+	return b
+}
+
+func start(t testing.TB, files map[string]string) sandbox.Sandbox {
+	t.Helper()
 	dir := t.TempDir()
-	os.WriteFile(filepath.Join(dir, "a.txt"), []byte("hello\n"), 0o644)
-	state, err := os.MkdirTemp("", "ssr-test")
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x, err := newBackend(t).Start(t.Context(), sandbox.Spec{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(state)
-	b, err := New(Options{StateDir: filepath.Join(state, "s")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
-	os.Chmod(state, 0o755)
-	x, err := b.Start(context.Background(), sandbox.Spec{Dir: dir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer x.Close()
-	r, err := x.Exec(context.Background(), sandbox.Cmd{Args: []string{"bash", "-c", "id; cat a.txt; pwd; env; ls -la / /etc /tmp /dev; echo x >b; cat /proc/self/mountinfo; python3 -c 'print(1)'; git init -q . && git add . && git commit -qm x && git log; exit 3"}})
-	t.Logf("%+v\n%s\n%s", r.Exit, r.Stdout, r.Stderr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ch, err := x.Harvest(context.Background())
-	if err != nil || len(ch) != 1 || ch[0].Path != "b" || strings.TrimSpace(string(ch[0].Data)) != "x" {
-		t.Fatal(ch, err)
+	t.Cleanup(func() { x.Close() })
+	return x
+}
+
+func TestShellKeepsItsState(t *testing.T) {
+	x := start(t, map[string]string{"a.txt": "hello\n"})
+	sh := sandbox.NewShell(x)
+	for _, step := range []struct {
+		command, want string
+		exit          int
+	}{
+		{"mkdir -p 'sub dir/x'; cd 'sub dir/x'; export GREETING=$'two\\nlines'; local_only=1", "", 0},
+		{`pwd; echo "$GREETING" "$local_only"`, "/workspace/sub dir/x\ntwo\nlines \n", 0},
+		{"echo out; echo err >&2; exit 7", "out\nerr\n", 7},
+		{"set -eu; false; echo unreached", "", 1},
+		{"echo ${unset_variable}ok", "ok\n", 0},
+		{"cd ..; exit 3", "", 3},
+		{"pwd", "/workspace/sub dir\n", 0},
+		{"echo 'unterminated", "", 2},
+		{"cd /tmp; kill -9 $$", "", -1},
+		{"pwd", "/workspace/sub dir\n", 0},
+		{"trap 'echo bye' EXIT; cd /workspace", "bye\n", 0},
+		{"pwd; cat a.txt; cat", "/workspace\nhello\n", 0},
+		{"exec echo replaced", "replaced\n", 0},
+		{"mkdir gone; cd gone; rmdir ../gone", "", 0},
+		{"pwd", "shell: the folder is gone, back in /workspace\n/workspace\n", 0},
+		{"echo 'declare -x PATH=/nowhere' > /tmp/.shell.forged; echo '# saved'; PATH=/nowhere", "# saved\n", 0},
+		{"nosuchcommand", "bash: line 1: nosuchcommand: command not found\n", 127},
+	} {
+		r, err := sh.Run(t.Context(), step.command)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if step.want == "" && step.exit == 2 {
+			r.Stdout = nil // bash's own words about syntax
+		}
+		if r.Exit != step.exit || step.exit != 1 && string(r.Stdout) != step.want {
+			t.Errorf("%q: exit %d, output %q, want %d, %q", step.command, r.Exit, r.Stdout, step.exit, step.want)
+		}
 	}
 }
