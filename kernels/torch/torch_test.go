@@ -1,5 +1,0 @@
-package torch
-
-import "testing"
-
-func TestX(t *testing.T) { t.Log(Version()) }
