@@ -1,0 +1,274 @@
+// Package chart draws line charts as SVG: a grid of panels, each with axes,
+// a legend and optional bands. The same input gives the same bytes.
+package chart
+
+import (
+	"bufio"
+	"fmt"
+	"html"
+	"io"
+	"math"
+	"strconv"
+	"strings"
+)
+
+// Series is one line. A NaN or infinite Y interrupts it.
+type Series struct {
+	Name string
+	X, Y []float64
+	// Low and High bound a band around the line, for instance an interval of
+	// confidence; both nil for none.
+	Low, High []float64
+	// Points marks every value, as evaluations far apart want; a series of one
+	// value is always marked.
+	Points bool
+}
+
+// Panel is one chart.
+type Panel struct {
+	Title  string
+	XLabel string
+	Series []Series
+	// Min and Max fix the range of Y where Max > Min; otherwise it follows the data.
+	Min, Max float64
+	// Percent writes Y as a percentage: 0.5 is 50%.
+	Percent bool
+}
+
+// Options shape the picture.
+type Options struct {
+	Title string
+	// Columns of panels; 0 means 2, or 1 for a single panel.
+	Columns int
+	// Width and Height of a panel in pixels; 0 means 460 and 260.
+	Width, Height int
+}
+
+// colours are Okabe and Ito's, which readers with colour blindness can tell apart.
+var colours = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"}
+
+const (
+	left, right, top, bottom = 58, 14, 34, 40
+	heading                  = 40
+)
+
+// SVG writes a picture of panels, row by row. Panels without a drawable value
+// say so.
+func SVG(w io.Writer, panels []Panel, o Options) error {
+	if o.Columns <= 0 {
+		o.Columns = 2
+	}
+	o.Columns = max(1, min(o.Columns, len(panels)))
+	if o.Width <= 0 {
+		o.Width = 460
+	}
+	if o.Height <= 0 {
+		o.Height = 260
+	}
+	for _, p := range panels {
+		for _, s := range p.Series {
+			if len(s.X) != len(s.Y) || s.Low != nil && len(s.Low) != len(s.X) || len(s.Low) != len(s.High) {
+				return fmt.Errorf("chart: series %q of %q: lengths differ", s.Name, p.Title)
+			}
+		}
+	}
+	offset := 0
+	if o.Title != "" {
+		offset = heading
+	}
+	rows := (len(panels) + o.Columns - 1) / o.Columns
+	width, height := o.Columns*o.Width, offset+rows*o.Height
+	b := bufio.NewWriter(w)
+	fmt.Fprintf(b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" font-family="system-ui, sans-serif" font-size="11" fill="#333">`+"\n", width, height, width, height)
+	fmt.Fprintf(b, `<rect width="%d" height="%d" fill="#fff"/>`+"\n", width, height)
+	if o.Title != "" {
+		fmt.Fprintf(b, `<text x="%d" y="26" text-anchor="middle" font-size="16" font-weight="600">%s</text>`+"\n", width/2, html.EscapeString(o.Title))
+	}
+	for i, p := range panels {
+		fmt.Fprintf(b, `<g transform="translate(%d %d)">`+"\n", i%o.Columns*o.Width, offset+i/o.Columns*o.Height)
+		p.draw(b, o.Width, o.Height)
+		b.WriteString("</g>\n")
+	}
+	b.WriteString("</svg>\n")
+	return b.Flush()
+}
+
+// axis maps values to pixels.
+type axis struct{ min, max, from, to float64 }
+
+func (a axis) at(v float64) float64 { return a.from + (v-a.min)/(a.max-a.min)*(a.to-a.from) }
+
+func (p Panel) draw(b *bufio.Writer, width, height int) {
+	w, h := float64(width), float64(height)
+	fmt.Fprintf(b, `<text x="%d" y="20" font-size="13" font-weight="600">%s</text>`+"\n", left, html.EscapeString(p.Title))
+	xs, ys := p.ranges()
+	if xs.min > xs.max {
+		fmt.Fprintf(b, `<text x="%s" y="%s" text-anchor="middle" fill="#888">no data</text>`+"\n", px(w/2), px(h/2))
+		return
+	}
+	xs.from, xs.to = left, w-right
+	ys.from, ys.to = h-bottom, top
+	for _, t := range ticks(ys.min, ys.max, 5) {
+		y := px(ys.at(t))
+		fmt.Fprintf(b, `<path d="M%d %sH%s" stroke="#e4e4e4"/>`, left, y, px(w-right))
+		fmt.Fprintf(b, `<text x="%d" y="%s" text-anchor="end" dominant-baseline="middle">%s</text>`+"\n", left-6, y, p.label(t))
+	}
+	for _, t := range ticks(xs.min, xs.max, 6) {
+		x := px(xs.at(t))
+		fmt.Fprintf(b, `<path d="M%s %sv4" stroke="#888"/>`, x, px(h-bottom))
+		fmt.Fprintf(b, `<text x="%s" y="%s" text-anchor="middle">%s</text>`+"\n", x, px(h-bottom+16), number(t))
+	}
+	fmt.Fprintf(b, `<path d="M%d %dV%sH%s" fill="none" stroke="#888"/>`+"\n", left, top, px(h-bottom), px(w-right))
+	if p.XLabel != "" {
+		fmt.Fprintf(b, `<text x="%s" y="%s" text-anchor="middle" fill="#666">%s</text>`+"\n", px((left+w-right)/2), px(h-8), html.EscapeString(p.XLabel))
+	}
+	for i, s := range p.Series {
+		s.draw(b, xs, ys, colours[i%len(colours)])
+	}
+	p.legend(b, w)
+}
+
+// ranges are the spans of the finite data, widened where they are a point; min
+// exceeds max when there is none.
+func (p Panel) ranges() (x, y axis) {
+	x, y = axis{min: math.Inf(1), max: math.Inf(-1)}, axis{min: math.Inf(1), max: math.Inf(-1)}
+	for _, s := range p.Series {
+		for i := range s.X {
+			if !finite(s.X[i]) || !finite(s.Y[i]) {
+				continue
+			}
+			x.include(s.X[i])
+			y.include(s.Y[i])
+			if s.Low != nil && finite(s.Low[i]) && finite(s.High[i]) {
+				y.include(s.Low[i])
+				y.include(s.High[i])
+			}
+		}
+	}
+	if x.min > x.max {
+		return x, y
+	}
+	if x.min == x.max {
+		x.min, x.max = x.min-1, x.max+1
+	}
+	switch {
+	case p.Max > p.Min:
+		y.min, y.max = p.Min, p.Max
+	case y.min == y.max:
+		d := math.Max(math.Abs(y.min)*0.1, 1e-9)
+		y.min, y.max = y.min-d, y.max+d
+	default:
+		d := (y.max - y.min) * 0.05
+		if y.min < 0 || y.min-d >= 0 {
+			y.min -= d
+		} else {
+			y.min = 0
+		}
+		y.max += d
+	}
+	return x, y
+}
+
+func (a *axis) include(v float64) { a.min, a.max = math.Min(a.min, v), math.Max(a.max, v) }
+
+func (s Series) draw(b *bufio.Writer, x, y axis, colour string) {
+	clamp := func(v float64) float64 { return math.Max(y.min, math.Min(y.max, v)) }
+	point := func(i int, v float64) string { return px(x.at(s.X[i])) + " " + px(y.at(clamp(v))) }
+	for _, r := range s.runs() {
+		if s.Low != nil {
+			var d strings.Builder
+			for i := r[0]; i < r[1]; i++ {
+				d.WriteString("L" + point(i, s.High[i]))
+			}
+			for i := r[1] - 1; i >= r[0]; i-- {
+				d.WriteString("L" + point(i, s.Low[i]))
+			}
+			fmt.Fprintf(b, `<path d="M%sZ" fill="%s" fill-opacity="0.15"/>`+"\n", d.String()[1:], colour)
+		}
+		var d strings.Builder
+		for i := r[0]; i < r[1]; i++ {
+			d.WriteString("L" + point(i, s.Y[i]))
+			if s.Points || r[1]-r[0] == 1 {
+				fmt.Fprintf(b, `<circle cx="%s" cy="%s" r="2.5" fill="%s"/>`+"\n", px(x.at(s.X[i])), px(y.at(clamp(s.Y[i]))), colour)
+			}
+		}
+		fmt.Fprintf(b, `<path d="M%s" fill="none" stroke="%s" stroke-width="1.6" stroke-linejoin="round"/>`+"\n", d.String()[1:], colour)
+	}
+}
+
+// runs are the stretches [from, to) of drawable values.
+func (s Series) runs() (out [][2]int) {
+	from := -1
+	for i := range len(s.X) + 1 {
+		ok := i < len(s.X) && finite(s.X[i]) && finite(s.Y[i]) && (s.Low == nil || finite(s.Low[i]) && finite(s.High[i]))
+		if ok && from < 0 {
+			from = i
+		} else if !ok && from >= 0 {
+			out = append(out, [2]int{from, i})
+			from = -1
+		}
+	}
+	return out
+}
+
+// legend names the series from the right end of the title's line.
+func (p Panel) legend(b *bufio.Writer, w float64) {
+	if len(p.Series) < 2 && (len(p.Series) == 0 || p.Series[0].Name == "") {
+		return
+	}
+	x := w - right
+	for i := len(p.Series) - 1; i >= 0; i-- {
+		name := p.Series[i].Name
+		x -= 6.2 * float64(len([]rune(name)))
+		fmt.Fprintf(b, `<text x="%s" y="20">%s</text>`, px(x), html.EscapeString(name))
+		fmt.Fprintf(b, `<path d="M%s 16h14" stroke="%s" stroke-width="3"/>`+"\n", px(x-18), colours[i%len(colours)])
+		x -= 30
+	}
+}
+
+func (p Panel) label(v float64) string {
+	if p.Percent {
+		return number(v*100) + "%"
+	}
+	return number(v)
+}
+
+// ticks are about n round values within [lo, hi]: steps of 1, 2 or 5 times a power of ten.
+func ticks(lo, hi float64, n int) []float64 {
+	raw := (hi - lo) / float64(n)
+	unit := math.Pow(10, math.Floor(math.Log10(raw)))
+	step := 10 * unit
+	for _, m := range []float64{1, 2, 5} {
+		if m*unit >= raw*0.999 {
+			step = m * unit
+			break
+		}
+	}
+	var out []float64
+	for k := math.Ceil(lo/step - 1e-9); k*step <= hi+step*1e-9; k++ {
+		out = append(out, k*step)
+	}
+	return out
+}
+
+// number writes a tick's value: short, without the noise of its last bits.
+func number(v float64) string {
+	a := math.Abs(v)
+	switch {
+	case a < 1e-12:
+		return "0"
+	case a >= 1e6:
+		return trim(v/1e6) + "M"
+	case a >= 1e4:
+		return trim(v/1e3) + "k"
+	case a < 1e-3:
+		return strconv.FormatFloat(v, 'e', 0, 64)
+	}
+	return trim(v)
+}
+
+func trim(v float64) string { return strconv.FormatFloat(math.Round(v*1e6)/1e6, 'f', -1, 64) }
+
+func px(v float64) string { return strconv.FormatFloat(math.Round(v*10)/10, 'f', -1, 64) }
+
+func finite(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }

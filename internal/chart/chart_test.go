@@ -1,0 +1,85 @@
+package chart
+
+import (
+	"bytes"
+	"encoding/xml"
+	"io"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func render(t *testing.T, panels []Panel, o Options) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := SVG(&b, panels, o); err != nil {
+		t.Fatal(err)
+	}
+	d := xml.NewDecoder(bytes.NewReader(b.Bytes()))
+	for {
+		if _, err := d.Token(); err == io.EOF {
+			return b.String()
+		} else if err != nil {
+			t.Fatalf("not well-formed: %v", err)
+		}
+	}
+}
+
+func TestTicks(t *testing.T) {
+	for _, c := range []struct {
+		lo, hi float64
+		want   []float64
+	}{
+		{0, 1, []float64{0, 0.2, 0.4, 0.6, 0.8, 1}},
+		{0, 100, []float64{0, 20, 40, 60, 80, 100}},
+		{-3, 7, []float64{-2, 0, 2, 4, 6}},
+		{0.11, 0.14, []float64{0.11, 0.12, 0.13, 0.14}},
+	} {
+		got := ticks(c.lo, c.hi, 5)
+		if !slices.EqualFunc(got, c.want, func(a, b float64) bool { return math.Abs(a-b) < 1e-12 }) {
+			t.Errorf("[%g, %g]: %v, want %v", c.lo, c.hi, got, c.want)
+		}
+	}
+	for v, want := range map[float64]string{0: "0", 0.30000000000000004: "0.3", 25000: "25k", 3e6: "3M", -2: "-2", 5e-5: "5e-05"} {
+		if got := number(v); got != want {
+			t.Errorf("%g is written %s, want %s", v, got, want)
+		}
+	}
+}
+
+// A line from corner to corner of a fixed range lands on the corners of the frame.
+func TestLineLandsOnTheFrame(t *testing.T) {
+	svg := render(t, []Panel{{Title: "a<b", Min: 0, Max: 1, Series: []Series{{Name: "s", X: []float64{0, 10}, Y: []float64{0, 1}}}}}, Options{Columns: 1, Width: 400, Height: 200})
+	if want := `d="M58 160L386 34"`; !strings.Contains(svg, want) {
+		t.Errorf("no %s in\n%s", want, svg)
+	}
+	if !strings.Contains(svg, "a&lt;b") {
+		t.Error("the title is not escaped")
+	}
+	if svg != render(t, []Panel{{Title: "a<b", Min: 0, Max: 1, Series: []Series{{Name: "s", X: []float64{0, 10}, Y: []float64{0, 1}}}}}, Options{Columns: 1, Width: 400, Height: 200}) {
+		t.Error("two renderings differ")
+	}
+}
+
+func TestGapsAndDegenerateData(t *testing.T) {
+	nan := math.NaN()
+	svg := render(t, []Panel{
+		{Title: "gap", Series: []Series{{Name: "s", X: []float64{0, 1, 2, 3, 4}, Y: []float64{1, 2, nan, 2, 1}}, {Name: "t", X: []float64{0}, Y: []float64{5}}}},
+		{Title: "constant", Series: []Series{{X: []float64{3}, Y: []float64{0}}}},
+		{Title: "nothing", Series: []Series{{X: []float64{1}, Y: []float64{nan}}}},
+		{Title: "band", Percent: true, Series: []Series{{X: []float64{1, 2}, Y: []float64{0.5, 0.6}, Low: []float64{0.4, 0.5}, High: []float64{0.6, 0.7}}}},
+	}, Options{Title: "run"})
+	if strings.Contains(svg, "NaN") || strings.Contains(svg, "Inf") {
+		t.Errorf("a number that is none:\n%s", svg)
+	}
+	if n := strings.Count(svg, `stroke="#0072b2" stroke-width="1.6"`); n != 4 {
+		t.Errorf("%d stretches of line in the first colour, want 2 + 1 + 0 + 1", n)
+	}
+	if strings.Count(svg, "no data") != 1 || strings.Count(svg, "fill-opacity") != 1 || !strings.Contains(svg, "60%") {
+		t.Errorf("missing parts:\n%s", svg)
+	}
+	if err := SVG(io.Discard, []Panel{{Series: []Series{{X: []float64{1}, Y: nil}}}}, Options{}); err == nil {
+		t.Error("lengths that differ are accepted")
+	}
+}
