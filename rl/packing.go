@@ -81,8 +81,8 @@ func TotalsOf(batches []Packed) Totals {
 	return t
 }
 
-// MergeMetrics adds the metrics of one micro-batch to those of a step: names
-// ending in _max and _min are extremes, all others are shares that add up.
+// MergeMetrics adds the metrics of one micro-batch to those of a step: extremes
+// stay extremes, all others are shares that add up.
 func MergeMetrics(into, from map[string]float64) {
 	for name, v := range from {
 		old, ok := into[name]
@@ -97,4 +97,10 @@ func MergeMetrics(into, from map[string]float64) {
 			into[name] = old + v
 		}
 	}
+}
+
+// IsExtreme says whether a metric of that name is an extreme: names that end in
+// _max or _min are.
+func IsExtreme(name string) bool {
+	return strings.HasSuffix(name, "_max") || strings.HasSuffix(name, "_min")
 }

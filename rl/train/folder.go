@@ -1,0 +1,96 @@
+package train
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// A run's folder:
+//
+//	lock                               held by the trainer
+//	metrics.jsonl                      one object a step
+//	trajectories/step-000012.jsonl.zst finished groups of a step, the journal
+//	checkpoints/step-000012/           state.json and weights/
+const (
+	lockName         = "lock"
+	metricsName      = "metrics.jsonl"
+	trajectoriesName = "trajectories"
+	checkpointsName  = "checkpoints"
+	stepPattern      = "step-%06d"
+)
+
+// ErrLocked is wrapped when another process trains in the same folder.
+var ErrLocked = errors.New("another process is training in this folder")
+
+// lockFolder creates the folder where needed and holds it until unlock, or
+// until the process ends in whatever way.
+func lockFolder(dir string) (unlock func() error, err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("train: %w", err)
+	}
+	path := filepath.Join(dir, lockName)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("train: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = ErrLocked
+		}
+		return nil, fmt.Errorf("train: lock %s: %w", path, err)
+	}
+	return f.Close, nil
+}
+
+// syncTree makes every file and folder under dir durable.
+func syncTree(dir string) error {
+	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return syncPath(path)
+	})
+}
+
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// appendFile is a file that grows by whole records, each durable before append returns.
+type appendFile struct{ f *os.File }
+
+// openAppend opens path, creating it where needed, and cuts it to size bytes.
+func openAppend(path string, size int64) (*appendFile, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	a := &appendFile{f}
+	if err := errors.Join(f.Truncate(size), f.Sync(), syncPath(filepath.Dir(path))); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if _, err := f.Seek(size, 0); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return a, nil
+}
+
+func (a *appendFile) append(record []byte) error {
+	if _, err := a.f.Write(record); err != nil {
+		return err
+	}
+	return a.f.Sync()
+}
+
+func (a *appendFile) size() (int64, error) { return a.f.Seek(0, 1) }
+
+func (a *appendFile) Close() error { return a.f.Close() }

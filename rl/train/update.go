@@ -1,0 +1,202 @@
+package train
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+
+	"github.com/ssr-go/ssr/rl"
+)
+
+// updater turns sequences into optimizer steps.
+type updater struct {
+	learner    Learner
+	objective  rl.Objective
+	references bool // the objective wants reference log-probabilities
+	updateSettings
+}
+
+type updateSettings struct {
+	budget     int // of tokens in a micro-batch
+	optimizer  AdamW
+	schedule   Schedule
+	maxSkipped int
+}
+
+func newUpdater(l Learner, objective string, loss rl.Settings, s updateSettings) (*updater, error) {
+	o, err := rl.New(objective, loss)
+	if err != nil {
+		return nil, err
+	}
+	u := &updater{learner: l, objective: o, references: loss.KLCoef > 0, updateSettings: s}
+	if _, ok := l.(Reference); u.references && !ok {
+		return nil, fmt.Errorf("train: kl_coef is %g, but this learner has no reference policy; set it to 0", loss.KLCoef)
+	}
+	return u, nil
+}
+
+// run takes one optimizer step for each minibatch and counts them in st. A step
+// whose loss or gradient is not finite is skipped; too many in a row are an error.
+func (u *updater) run(ctx context.Context, st *state, minibatches [][]rl.Sequence) (UpdateMetrics, error) {
+	m := UpdateMetrics{LR: u.optimizer.LR * u.schedule.Factor(st.Updates)}
+	for k, seqs := range minibatches {
+		packed, err := rl.Pack(seqs, u.budget)
+		if err != nil {
+			return m, err
+		}
+		m.MicroBatches += len(packed)
+		one, err := u.step(ctx, packed, u.schedule.Factor(st.Updates))
+		if errors.Is(err, rl.ErrNonFinite) {
+			st.Skipped++
+			st.SkippedInRow++
+			if st.SkippedInRow >= u.maxSkipped {
+				return m, fmt.Errorf("train: %d updates in a row were skipped; lower the learning rate or look at the last checkpoint: %w", st.SkippedInRow, err)
+			}
+			continue
+		}
+		if err != nil {
+			return m, err
+		}
+		st.Updates++
+		st.SkippedInRow = 0
+		m.merge(one, k == 0)
+	}
+	m.finish()
+	m.Version, m.Skipped = u.learner.Version(), st.Skipped
+	return m, nil
+}
+
+// outcome is one optimizer step.
+type outcome struct {
+	loss, norm float64
+	entropy    *float64
+	metrics    map[string]float64
+}
+
+func (u *updater) step(ctx context.Context, packed []rl.Packed, factor float64) (outcome, error) {
+	if u.references {
+		refs, err := u.learner.(Reference).ReferenceLogprobs(ctx, packed)
+		if err != nil {
+			return outcome{}, fmt.Errorf("train: reference log-probabilities: %w", err)
+		}
+		for i := range packed {
+			packed[i].ReferenceLogprobs = refs[i]
+		}
+	}
+	totals := rl.TotalsOf(packed)
+	results := make([]rl.Result, len(packed))
+	entropies := make([]float64, len(packed))
+	measured := make([]bool, len(packed))
+	var mu sync.Mutex // objectives serve one goroutine at a time
+	err := u.learner.Accumulate(ctx, packed, func(i int, logprobs, entropy []float64) ([]float64, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		r, err := u.objective.Evaluate(packed[i].Batch(logprobs, totals))
+		if err != nil {
+			return nil, err
+		}
+		results[i] = r
+		if entropy != nil {
+			measured[i] = true
+			for k, trained := range packed[i].Mask {
+				if trained {
+					entropies[i] += entropy[k]
+				}
+			}
+		}
+		return r.Grad, nil
+	})
+	if err != nil {
+		return outcome{}, fmt.Errorf("train: accumulate gradients: %w", err)
+	}
+	opt := u.optimizer
+	opt.LR *= factor
+	norm, err := u.learner.Step(ctx, opt)
+	if err != nil {
+		return outcome{}, fmt.Errorf("train: optimizer step: %w", err)
+	}
+	out := outcome{norm: norm, metrics: map[string]float64{}}
+	var entropy float64
+	all := true
+	for i, r := range results {
+		out.loss += r.Loss
+		rl.MergeMetrics(out.metrics, r.Metrics)
+		entropy += entropies[i]
+		all = all && measured[i]
+	}
+	if all && totals.Tokens > 0 {
+		entropy /= float64(totals.Tokens)
+		out.entropy = &entropy
+	}
+	return out, nil
+}
+
+// merge adds up; finish divides.
+func (m *UpdateMetrics) merge(o outcome, first bool) {
+	m.Updates++
+	accumulate(&m.Loss, &o.loss)
+	accumulate(&m.GradNorm, &o.norm)
+	accumulate(&m.Entropy, o.entropy)
+	if gap, ok := o.metrics["logprob_gap_max"]; ok && first {
+		m.LogprobGap = &gap
+	}
+	if m.Objective == nil {
+		m.Objective = map[string]float64{}
+	}
+	rl.MergeMetrics(m.Objective, o.metrics)
+}
+
+func (m *UpdateMetrics) finish() {
+	n := float64(max(1, m.Updates))
+	for _, p := range []*float64{m.Loss, m.GradNorm, m.Entropy} {
+		if p != nil {
+			*p /= n
+		}
+	}
+	for name, v := range m.Objective {
+		if !rl.IsExtreme(name) {
+			m.Objective[name] = v / n
+		}
+	}
+}
+
+func accumulate(sum **float64, v *float64) {
+	if v == nil {
+		return
+	}
+	if *sum == nil {
+		*sum = new(float64)
+	}
+	**sum += *v
+}
+
+// minibatches orders sequences for epochs passes in n updates each. A single
+// update takes them as they are.
+func minibatches(seqs []rl.Sequence, epochs, n int, seed uint64, step int) [][]rl.Sequence {
+	if len(seqs) == 0 {
+		return nil
+	}
+	if epochs == 1 && n == 1 {
+		return [][]rl.Sequence{seqs}
+	}
+	n = min(n, len(seqs))
+	var out [][]rl.Sequence
+	for epoch := range epochs {
+		order := shuffled(len(seqs), seed, uint64(step)<<16|uint64(epoch))
+		for k := range n {
+			var part []rl.Sequence
+			for _, i := range order[k*len(seqs)/n : (k+1)*len(seqs)/n] {
+				part = append(part, seqs[i])
+			}
+			out = append(out, part)
+		}
+	}
+	return out
+}
+
+// shuffled is a permutation of n that depends on the seed and the stream only.
+func shuffled(n int, seed, stream uint64) []int {
+	return rand.New(rand.NewPCG(seed, stream)).Perm(n)
+}
