@@ -7,9 +7,10 @@ GO ?= go
 cgo = eval "$$(scripts/env.sh)" &&
 # Packages that build and pass without cgo, libtorch or a GPU.
 pure = ./kernels/device/... ./model/token/... ./model/gen/... ./model/sched/... \
-       ./model/safetensors/... ./sandbox/... ./rollout/... ./rl
+       ./model/safetensors/... ./sandbox/... ./rollout/... ./rl \
+       ./internal/...
 
-.PHONY: help setup build demo test test-pure verify lint bench clean
+.PHONY: help setup build demo test test-pure test-race verify lint bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -28,6 +29,9 @@ test: setup ## the whole test suite
 
 test-pure: ## the pure packages, without cgo
 	@CGO_ENABLED=0 $(GO) test $(pure)
+
+test-race: ## the pure packages, under the race detector
+	@CGO_ENABLED=1 $(GO) test -race -short $(pure)
 
 verify: setup ## everything that CI checks
 	@.ci/run
