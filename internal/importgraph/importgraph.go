@@ -155,20 +155,26 @@ func Violations(graph map[string]*Package) []string {
 	return sorted(found)
 }
 
-// roomOf finds the room with the longest pattern that matches.
-func roomOf(pkg string) (Room, bool) {
-	var best Room
-	found := false
+// roomOf finds the room of a package: its own, or the nearest one above that
+// takes in what is below it.
+func roomOf(pkg string) (best Room, found bool) {
+	depth := -1
 	for _, room := range Rooms {
-		if matches(room.Path, pkg) && (!found || len(room.Path) > len(best.Path)) {
-			best, found = room, true
+		if room.Path == pkg {
+			return room, true
+		}
+		if d := strings.Count(room.Path, "/"); d > depth && matches(room.Path, pkg) {
+			best, found, depth = room, true, d
 		}
 	}
 	return best, found
 }
 
 func (r Room) allows(from, to string) bool {
-	if matches("internal/...", to) || strings.HasPrefix(from, to+"/") {
+	if strings.HasPrefix(from, to+"/") {
+		return true
+	}
+	if room, ok := roomOf(to); ok && room.Path == helpers {
 		return true
 	}
 	return slices.ContainsFunc(r.May, func(pattern string) bool { return matches(pattern, to) })

@@ -46,6 +46,8 @@ func TestViolations(t *testing.T) {
 			"rollout/r.go":               source("rollout", "./model/gen", "./sandbox"),
 			"rollout/r_test.go":          source("rollout_test", "./sandbox/sandboxtest"),
 			"rl/rl.go":                   source("rl", "./rollout", "gorgonia.org/gorgonia"),
+			"internal/text/t.go":         source("text"),
+			"internal/ui/u.go":           source("ui", "./rollout", "./internal/text"),
 			"cmd/ssr/main.go":            source("main", "./model/engine", "./rl"),
 			"examples/embed/go.mod":      {Data: []byte("module example")},
 			"examples/embed/main.go":     source("main", "./model/engine"),
@@ -70,6 +72,9 @@ func TestViolations(t *testing.T) {
 		{"reached through another", "model/gen/more.go", source("gen", "./rl"), "model/engine must never reach rl"},
 		{"sandbox to kernels", "sandbox/more.go", source("sandbox", "./kernels/torch"), "sandbox must never reach kernels/torch"},
 		{"rl to engine", "rl/more.go", source("rl", "./model/engine"), "rl must never reach model/engine"},
+		{"a helper", "rl/more.go", source("rl", "./internal/text"), ""},
+		{"a helper that knows a room", "internal/text/more.go", source("text", "./rollout"), "internal/text may not import rollout"},
+		{"an internal room that is no helper", "rl/more.go", source("rl", "./internal/ui"), "rl may not import internal/ui"},
 		{"no room", "misc/m.go", source("misc"), "misc has no room: add it to internal/importgraph/policy.go"},
 		{"a package that is not there", "model/more.go", source("model", "./model/safetensors"), "model imports model/safetensors, which is not there"},
 	}

@@ -5,17 +5,20 @@ package importgraph
 // Module is the path that internal imports begin with.
 const Module = "github.com/ssr-go/ssr"
 
+// helpers is the room that every package may import from.
+const helpers = "internal/..."
+
 // Room is the import rule of one package, or of a package and those below it.
 type Room struct {
 	// Path is relative to the module; a final "/..." takes in all below.
-	// The longest match decides.
+	// A package's own room goes before one that takes it in.
 	Path string
 	// Pure packages build with CGO_ENABLED=0: no cgo, no libtorch, no device,
 	// themselves and in everything of this module that they import.
 	Pure bool
 	// May lists what the package may import of this module, as paths or "/..."
 	// patterns. A package below a room may always import its own room.
-	// internal/... is open to all and held to its own rules.
+	// The helpers of the room internal/... are open to all.
 	May []string
 }
 
@@ -59,8 +62,10 @@ var Rooms = []Room{
 	{Path: "cmd/ssr", May: []string{"..."}},
 	{Path: "cmd/ssr/...", May: []string{"..."}},
 
-	// Helpers know nobody.
-	{Path: "internal/...", Pure: true},
+	// Helpers know nobody, so that everybody may know them.
+	{Path: helpers, Pure: true},
+	// What cmd/ssr shows of a run on a terminal.
+	{Path: "internal/ui", Pure: true, May: []string{"rl/train", "rollout"}},
 }
 
 // Never lists what must not be reached, through however many packages. It
