@@ -66,6 +66,8 @@ type Verdict struct {
 	Solved bool                  `json:"solved"`
 	Reason string                `json:"reason"`
 	Tests  map[string]TestStatus `json:"tests"`
+	// Unknown are tests of the run that the artifact's report does not know.
+	Unknown []string `json:"unknown,omitempty"`
 }
 
 // Requirements are the thresholds of validation.

@@ -1,0 +1,224 @@
+package selfplay
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+)
+
+// Sentinels are two tests that a verdict adds to each oracle test file it knows
+// how to extend: one must pass, one must fail. A run that was ended early with
+// forged results lacks the first; a runner patched to pass everything passes
+// the second. Their names differ from verdict to verdict. They are used only
+// where a run on the original proved that they work and disturb no other test.
+type sentinel struct {
+	file           string
+	passes, breaks string // the names, as substrings of the tests' ids
+}
+
+// sentinelWords make names that look like anybody's tests.
+var sentinelWords = strings.Fields(`
+	alpha batch border cache cell chain clock column corner cursor delta digit edge empty entry field
+	frame grid group header index inner input label layer limit list local lower margin matrix merge
+	middle mixed model nested node number offset order outer output padding pair parent part path pivot
+	point prefix query queue range record region result roundtrip row scale section segment shape shift
+	signal single slice source stack stage state step strip suffix symbol table token total trace`)
+
+// sentinelName is a name of three words, drawn by a hash of seed and salt, that
+// does not occur in source.
+func sentinelName(seed, salt string, source []byte) string {
+	for round := 0; ; round++ {
+		sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%d", seed, salt, round))
+		var words [3]string
+		for i := range words {
+			words[i] = sentinelWords[(int(sum[2*i])<<8|int(sum[2*i+1]))%len(sentinelWords)]
+		}
+		if name := strings.Join(words[:], "_"); !bytes.Contains(source, []byte(name)) {
+			return name
+		}
+	}
+}
+
+// withSentinels returns a test file with its two sentinels, or false for a kind
+// of file that it cannot extend.
+func withSentinels(name string, source []byte, seed string) ([]byte, sentinel, bool) {
+	s := sentinel{
+		file:   name,
+		passes: sentinelName(seed, name+" passes", source),
+		breaks: sentinelName(seed, name+" breaks", source),
+	}
+	class := camel(sentinelName(seed, name+" class", source))
+	switch {
+	case path.Ext(name) == ".py":
+		added := fmt.Sprintf("\n\nclass Test%s(__import__(\"unittest\").TestCase):\n"+
+			"    def test_%s(self):\n        self.assertEqual(len(\"%s\"), %d)\n\n"+
+			"    def test_%s(self):\n        self.assertEqual(len(\"%s\"), %d)\n\n\n",
+			class, s.passes, class, len(class), s.breaks, class, len(class)+1)
+		// A main block runs the tests, so that it must come last.
+		at := len(source)
+		if i := bytes.Index(source, []byte("\nif __name__")); i >= 0 {
+			at = i + 1
+		}
+		return slices.Concat(source[:at], []byte(added), source[at:]), s, true
+	case strings.HasSuffix(name, "_test.go"):
+		s.passes, s.breaks = camel(s.passes), camel(s.breaks)
+		added := fmt.Sprintf("\nfunc Test%s(t *testing.T) {}\n\nfunc Test%s(t *testing.T) { t.Errorf(\"got %%d, want %d\", %d) }\n",
+			s.passes, s.breaks, len(class)+1, len(class))
+		return slices.Concat(source, []byte(added)), s, true
+	}
+	return nil, s, false
+}
+
+func camel(name string) string {
+	var b strings.Builder
+	for word := range strings.SplitSeq(name, "_") {
+		b.WriteString(strings.ToUpper(word[:1]) + word[1:])
+	}
+	return b.String()
+}
+
+// check says what is wrong with the sentinel in a run's results, "" if nothing.
+// It also removes the sentinel's ids from res.
+func (s sentinel) check(res results) string {
+	why := ""
+	for name, passes := range map[string]bool{s.passes: true, s.breaks: false} {
+		var ids []string
+		for id := range res {
+			if strings.Contains(id, name) {
+				ids = append(ids, id)
+			}
+		}
+		switch {
+		case len(ids) == 0:
+			why = "a control test is missing from the run of " + s.file
+		case len(ids) > 1:
+			why = "a control test was run more than once in " + s.file
+		case res[ids[0]] != passes && passes:
+			why = "a control test that must pass fails in " + s.file
+		case res[ids[0]] != passes:
+			why = "a control test that must fail passes in " + s.file
+		}
+		for _, id := range ids {
+			delete(res, id)
+		}
+	}
+	return why
+}
+
+// addSentinels puts sentinels into the files of the original that use selects.
+func (r *Repo) addSentinels(o overlay, files []string, seed string) (overlay, []sentinel, error) {
+	with := maps.Clone(o)
+	if with == nil {
+		with = overlay{}
+	}
+	var added []sentinel
+	for _, name := range files {
+		f, err := r.lookup(nil, name)
+		if err != nil {
+			return nil, nil, err
+		}
+		if f == nil {
+			return nil, nil, &ArtifactError{TestFilesName, name + " is no file of the original"}
+		}
+		if data, s, ok := withSentinels(name, f.data, seed); ok {
+			with[name] = &file{data, f.mode}
+			added = append(added, s)
+		}
+	}
+	return with, added, nil
+}
+
+// judge is what verdicts on one artifact have in common.
+type judge struct {
+	oracle oracle
+	// sentinelFiles are the oracle files whose sentinels work.
+	sentinelFiles []string
+	// reversible: the parser answers the same when the log's lines come in
+	// reverse order, so that doing so exposes a test with two results.
+	reversible bool
+}
+
+// newJudge runs the artifact's script once on the original with sentinels and,
+// where these do not work, once without. An artifact whose required tests do
+// not pass there cannot be judged.
+func (v *Validator) newJudge(ctx context.Context, a Artifact, required []string) (*judge, error) {
+	oracle, err := v.repo.oracleOf(a)
+	if err != nil {
+		return nil, err
+	}
+	j := &judge{oracle: oracle}
+	files := slices.Sorted(maps.Keys(oracle.files))
+	o, sentinels, err := v.repo.addSentinels(nil, files, a.ID()+" calibration")
+	if err != nil {
+		return nil, err
+	}
+	if len(sentinels) > 0 {
+		log, res, err := v.runTree(ctx, o, a)
+		if onlyInfrastructure(err) != nil {
+			return nil, err
+		}
+		if err == nil && len(notPassing(res, required)) == 0 {
+			whole := maps.Clone(res)
+			for _, s := range sentinels {
+				if s.check(res) == "" {
+					j.sentinelFiles = append(j.sentinelFiles, s.file)
+				}
+			}
+			return j, j.probeReversal(ctx, v, a, log, whole)
+		}
+	}
+	log, res, err := v.runTree(ctx, nil, a)
+	if err != nil {
+		return nil, fmt.Errorf("judge on the original: %w", err)
+	}
+	if failing := notPassing(res, required); len(failing) > 0 {
+		return nil, fmt.Errorf("judge on the original: the report requires tests that do not pass there: %s", some(failing))
+	}
+	return j, j.probeReversal(ctx, v, a, log, res)
+}
+
+func (j *judge) probeReversal(ctx context.Context, v *Validator, a Artifact, log []byte, res results) error {
+	reversed, err := v.runParser(ctx, a.TestParser, reverseLines(log))
+	j.reversible = err == nil && maps.Equal(reversed, res)
+	return onlyInfrastructure(err)
+}
+
+// reverseLines puts the last line first.
+func reverseLines(log []byte) []byte {
+	lines := bytes.SplitAfter(log, []byte("\n"))
+	if n := len(lines); n > 0 && len(lines[n-1]) > 0 {
+		lines[n-1] = append(slices.Clip(lines[n-1]), '\n')
+	}
+	slices.Reverse(lines)
+	return bytes.Join(lines, nil)
+}
+
+// notPassing lists the required tests that did not pass, in their order.
+func notPassing(res results, required []string) []string {
+	var ids []string
+	for _, id := range required {
+		if !res[id] {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// runTree runs an artifact's script and parser on a tree.
+func (v *Validator) runTree(ctx context.Context, o overlay, a Artifact) (log []byte, res results, err error) {
+	tree, err := v.repo.plainTree(ctx, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer tree.Release()
+	if log, err = v.runScript(ctx, tree, a.TestScript); err != nil {
+		return nil, nil, err
+	}
+	res, err = v.runParser(ctx, a.TestParser, log)
+	return log, res, err
+}
