@@ -70,7 +70,7 @@ func (ev *evaluator) add(b Batch, weights []float64, scale float64, res *Result)
 // a unit's term is that token's: see Expression.Pooled. Pooling stands here
 // because Gorgonia has no segment sums.
 func (ev *evaluator) gather(b Batch, weights []float64) (u *units, at []int) {
-	u = &units{}
+	u, at = newUnits(b)
 	for s := range len(b.Offsets) - 1 {
 		first := len(at)
 		var logprobs, olds float64
@@ -91,6 +91,18 @@ func (ev *evaluator) gather(b Batch, weights []float64) (u *units, at []int) {
 		}
 	}
 	return u, at
+}
+
+// newUnits makes room for the trained tokens of b.
+func newUnits(b Batch) (*units, []int) {
+	n := 0
+	for _, m := range b.Mask {
+		if m {
+			n++
+		}
+	}
+	vector := func() []float64 { return make([]float64, 0, n) }
+	return &units{logprob: vector(), old: vector(), advantage: vector(), frozen: vector(), weight: vector()}, make([]int, 0, n)
 }
 
 func (ev *evaluator) push(u *units, logprob, old, advantage, weight float64) {
