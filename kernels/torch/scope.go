@@ -13,7 +13,7 @@ type Arena struct {
 	slabs   []*Tensor
 	slab    int // the slab in use
 	used    int // elements of it that are taken
-	scopes  int // scopes open
+	open    []*Scope
 }
 
 // NewArena returns an arena that holds no memory yet.
@@ -23,7 +23,7 @@ func NewArena(purpose Purpose, dtype DType) *Arena {
 
 // Free returns the memory; all scopes must be closed.
 func (a *Arena) Free() {
-	if a.scopes != 0 {
+	if len(a.open) != 0 {
 		panic("torch: arena freed while a scope is open")
 	}
 	for _, s := range a.slabs {
@@ -32,10 +32,11 @@ func (a *Arena) Free() {
 	a.slabs, a.slab, a.used = nil, 0, 0
 }
 
-// Scope opens a scope. Scopes of an arena close in the reverse order.
+// Scope opens a scope, within those that are open.
 func (a *Arena) Scope() *Scope {
-	a.scopes++
-	return &Scope{arena: a, depth: a.scopes, slab: a.slab, used: a.used}
+	s := &Scope{arena: a, depth: len(a.open), slab: a.slab, used: a.used}
+	a.open = append(a.open, s)
+	return s
 }
 
 // take returns the slab and offset of n elements, aligned to a cache line.
@@ -57,15 +58,16 @@ func (a *Arena) take(n int) (*Tensor, int) {
 // Scope owns tensors; Close frees them all.
 type Scope struct {
 	arena      *Arena
-	depth      int
+	depth      int // index in arena.open; -1 when closed
 	slab, used int
 	owned      []*Tensor
 }
 
 // Empty is a tensor of the scope, of the arena's dtype and undefined content.
+// The scope must be the innermost one.
 func (s *Scope) Empty(shape ...int) *Tensor {
-	if s.depth != s.arena.scopes {
-		panic("torch: tensor asked of a scope that is not the innermost")
+	if s.depth != len(s.arena.open)-1 {
+		panic("torch: memory asked of a scope that is not the innermost")
 	}
 	slab, offset := s.arena.take(elements("Empty", shape))
 	return s.Own(slab.View(offset, shape...))
@@ -77,15 +79,25 @@ func (s *Scope) Own(t *Tensor) *Tensor {
 	return t
 }
 
-// Close frees the scope's tensors, last first, and gives their memory back.
+// Nest opens a scope within this one.
+func (s *Scope) Nest() *Scope { return s.arena.Scope() }
+
+// Close frees the scope's tensors and gives their memory back, after closing
+// what is still open within it (a panic may have skipped that). Closing twice
+// does nothing.
 func (s *Scope) Close() {
-	if s.depth != s.arena.scopes {
-		panic("torch: scope closed out of order")
+	if s.depth < 0 {
+		return
 	}
-	for i := len(s.owned) - 1; i >= 0; i-- {
-		s.owned[i].Free()
+	a, depth := s.arena, s.depth
+	for i := len(a.open) - 1; i >= depth; i-- {
+		inner := a.open[i]
+		for j := len(inner.owned) - 1; j >= 0; j-- {
+			inner.owned[j].Free()
+		}
+		inner.owned = nil
+		inner.depth = -1
+		a.slab, a.used = inner.slab, inner.used
 	}
-	s.owned = nil
-	s.arena.scopes--
-	s.arena.slab, s.arena.used = s.slab, s.used
+	a.open = a.open[:depth]
 }

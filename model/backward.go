@@ -1,0 +1,152 @@
+package model
+
+import (
+	"github.com/ssr-go/ssr/kernels/native"
+	"github.com/ssr-go/ssr/kernels/torch"
+)
+
+// tape is a segment between its forward and its backward pass.
+type tape[F float] struct {
+	seg     segment
+	scope   *torch.Scope // owns the tensors below
+	layers  []*activations
+	last    *torch.Tensor // [T, C] residual stream before the final norm
+	rstd    *torch.Tensor // [T]
+	hidden  *torch.Tensor // [T, C] after the final norm
+	rows    []int
+	targets []int32
+}
+
+// attend is attention within the sequences of a segment.
+func (t *tape[F]) attend(p *Policy) Attend[F] {
+	shape := p.attention()
+	return func(layer int, qkv, out []F) {
+		q, k, v := SplitQKV(p, qkv)
+		var lse []F
+		if l := t.layers[layer].lse; l != nil {
+			lse = torch.Data[F](l)
+		}
+		native.AttentionForward(shape, q, k, v, t.seg.offsets, out, lse)
+	}
+}
+
+// record runs the forward pass of a segment and keeps what backward needs.
+func record[F float](p *Policy, scope *torch.Scope, seg segment) *tape[F] {
+	n := len(seg.tokens)
+	t := &tape[F]{seg: seg, scope: scope}
+	x := p.embed(scope, seg.tokens)
+	t.last, t.rstd, t.hidden = x, scope.Empty(n), scope.Empty(n, p.config.Hidden)
+	attend := t.attend(p)
+	for i := range p.weights.Layers {
+		var a *activations
+		if p.options.Recompute {
+			a = &activations{input: scope.Empty(n, p.config.Hidden)}
+			torch.Copy(a.input, x)
+		} else {
+			a = p.newActivations(scope, n, true)
+		}
+		t.layers = append(t.layers, a)
+		s := scope.Nest()
+		if p.options.Recompute {
+			layerForward(p, s, i, x, seg.positions, attend, p.newActivations(s, n, false))
+		} else {
+			layerForward(p, s, i, x, seg.positions, attend, a)
+		}
+		s.Close()
+	}
+	rms[F](p, x, p.weights.Norm, t.hidden, t.rstd)
+	return t
+}
+
+// backward adds the gradient of all parameters to grad, given that of the
+// log-probabilities of t.targets.
+func (t *tape[F]) backward(p *Policy, grad *Weights, dlogprobs []F) {
+	s := t.scope.Nest()
+	defer s.Close()
+	dx := s.Empty(t.hidden.Shape()...)
+	scoreBackward(p, s, grad, t.hidden, t.rows, t.targets, dlogprobs, dx)
+	rmsBackward[F](t.last, p.weights.Norm, t.rstd, dx, dx, grad.Norm)
+	for i := len(t.layers) - 1; i >= 0; i-- {
+		inner := s.Nest()
+		t.layerBackward(p, inner, i, dx, grad)
+		inner.Close()
+	}
+	scatterAdd(torch.Data[F](grad.Embedding), torch.Data[F](dx), t.seg.tokens, p.config.Hidden)
+}
+
+// layerBackward replaces dx, the gradient of the layer's output [T, C], by that
+// of its input. It overwrites the layer's activations.
+func (t *tape[F]) layerBackward(p *Policy, s *torch.Scope, layer int, dx *torch.Tensor, grad *Weights) {
+	c, w, g := p.config, &p.weights.Layers[layer], &grad.Layers[layer]
+	n := len(t.seg.tokens)
+	a := t.layers[layer]
+	if p.options.Recompute {
+		a = p.newActivations(s, n, true)
+		x := s.Empty(n, c.Hidden)
+		torch.Copy(x, t.layers[layer].input)
+		attend := t.attend(p)
+		t.layers[layer] = a // attend leaves the denominators here
+		again := s.Nest()
+		layerForward(p, again, layer, x, t.seg.positions, attend, a)
+		again.Close()
+	}
+	norm, dnorm := s.Empty(n, c.Hidden), s.Empty(n, c.Hidden)
+
+	// The MLP: x += Down(silu(gate) * up).
+	act, dact := s.Empty(n, c.Intermediate), s.Empty(n, c.Intermediate)
+	swiglu[F](p, a.gateUp, act)
+	torch.AddMatMul(g.Down.W, s.Own(dx.T()), act)
+	torch.MatMul(dact, dx, w.Down.W)
+	gu, d := torch.Data[F](a.gateUp), c.Intermediate
+	native.SwiGLUBackward(gu, gu[d:], torch.Data[F](dact), n, d, 2*d, 0, gu, gu[d:])
+	rms[F](p, a.middle, w.PostNorm, norm, nil)
+	torch.AddMatMul(g.GateUp.W, s.Own(a.gateUp.T()), norm)
+	torch.MatMul(dnorm, a.gateUp, w.GateUp.W)
+	rmsBackward[F](a.middle, w.PostNorm, a.rstd2, dnorm, dnorm, g.PostNorm)
+	dx.Add(dnorm)
+
+	// Attention: x += Out(attention(qkv)).
+	datt, dqkv := s.Empty(a.att.Shape()...), s.Empty(a.qkv.Shape()...)
+	torch.AddMatMul(g.Out.W, s.Own(dx.T()), a.att)
+	torch.MatMul(datt, dx, w.Out.W)
+	q, k, v := SplitQKV(p, torch.Data[F](a.qkv))
+	dq, dk, dv := SplitQKV(p, torch.Data[F](dqkv))
+	native.AttentionBackward(p.attention(), q, k, v, torch.Data[F](a.att), torch.Data[F](a.lse), torch.Data[F](datt),
+		t.seg.offsets, dq, dk, dv)
+	rotate[F](p, dqkv, t.seg.positions, native.RopeInverse[F])
+	rms[F](p, a.input, w.InputNorm, norm, nil)
+	torch.AddMatMul(g.QKV.W, s.Own(dqkv.T()), norm)
+	if g.QKV.Bias != nil {
+		addColumns(torch.Data[F](g.QKV.Bias), torch.Data[F](dqkv))
+	}
+	torch.MatMul(dnorm, dqkv, w.QKV.W)
+	rmsBackward[F](a.input, w.InputNorm, a.rstd1, dnorm, dnorm, g.InputNorm)
+	dx.Add(dnorm)
+}
+
+// rmsBackward writes dx and adds to dweight; dx may be dy.
+func rmsBackward[F float](x, weight, rstd, dy, dx, dweight *torch.Tensor) {
+	native.RMSNormBackward(torch.Data[F](x), torch.Data[F](weight), torch.Data[F](rstd), torch.Data[F](dy),
+		x.Shape()[0], 0, 0, torch.Data[F](dx), torch.Data[F](dweight))
+}
+
+// addColumns adds every row of m to sum.
+func addColumns[F float](sum, m []F) {
+	for len(m) > 0 {
+		row := m[:len(sum)]
+		for i, v := range row {
+			sum[i] += v
+		}
+		m = m[len(sum):]
+	}
+}
+
+// scatterAdd adds row i of rows to row ids[i] of table.
+func scatterAdd[F float](table, rows []F, ids []int32, width int) {
+	for i, id := range ids {
+		dst, src := table[int(id)*width:][:width], rows[i*width:][:width]
+		for j, v := range src {
+			dst[j] += v
+		}
+	}
+}

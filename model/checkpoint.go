@@ -1,0 +1,298 @@
+package model
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/ssr-go/ssr/kernels/torch"
+	"github.com/ssr-go/ssr/model/safetensors"
+)
+
+const weightsFile = "model.safetensors"
+
+// Load reads a policy in Hugging Face layout: dir/config.json and
+// dir/model.safetensors, or the shards that dir/model.safetensors.index.json
+// names. Weights may be stored as F32, F64, BF16 or F16.
+func Load(dir string, o Options) (*Policy, error) {
+	c, err := ReadConfig(dir)
+	if err != nil {
+		return nil, err
+	}
+	files, err := openWeights(dir)
+	if err != nil {
+		return nil, fmt.Errorf("model: %w", err)
+	}
+	defer files.close()
+	p, err := newPolicy(c, o)
+	if err != nil {
+		return nil, err
+	}
+	for _, param := range p.params {
+		t, err := files.tensor(param.Name)
+		if err == nil {
+			err = p.read(param, t)
+		}
+		if err != nil {
+			p.Close()
+			return nil, fmt.Errorf("model: %s: %w", dir, err)
+		}
+	}
+	return p, nil
+}
+
+// read fills a parameter from a stored tensor.
+func (p *Policy) read(param Parameter, t safetensors.Tensor) error {
+	if !slices.EqualFunc(t.Shape, param.shape, func(a int64, b int) bool { return a == int64(b) }) {
+		return fmt.Errorf("tensor %s has shape %v; config.json asks for %v", param.Name, t.Shape, param.shape)
+	}
+	next, err := decoder(t)
+	if err != nil {
+		return fmt.Errorf("tensor %s: %w", param.Name, err)
+	}
+	p.fill(param.Tensor, next)
+	return nil
+}
+
+// decoder returns the elements of a stored tensor one after the other.
+func decoder(t safetensors.Tensor) (func() float64, error) {
+	data := t.Data
+	take := func(n int) []byte {
+		b := data[:n]
+		data = data[n:]
+		return b
+	}
+	switch t.DType {
+	case safetensors.F32:
+		return func() float64 { return float64(math.Float32frombits(binary.LittleEndian.Uint32(take(4)))) }, nil
+	case safetensors.F64:
+		return func() float64 { return math.Float64frombits(binary.LittleEndian.Uint64(take(8))) }, nil
+	case safetensors.BF16:
+		return func() float64 {
+			return float64(math.Float32frombits(uint32(binary.LittleEndian.Uint16(take(2))) << 16))
+		}, nil
+	case safetensors.F16:
+		return func() float64 { return fromFloat16(binary.LittleEndian.Uint16(take(2))) }, nil
+	}
+	return nil, fmt.Errorf("dtype %s is not supported for weights; want F32, F64, BF16 or F16", t.DType)
+}
+
+// shards are the open weight files of a checkpoint.
+type shards struct {
+	files  map[string]*safetensors.File
+	byName map[string]string // tensor to file; nil when there is one file
+}
+
+func openWeights(dir string) (*shards, error) {
+	s := &shards{files: map[string]*safetensors.File{}}
+	names := []string{weightsFile}
+	index, err := os.ReadFile(filepath.Join(dir, weightsFile+".index.json"))
+	switch {
+	case err == nil:
+		var parsed struct {
+			WeightMap map[string]string `json:"weight_map"`
+		}
+		if err := json.Unmarshal(index, &parsed); err != nil {
+			return nil, fmt.Errorf("%s.index.json: %w", weightsFile, err)
+		}
+		s.byName, names = parsed.WeightMap, nil
+		for _, name := range parsed.WeightMap {
+			if name != filepath.Base(name) {
+				return nil, fmt.Errorf("%s.index.json names %q, which is not a file of its folder", weightsFile, name)
+			}
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	for _, name := range names {
+		f, err := safetensors.Open(filepath.Join(dir, name))
+		if err != nil {
+			s.close()
+			return nil, err
+		}
+		s.files[name] = f
+	}
+	return s, nil
+}
+
+func (s *shards) tensor(name string) (safetensors.Tensor, error) {
+	file := weightsFile
+	if s.byName != nil {
+		file = s.byName[name]
+	}
+	f, ok := s.files[file]
+	if !ok {
+		return safetensors.Tensor{}, fmt.Errorf("the index has no tensor %s", name)
+	}
+	return f.Tensor(name)
+}
+
+func (s *shards) close() {
+	for _, f := range s.files {
+		f.Close() // read-only: nothing can be lost
+	}
+}
+
+// Save writes config.json and model.safetensors into dir, which it makes if it
+// is not there; each file appears whole or not at all. Storage is F32 (F64 for a
+// float64 policy), or BF16 for torch.BFloat16.
+func (p *Policy) Save(dir string, storage torch.DType) error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	name := "float32"
+	switch {
+	case storage == torch.BFloat16:
+		name = "bfloat16"
+	case p.flat.DType() == torch.Float64:
+		name = "float64"
+	}
+	config, err := p.config.encode(name)
+	if err != nil {
+		return fmt.Errorf("model: config.json: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("model: %w", err)
+	}
+	tensors := make([]safetensors.Tensor, len(p.params))
+	for i, param := range p.params {
+		tensors[i] = stored(param.Name, param.Tensor, storage == torch.BFloat16)
+	}
+	if err := safetensors.Write(filepath.Join(dir, weightsFile), tensors, nil); err != nil {
+		return fmt.Errorf("model: %w", err)
+	}
+	if err := writeFile(filepath.Join(dir, "config.json"), config); err != nil {
+		return fmt.Errorf("model: %w", err)
+	}
+	return nil
+}
+
+// stored describes a dense tensor for the file, without a copy unless it is
+// converted.
+func stored(name string, t *torch.Tensor, bf16 bool) safetensors.Tensor {
+	out := safetensors.Tensor{Name: name, DType: safetensors.F32, Data: t.Bytes()}
+	for _, n := range t.Shape() {
+		out.Shape = append(out.Shape, int64(n))
+	}
+	switch {
+	case bf16:
+		half := torch.New(torch.Weights, torch.BFloat16, t.Shape()...)
+		torch.Copy(half, t)
+		out.DType, out.Data = safetensors.BF16, slices.Clone(half.Bytes())
+		half.Free()
+	case t.DType() == torch.Float64:
+		out.DType = safetensors.F64
+	}
+	return out
+}
+
+// writeFile replaces a file whole: beside, synced, renamed.
+func writeFile(path string, data []byte) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) // fails once renamed
+	_, err = tmp.Write(data)
+	if err == nil {
+		err = tmp.Chmod(0o644)
+	}
+	if err == nil {
+		err = tmp.Sync()
+	}
+	if err = errors.Join(err, tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}
+
+// Names of the moments in the optimizer's file, as PyTorch calls them.
+const (
+	meanSuffix   = ".exp_avg"
+	squareSuffix = ".exp_avg_sq"
+)
+
+// SaveOptimizer writes AdamW's state and the version to a safetensors file,
+// whole or not at all.
+func (p *Policy) SaveOptimizer(path string) error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	metadata := map[string]string{"version": strconv.FormatInt(p.Version(), 10), "steps": "0"}
+	var tensors []safetensors.Tensor
+	if p.moments != nil {
+		metadata["steps"] = strconv.FormatInt(p.moments.steps, 10)
+		for _, param := range p.params {
+			for _, m := range p.momentsOf(param) {
+				tensors = append(tensors, stored(param.Name+m.suffix, m.view, false))
+				defer m.view.Free() // the file is written from its memory
+			}
+		}
+	}
+	if err := safetensors.Write(path, tensors, metadata); err != nil {
+		return fmt.Errorf("model: optimizer: %w", err)
+	}
+	return nil
+}
+
+// LoadOptimizer restores what SaveOptimizer wrote, the version included.
+func (p *Policy) LoadOptimizer(path string) error {
+	p.training.Lock()
+	defer p.training.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f, err := safetensors.Open(path)
+	if err != nil {
+		return fmt.Errorf("model: optimizer: %w", err)
+	}
+	defer f.Close()
+	steps, err := strconv.ParseInt(f.Metadata()["steps"], 10, 64)
+	version, err2 := strconv.ParseInt(f.Metadata()["version"], 10, 64)
+	if err := errors.Join(err, err2); err != nil {
+		return fmt.Errorf("model: optimizer: %s: %w", path, err)
+	}
+	if p.moments == nil {
+		p.moments = p.newMoments()
+	}
+	p.moments.mean.Zero()
+	p.moments.square.Zero()
+	for _, param := range p.params {
+		if steps == 0 {
+			break // nothing was stored
+		}
+		for _, m := range p.momentsOf(param) {
+			t, err := f.Tensor(param.Name + m.suffix)
+			if err == nil {
+				err = p.read(Parameter{Name: t.Name, Tensor: m.view, shape: param.shape}, t)
+			}
+			m.view.Free()
+			if err != nil {
+				return fmt.Errorf("model: optimizer: %s: %w", path, err)
+			}
+		}
+	}
+	p.moments.steps = steps
+	p.version.Store(version)
+	return nil
+}
+
+type moment struct {
+	suffix string
+	view   *torch.Tensor
+}
+
+// momentsOf views a parameter's moments; the caller frees the views.
+func (p *Policy) momentsOf(param Parameter) [2]moment {
+	return [2]moment{
+		{meanSuffix, p.moments.mean.View(param.offset, param.shape...)},
+		{squareSuffix, p.moments.square.View(param.offset, param.shape...)},
+	}
+}

@@ -1,0 +1,291 @@
+package model
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Config is the shape of a decoder-only transformer, as a Hugging Face
+// config.json states it.
+type Config struct {
+	// ModelType selects the architecture family: "qwen2" or "llama".
+	ModelType string
+	// VocabSize is the number of rows of the embedding and of the head.
+	VocabSize int
+	// Hidden is the width of the residual stream, Intermediate that of the MLP.
+	Hidden, Intermediate int
+	Layers               int
+	// Heads query heads read KVHeads key and value heads of HeadDim each.
+	Heads, KVHeads, HeadDim int
+	// MaxPositions is the longest sequence, the context window.
+	MaxPositions int
+	NormEps      float64
+	RopeTheta    float64
+	// RopeScaling is nil for plain rotary embeddings.
+	RopeScaling *RopeScaling
+	// TieEmbeddings makes the head the embedding matrix itself.
+	TieEmbeddings bool
+	// InitStd is the standard deviation of freshly drawn weights.
+	InitStd float64
+	// BOS is -1 when there is none; EOS lists every id that ends a document.
+	BOS int32
+	EOS []int32
+
+	// extra holds the fields of a loaded file that are not interpreted here, so
+	// that saving the policy does not lose them.
+	extra map[string]json.RawMessage
+}
+
+// RopeScaling is the "llama3" frequency scaling.
+type RopeScaling struct {
+	Factor           float64 `json:"factor"`
+	LowFreqFactor    float64 `json:"low_freq_factor"`
+	HighFreqFactor   float64 `json:"high_freq_factor"`
+	OriginalMaxPosns int     `json:"original_max_position_embeddings"`
+}
+
+// family is what distinguishes one architecture from another.
+type family struct {
+	// architecture is the class name in config.json.
+	architecture string
+	// qkvBias adds a bias to the query, key and value projections.
+	qkvBias bool
+	// ropeScaling admits "llama3" scaling.
+	ropeScaling bool
+	// fixed are fields of config.json that may only have this value: the shape
+	// that is implemented. An absent field has it.
+	fixed map[string]any
+}
+
+// families are the architectures that can be loaded, by model_type.
+var families = map[string]family{"qwen2": qwen2, "llama": llama}
+
+func (c Config) family() family { return families[c.ModelType] }
+
+// file is config.json on disk; pointers tell an absent field from a zero.
+type file struct {
+	Architectures []string        `json:"architectures,omitempty"`
+	ModelType     string          `json:"model_type"`
+	VocabSize     int             `json:"vocab_size"`
+	Hidden        int             `json:"hidden_size"`
+	Intermediate  int             `json:"intermediate_size"`
+	Layers        int             `json:"num_hidden_layers"`
+	Heads         int             `json:"num_attention_heads"`
+	KVHeads       *int            `json:"num_key_value_heads"`
+	HeadDim       *int            `json:"head_dim,omitempty"`
+	MaxPositions  int             `json:"max_position_embeddings"`
+	NormEps       float64         `json:"rms_norm_eps"`
+	RopeTheta     *float64        `json:"rope_theta,omitempty"`
+	RopeScaling   *rope           `json:"rope_scaling,omitempty"`
+	RopeParams    *rope           `json:"rope_parameters,omitempty"`
+	Tie           *bool           `json:"tie_word_embeddings"`
+	HiddenAct     string          `json:"hidden_act"`
+	InitStd       *float64        `json:"initializer_range,omitempty"`
+	BOS           *int32          `json:"bos_token_id"`
+	EOS           json.RawMessage `json:"eos_token_id"`
+}
+
+// rope covers both spellings: rope_scaling of published checkpoints, and
+// rope_parameters as transformers 5 writes it.
+type rope struct {
+	Type  string   `json:"rope_type,omitempty"`
+	Old   string   `json:"type,omitempty"`
+	Theta *float64 `json:"rope_theta,omitempty"`
+	RopeScaling
+}
+
+// ReadConfig reads dir/config.json.
+func ReadConfig(dir string) (Config, error) {
+	path := filepath.Join(dir, "config.json")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("model: %w", err)
+	}
+	c, err := parseConfig(data)
+	if err != nil {
+		return Config{}, fmt.Errorf("model: %s: %w", path, err)
+	}
+	return c, nil
+}
+
+func parseConfig(data []byte) (Config, error) {
+	var f file
+	if err := json.Unmarshal(data, &f); err != nil {
+		return Config{}, err
+	}
+	fam, ok := families[f.ModelType]
+	if !ok {
+		return Config{}, fmt.Errorf("model_type %q is not supported; known: %s", f.ModelType,
+			strings.Join(slices.Sorted(maps.Keys(families)), ", "))
+	}
+	var extra map[string]json.RawMessage
+	if err := json.Unmarshal(data, &extra); err != nil {
+		return Config{}, err
+	}
+	if err := checkFixed(extra, fam.fixed); err != nil {
+		return Config{}, err
+	}
+	c := Config{
+		ModelType: f.ModelType, VocabSize: f.VocabSize, Hidden: f.Hidden, Intermediate: f.Intermediate,
+		Layers: f.Layers, Heads: f.Heads, KVHeads: f.Heads, MaxPositions: f.MaxPositions, NormEps: f.NormEps,
+		RopeTheta: 10000, InitStd: 0.02, BOS: -1, extra: extra,
+	}
+	set(&c.KVHeads, f.KVHeads)
+	if f.Heads > 0 {
+		c.HeadDim = f.Hidden / f.Heads
+	}
+	set(&c.HeadDim, f.HeadDim)
+	set(&c.TieEmbeddings, f.Tie)
+	set(&c.InitStd, f.InitStd)
+	set(&c.BOS, f.BOS)
+	if err := c.setRope(f); err != nil {
+		return Config{}, err
+	}
+	if f.HiddenAct != "" && f.HiddenAct != "silu" {
+		return Config{}, fmt.Errorf("hidden_act %q is not supported; want silu", f.HiddenAct)
+	}
+	if err := c.setEOS(f.EOS); err != nil {
+		return Config{}, err
+	}
+	return c, c.Validate()
+}
+
+func set[T any](dst *T, src *T) {
+	if src != nil {
+		*dst = *src
+	}
+}
+
+func checkFixed(fields map[string]json.RawMessage, fixed map[string]any) error {
+	for _, name := range slices.Sorted(maps.Keys(fixed)) {
+		raw, ok := fields[name]
+		if !ok || string(raw) == "null" {
+			continue
+		}
+		var got any
+		if err := json.Unmarshal(raw, &got); err != nil || got != fixed[name] {
+			return fmt.Errorf("%s %s is not supported; want %v", name, raw, fixed[name])
+		}
+	}
+	return nil
+}
+
+func (c *Config) setRope(f file) error {
+	set(&c.RopeTheta, f.RopeTheta)
+	for _, r := range []*rope{f.RopeScaling, f.RopeParams} {
+		if r == nil {
+			continue
+		}
+		set(&c.RopeTheta, r.Theta)
+		kind := r.Type
+		if kind == "" {
+			kind = r.Old
+		}
+		switch {
+		case kind == "" || kind == "default":
+		case kind == "llama3" && c.family().ropeScaling:
+			c.RopeScaling = &r.RopeScaling
+		default:
+			return fmt.Errorf("rope scaling %q is not supported for %s", kind, c.ModelType)
+		}
+	}
+	return nil
+}
+
+func (c *Config) setEOS(raw json.RawMessage) error {
+	if len(raw) == 0 || string(raw) == "null" {
+		return nil
+	}
+	if json.Unmarshal(raw, &c.EOS) == nil {
+		return nil
+	}
+	var one int32
+	if err := json.Unmarshal(raw, &one); err != nil {
+		return fmt.Errorf("eos_token_id %s: want an id or a list of ids", raw)
+	}
+	c.EOS = []int32{one}
+	return nil
+}
+
+// Validate says what is wrong with the shape, naming the field of config.json.
+func (c Config) Validate() error {
+	if _, ok := families[c.ModelType]; !ok {
+		return fmt.Errorf("model_type %q is not supported", c.ModelType)
+	}
+	for _, f := range []struct {
+		name string
+		v    int
+	}{
+		{"vocab_size", c.VocabSize}, {"hidden_size", c.Hidden}, {"intermediate_size", c.Intermediate},
+		{"num_hidden_layers", c.Layers}, {"num_attention_heads", c.Heads}, {"num_key_value_heads", c.KVHeads},
+		{"head_dim", c.HeadDim}, {"max_position_embeddings", c.MaxPositions},
+	} {
+		if f.v <= 0 {
+			return fmt.Errorf("%s is %d or missing; want a positive number", f.name, f.v)
+		}
+	}
+	switch {
+	case c.Heads%c.KVHeads != 0:
+		return fmt.Errorf("num_attention_heads %d is not a multiple of num_key_value_heads %d", c.Heads, c.KVHeads)
+	case c.HeadDim%2 != 0:
+		return fmt.Errorf("head_dim %d is odd; rotary embeddings need pairs", c.HeadDim)
+	case !(c.NormEps > 0):
+		return fmt.Errorf("rms_norm_eps is %v or missing; want a positive number", c.NormEps)
+	case !(c.RopeTheta > 0):
+		return fmt.Errorf("rope_theta is %v; want a positive number", c.RopeTheta)
+	case c.RopeScaling != nil && !c.family().ropeScaling:
+		return fmt.Errorf("rope scaling is not supported for %s", c.ModelType)
+	}
+	if s := c.RopeScaling; s != nil && (!(s.Factor > 0) || !(s.LowFreqFactor > 0) || !(s.HighFreqFactor > s.LowFreqFactor) || s.OriginalMaxPosns <= 0) {
+		return fmt.Errorf("rope scaling %+v: want positive factors, low below high", *s)
+	}
+	return nil
+}
+
+// encode renders config.json, with the fields of the file it came from.
+func (c Config) encode(dtype string) ([]byte, error) {
+	fields := maps.Clone(c.extra)
+	if fields == nil {
+		fields = map[string]json.RawMessage{}
+	}
+	// One spelling of what has several; older readers know no other.
+	for _, name := range []string{"rope_parameters", "rope_scaling", "dtype"} {
+		delete(fields, name)
+	}
+	values := map[string]any{
+		"architectures": []string{c.family().architecture}, "model_type": c.ModelType,
+		"vocab_size": c.VocabSize, "hidden_size": c.Hidden, "intermediate_size": c.Intermediate,
+		"num_hidden_layers": c.Layers, "num_attention_heads": c.Heads, "num_key_value_heads": c.KVHeads,
+		"head_dim": c.HeadDim, "max_position_embeddings": c.MaxPositions, "rms_norm_eps": c.NormEps,
+		"rope_theta": c.RopeTheta, "tie_word_embeddings": c.TieEmbeddings, "hidden_act": "silu",
+		"initializer_range": c.InitStd, "torch_dtype": dtype, "use_cache": true,
+		"bos_token_id": nil, "eos_token_id": nil,
+	}
+	if s := c.RopeScaling; s != nil {
+		values["rope_scaling"] = rope{Type: "llama3", RopeScaling: *s}
+	}
+	if c.BOS >= 0 {
+		values["bos_token_id"] = c.BOS
+	}
+	switch len(c.EOS) {
+	case 0:
+	case 1:
+		values["eos_token_id"] = c.EOS[0]
+	default:
+		values["eos_token_id"] = c.EOS
+	}
+	for name, v := range values {
+		raw, err := json.Marshal(v)
+		if err != nil {
+			return nil, err
+		}
+		fields[name] = raw
+	}
+	out, err := json.MarshalIndent(fields, "", "  ")
+	return append(out, '\n'), err
+}

@@ -1,0 +1,176 @@
+package model
+
+import (
+	"github.com/ssr-go/ssr/kernels/native"
+	"github.com/ssr-go/ssr/kernels/torch"
+)
+
+// Legend: T tokens, C hidden width, H query heads, K key heads, D head
+// dimension, I intermediate width, V vocabulary.
+
+// Attend computes one layer's attention. Each row of qkv is a token's queries
+// [H, D], keys [K, D] and values [K, D], rotated already; out is [T, H, D].
+type Attend[F float] func(layer int, qkv, out []F)
+
+// Forward runs tokens through the layers and the final norm and returns the
+// hidden states [T, C], owned by the scope. Positions count from 0 in each
+// sequence and are below MaxPositions. The rows are independent of each other
+// but for what attend does, so any mix of sequences may be in them.
+//
+// It runs on the calling goroutine, which holds the weights through Read.
+// F is float64 for a policy of that dtype, else float32.
+func Forward[F float](p *Policy, s *torch.Scope, tokens, positions []int32, attend Attend[F]) *torch.Tensor {
+	x := p.embed(s, tokens)
+	for i := range p.weights.Layers {
+		inner := s.Nest()
+		a := p.newActivations(inner, len(tokens), false)
+		layerForward(p, inner, i, x, positions, attend, a)
+		inner.Close()
+	}
+	rms[F](p, x, p.weights.Norm, x, nil)
+	return x
+}
+
+// Logits is hidden [R, C] times the head: [R, V], owned by the scope.
+func Logits(p *Policy, s *torch.Scope, hidden *torch.Tensor) *torch.Tensor {
+	out := s.Empty(hidden.Shape()[0], p.config.VocabSize)
+	torch.MatMul(out, hidden, p.weights.Head.WT)
+	p.round(out)
+	return out
+}
+
+// embed gathers the rows of tokens: [T, C].
+func (p *Policy) embed(s *torch.Scope, tokens []int32) *torch.Tensor {
+	x := s.Empty(len(tokens), p.config.Hidden)
+	row := p.config.Hidden * x.DType().Size()
+	dst, src := x.Bytes(), p.weights.Embedding.Bytes()
+	for i, t := range tokens {
+		copy(dst[i*row:(i+1)*row], src[int(t)*row:])
+	}
+	return x
+}
+
+// activations are what one layer's backward pass needs of its forward pass.
+type activations struct {
+	input  *torch.Tensor // [T, C] residual stream before attention; nil unless training
+	qkv    *torch.Tensor // [T, (H+2K)D] after rotation
+	att    *torch.Tensor // [T, HD]
+	middle *torch.Tensor // [T, C] residual stream before the MLP; nil unless training
+	gateUp *torch.Tensor // [T, 2I]
+	// Of the norms, 1/rms [T]; of attention, the log of its denominator [T, H].
+	rstd1, rstd2, lse *torch.Tensor
+}
+
+func (p *Policy) newActivations(s *torch.Scope, rows int, training bool) *activations {
+	c := p.config
+	a := &activations{
+		qkv:    s.Empty(rows, (c.Heads+2*c.KVHeads)*c.HeadDim),
+		att:    s.Empty(rows, c.Heads*c.HeadDim),
+		gateUp: s.Empty(rows, 2*c.Intermediate),
+	}
+	if training {
+		a.input, a.middle = s.Empty(rows, c.Hidden), s.Empty(rows, c.Hidden)
+		a.rstd1, a.rstd2, a.lse = s.Empty(rows), s.Empty(rows), s.Empty(rows, c.Heads)
+	}
+	return a
+}
+
+// layerForward replaces the residual stream x [T, C] by the layer's output and
+// fills a. Temporary memory comes from s.
+func layerForward[F float](p *Policy, s *torch.Scope, layer int, x *torch.Tensor, positions []int32, attend Attend[F], a *activations) {
+	c, w := p.config, &p.weights.Layers[layer]
+	if a.input != nil {
+		torch.Copy(a.input, x)
+	}
+	norm := s.Empty(x.Shape()...)
+	rms[F](p, x, w.InputNorm, norm, a.rstd1)
+	torch.MatMul(a.qkv, norm, w.QKV.WT)
+	if w.QKV.Bias != nil {
+		a.qkv.AddRow(w.QKV.Bias)
+	}
+	p.round(a.qkv)
+	rotate[F](p, a.qkv, positions, native.Rope[F])
+	p.round(a.qkv)
+	attend(layer, torch.Data[F](a.qkv), torch.Data[F](a.att))
+	p.round(a.att)
+	p.addProduct(s, x, a.att, w.Out)
+
+	if a.middle != nil {
+		torch.Copy(a.middle, x)
+	}
+	rms[F](p, x, w.PostNorm, norm, a.rstd2)
+	torch.MatMul(a.gateUp, norm, w.GateUp.WT)
+	p.round(a.gateUp)
+	act := s.Empty(len(positions), c.Intermediate)
+	swiglu[F](p, a.gateUp, act)
+	p.addProduct(s, x, act, w.Down)
+}
+
+// addProduct adds y @ Wᵀ to the residual stream.
+func (p *Policy) addProduct(s *torch.Scope, x, y *torch.Tensor, l Linear) {
+	if p.options.DType != torch.BFloat16 {
+		torch.AddMatMul(x, y, l.WT)
+		return
+	}
+	out := s.Empty(x.Shape()...)
+	torch.MatMul(out, y, l.WT)
+	p.round(out)
+	x.Add(out)
+	p.round(x)
+}
+
+func rms[F float](p *Policy, x, weight, y, rstd *torch.Tensor) {
+	var r []F
+	if rstd != nil {
+		r = torch.Data[F](rstd)
+	}
+	native.RMSNorm(torch.Data[F](x), torch.Data[F](weight), x.Shape()[0], 0, 0, p.config.NormEps, torch.Data[F](y), r)
+	p.round(y)
+}
+
+// rotate applies turn (native.Rope or its inverse) to the queries and keys.
+func rotate[F float](p *Policy, qkv *torch.Tensor, positions []int32, turn func(x []F, positions []int32, cos, sin []F, heads, dim, ldx int)) {
+	c, r := p.config, rotaryOf[F](p)
+	width := qkv.Shape()[1]
+	// Queries and keys are adjacent: H + K heads that rotate alike.
+	turn(torch.Data[F](qkv), positions, r.cos, r.sin, c.Heads+c.KVHeads, c.HeadDim, width)
+}
+
+func swiglu[F float](p *Policy, gateUp, act *torch.Tensor) {
+	gu, d := torch.Data[F](gateUp), p.config.Intermediate
+	native.SwiGLU(gu, gu[d:], gateUp.Shape()[0], d, 2*d, 0, torch.Data[F](act))
+	p.round(act)
+}
+
+// attention is the shape that the kernels take, for rows of qkv.
+func (p *Policy) attention() native.Attention {
+	c := p.config
+	width := (c.Heads + 2*c.KVHeads) * c.HeadDim
+	return native.Attention{Heads: c.Heads, KVHeads: c.KVHeads, Dim: c.HeadDim, QStride: width, KStride: width, VStride: width}
+}
+
+// Attention is the kernels' description of the policy's attention over rows of
+// qkv as Attend receives them; see SplitQKV.
+func (p *Policy) Attention() native.Attention { return p.attention() }
+
+// SplitQKV gives the queries, keys and values of rows of qkv as slices that
+// begin at the first row's, to be used with the strides of Attention.
+func SplitQKV[F float](p *Policy, qkv []F) (q, k, v []F) {
+	c := p.config
+	return qkv, qkv[c.Heads*c.HeadDim:], qkv[(c.Heads+c.KVHeads)*c.HeadDim:]
+}
+
+func rotaryOf[F float](p *Policy) rotary[F] {
+	var r any = p.rope32
+	if p.flat.DType() == torch.Float64 {
+		r = p.rope64
+	}
+	return r.(rotary[F])
+}
+
+// round rounds to bfloat16 where the policy computes in it.
+func (p *Policy) round(t *torch.Tensor) {
+	if p.options.DType == torch.BFloat16 {
+		roundBF16(torch.Data[float32](t))
+	}
+}

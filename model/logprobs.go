@@ -1,0 +1,173 @@
+package model
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/ssr-go/ssr/kernels/torch"
+)
+
+// Logprobs scores packed sequences: sequence s is tokens [offsets[s],
+// offsets[s+1]), and no sequence sees another. Entry i is the natural log of the
+// probability of token i given what precedes it in its sequence; 0 for the
+// first token of each.
+func (p *Policy) Logprobs(ctx context.Context, tokens []int32, offsets []int) ([]float64, error) {
+	if err := p.checkPacked(tokens, offsets); err != nil {
+		return nil, err
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.flat.DType() == torch.Float64 {
+		return logprobs[float64](ctx, p, tokens, offsets)
+	}
+	return logprobs[float32](ctx, p, tokens, offsets)
+}
+
+func logprobs[F float](ctx context.Context, p *Policy, tokens []int32, offsets []int) ([]float64, error) {
+	out := make([]float64, len(tokens))
+	dealt := segments(tokens, offsets, p.pool.Size())
+	err := p.each(ctx, func(worker int) error {
+		for _, seg := range dealt[worker] {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			s := p.lanes[worker].scratch.Scope()
+			t := &tape[F]{seg: seg, layers: make([]*activations, p.config.Layers)}
+			for i := range t.layers {
+				t.layers[i] = &activations{} // no denominators to keep
+			}
+			hidden := Forward(p, s, seg.tokens, seg.positions, t.attend(p))
+			rows, targets := seg.predicted(nil)
+			lp, _ := score[F](p, s, hidden, rows, targets)
+			for i, r := range rows {
+				out[seg.first+r+1] = float64(lp[i])
+			}
+			s.Close()
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("model: logprobs: %w", err)
+	}
+	return out, nil
+}
+
+// Accumulate is the seam between the policy and an objective. It runs a packed
+// batch (see Logprobs) forward, calls fn once with the log-probability and the
+// entropy (nats) of every token, runs backward from the gradient of the loss
+// with respect to the log-probabilities that fn returns, and adds the gradient
+// of the parameters to what earlier calls left. Step uses it up.
+//
+// The first token of a sequence is not predicted: its entries are 0 and its
+// gradient is ignored. An error of fn is returned, and nothing is added. The
+// activations of the whole batch are held in memory meanwhile: it is the
+// micro-batch. The workers share it by sequences.
+func (p *Policy) Accumulate(ctx context.Context, tokens []int32, offsets []int,
+	fn func(logprobs, entropies []float64) (grad []float64, err error)) error {
+	return p.AccumulateMasked(ctx, tokens, offsets, nil, fn)
+}
+
+// AccumulateMasked is Accumulate where only the tokens that mask admits are
+// predicted: the head, a good part of a small model's work, is not computed for
+// the others, whose log-probabilities and entropies are 0. A nil mask admits all.
+func (p *Policy) AccumulateMasked(ctx context.Context, tokens []int32, offsets []int, mask []bool,
+	fn func(logprobs, entropies []float64) (grad []float64, err error)) error {
+	if p.options.DType == torch.BFloat16 {
+		return errTrain
+	}
+	if err := p.checkPacked(tokens, offsets); err != nil {
+		return err
+	}
+	if mask != nil && len(mask) != len(tokens) {
+		return fmt.Errorf("model: a mask of %d for %d tokens", len(mask), len(tokens))
+	}
+	p.training.Lock()
+	defer p.training.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if err := p.needGradients(); err != nil {
+		return err
+	}
+	if p.flat.DType() == torch.Float64 {
+		return accumulate[float64](ctx, p, tokens, offsets, mask, fn)
+	}
+	return accumulate[float32](ctx, p, tokens, offsets, mask, fn)
+}
+
+func accumulate[F float](ctx context.Context, p *Policy, tokens []int32, offsets []int, mask []bool,
+	fn func(logprobs, entropies []float64) ([]float64, error)) (err error) {
+	dealt := segments(tokens, offsets, p.pool.Size())
+	tapes := make([][]*tape[F], p.pool.Size())
+	defer func() {
+		for worker := range tapes {
+			for i := len(tapes[worker]) - 1; i >= 0; i-- {
+				tapes[worker][i].scope.Close()
+			}
+		}
+	}()
+	logprobs, entropies := make([]float64, len(tokens)), make([]float64, len(tokens))
+	err = p.each(ctx, func(worker int) error {
+		for _, seg := range dealt[worker] {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			t := record[F](p, p.lanes[worker].training.Scope(), seg)
+			tapes[worker] = append(tapes[worker], t)
+			t.rows, t.targets = seg.predicted(mask)
+			lp, ent := score[F](p, t.scope, t.hidden, t.rows, t.targets)
+			for i, r := range t.rows {
+				logprobs[seg.first+r+1], entropies[seg.first+r+1] = float64(lp[i]), float64(ent[i])
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("model: forward: %w", err)
+	}
+	grad, err := fn(logprobs, entropies)
+	if err != nil {
+		return err
+	}
+	if len(grad) != len(tokens) {
+		return fmt.Errorf("model: the objective's gradient has %d entries for %d tokens", len(grad), len(tokens))
+	}
+	for i, g := range grad {
+		if math.IsNaN(g) || math.IsInf(g, 0) {
+			return fmt.Errorf("model: the objective's gradient at token %d is %v (log-probability %v)", i, g, logprobs[i])
+		}
+	}
+	// Once begun, the backward pass runs to its end: half a gradient is worse
+	// than a late answer.
+	err = p.each(context.WithoutCancel(ctx), func(worker int) error {
+		for i := len(tapes[worker]) - 1; i >= 0; i-- {
+			t := tapes[worker][i]
+			dlogprobs, any := make([]F, len(t.rows)), false
+			for i, r := range t.rows {
+				dlogprobs[i] = F(grad[t.seg.first+r+1])
+				any = any || dlogprobs[i] != 0
+			}
+			if any {
+				t.backward(p, p.lanes[worker].weights, dlogprobs)
+			}
+			t.scope.Close()
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("model: backward: %w", err)
+	}
+	return nil
+}
+
+// needGradients allocates the lanes' gradients.
+func (p *Policy) needGradients() (err error) {
+	defer torch.Catch(&err)
+	for i := range p.lanes {
+		if l := &p.lanes[i]; l.grad == nil {
+			l.grad = torch.New(torch.Gradients, p.flat.DType(), p.flat.Len())
+			l.weights = newWeights(p.config, p.params, l.grad)
+		}
+	}
+	return nil
+}

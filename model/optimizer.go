@@ -1,0 +1,119 @@
+package model
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/ssr-go/ssr/kernels/native"
+	"github.com/ssr-go/ssr/kernels/torch"
+)
+
+// AdamW are the constants of one optimizer step. Weight decay is decoupled and
+// applies to matrices only, not to biases and norms.
+type AdamW struct {
+	LR, Beta1, Beta2, Eps, WeightDecay float64
+}
+
+// moments are the running means of the gradient and of its square, for all
+// parameters, and the number of steps in them.
+type moments struct {
+	mean, square *torch.Tensor
+	steps        int64
+}
+
+func (p *Policy) newMoments() *moments {
+	return &moments{
+		mean:   torch.New(torch.Optimizer, p.flat.DType(), p.flat.Len()),
+		square: torch.New(torch.Optimizer, p.flat.DType(), p.flat.Len()),
+	}
+}
+
+func (m *moments) free() {
+	m.mean.Free()
+	m.square.Free()
+}
+
+// Step updates the weights in place from the accumulated gradient, clears it,
+// and counts the version up. A gradient whose norm exceeds clipNorm (0: no
+// limit) is scaled down to it. gradNorm is the norm before that. With a norm
+// that is not finite nothing changes but that the gradient is cleared.
+func (p *Policy) Step(o AdamW, clipNorm float64) (gradNorm float64, err error) {
+	p.training.Lock()
+	defer p.training.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.lanes[0].grad == nil {
+		return 0, fmt.Errorf("model: Step without a gradient; call Accumulate first")
+	}
+	defer torch.Catch(&err)
+	if p.flat.DType() == torch.Float64 {
+		return step[float64](p, o, clipNorm)
+	}
+	return step[float32](p, o, clipNorm)
+}
+
+// ClearGradient drops what Accumulate has added since the last Step.
+func (p *Policy) ClearGradient() {
+	p.training.Lock()
+	defer p.training.Unlock()
+	p.clearGradient()
+}
+
+func (p *Policy) clearGradient() {
+	for _, l := range p.lanes {
+		if l.grad != nil {
+			l.grad.Zero()
+		}
+	}
+}
+
+func step[F float](p *Policy, o AdamW, clipNorm float64) (float64, error) {
+	defer p.clearGradient()
+	grad := torch.Data[F](sumLanes(p))
+	total := 0.0
+	for _, param := range p.params {
+		total += native.SumSquares(grad[param.offset:][:param.len()])
+	}
+	norm := math.Sqrt(total)
+	if math.IsNaN(norm) || math.IsInf(norm, 0) {
+		return norm, fmt.Errorf("model: the gradient's norm is %v; the weights were left as they are", norm)
+	}
+	if p.moments == nil {
+		p.moments = p.newMoments()
+	}
+	p.moments.steps++
+	update := native.AdamW{LR: o.LR, Beta1: o.Beta1, Beta2: o.Beta2, Eps: o.Eps, GradScale: 1, Step: int(p.moments.steps)}
+	if clipNorm > 0 && norm > clipNorm {
+		update.GradScale = clipNorm / norm
+	}
+	weights, mean, square := torch.Data[F](p.flat), torch.Data[F](p.moments.mean), torch.Data[F](p.moments.square)
+	err := p.pool.Each(context.Background(), func(worker int) error {
+		for i, param := range p.params {
+			if i%p.pool.Size() != worker {
+				continue
+			}
+			u := update
+			if param.Decay {
+				u.WeightDecay = o.WeightDecay
+			}
+			lo, hi := param.offset, param.offset+param.len()
+			native.Update(u, weights[lo:hi], grad[lo:hi], mean[lo:hi], square[lo:hi])
+		}
+		return nil
+	})
+	if err != nil {
+		return norm, err
+	}
+	p.version.Add(1)
+	return norm, nil
+}
+
+// sumLanes adds the lanes' gradients, in their order, into the first.
+func sumLanes(p *Policy) *torch.Tensor {
+	sum := p.lanes[0].grad
+	for _, l := range p.lanes[1:] {
+		sum.Add(l.grad)
+	}
+	return sum
+}

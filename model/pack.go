@@ -1,0 +1,94 @@
+package model
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
+
+// segmentTokens is how many tokens go through the layers together: enough rows
+// for the matrix products, few enough that a layer's rows stay in the cache. A
+// longer sequence is a segment by itself.
+const segmentTokens = 512
+
+// segment is a run of whole sequences of a packed batch.
+type segment struct {
+	first     int     // its first token in the batch
+	tokens    []int32 // of the batch, not a copy
+	positions []int32 // from 0 in each sequence
+	offsets   []int32 // of its sequences, relative to first
+}
+
+// checkPacked says what is wrong with a packed batch.
+func (p *Policy) checkPacked(tokens []int32, offsets []int) error {
+	if len(offsets) == 0 || offsets[0] != 0 || offsets[len(offsets)-1] != len(tokens) {
+		return fmt.Errorf("model: offsets must begin at 0 and end at the %d tokens; got %v", len(tokens), offsets)
+	}
+	for i := 1; i < len(offsets); i++ {
+		switch n := offsets[i] - offsets[i-1]; {
+		case n < 0:
+			return fmt.Errorf("model: offsets[%d] = %d descends", i, offsets[i])
+		case n > p.config.MaxPositions:
+			return fmt.Errorf("model: sequence %d has %d tokens; the context window is %d", i-1, n, p.config.MaxPositions)
+		}
+	}
+	for i, t := range tokens {
+		if t < 0 || int(t) >= p.config.VocabSize {
+			return fmt.Errorf("model: tokens[%d] = %d is outside the vocabulary of %d", i, t, p.config.VocabSize)
+		}
+	}
+	return nil
+}
+
+// segments cuts a packed batch and deals the segments to n workers: the most
+// work first, each to the worker with the least. It depends on nothing but its
+// arguments.
+func segments(tokens []int32, offsets []int, n int) [][]segment {
+	var all []segment
+	for i := 0; i+1 < len(offsets); i++ {
+		lo, hi := offsets[i], offsets[i+1]
+		if lo == hi {
+			continue
+		}
+		if len(all) == 0 || len(all[len(all)-1].tokens)+hi-lo > segmentTokens {
+			all = append(all, segment{first: lo, offsets: []int32{0}})
+		}
+		s := &all[len(all)-1]
+		s.tokens = tokens[s.first:hi]
+		s.offsets = append(s.offsets, int32(hi-s.first))
+		for pos := range hi - lo {
+			s.positions = append(s.positions, int32(pos))
+		}
+	}
+	slices.SortStableFunc(all, func(a, b segment) int { return cmp.Compare(b.work(), a.work()) })
+	dealt, load := make([][]segment, n), make([]int, n)
+	for _, s := range all {
+		least := slices.Index(load, slices.Min(load))
+		dealt[least] = append(dealt[least], s)
+		load[least] += s.work()
+	}
+	return dealt
+}
+
+// work estimates a segment's cost in arbitrary units: products grow with the
+// tokens, attention with the square of each sequence.
+func (s segment) work() int {
+	w := 0
+	for i := 1; i < len(s.offsets); i++ {
+		n := int(s.offsets[i] - s.offsets[i-1])
+		w += n * (4096 + n)
+	}
+	return w
+}
+
+// predicted lists the rows whose hidden state predicts a token that want admits
+// (nil: every token but a sequence's first), and those tokens.
+func (s segment) predicted(want []bool) (rows []int, targets []int32) {
+	for i := 1; i < len(s.tokens); i++ {
+		if s.positions[i] > 0 && (want == nil || want[s.first+i]) {
+			rows = append(rows, i-1)
+			targets = append(targets, s.tokens[i])
+		}
+	}
+	return rows, targets
+}

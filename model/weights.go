@@ -1,0 +1,156 @@
+package model
+
+import (
+	"fmt"
+
+	"github.com/ssr-go/ssr/kernels/native"
+	"github.com/ssr-go/ssr/kernels/torch"
+)
+
+// float is an element type that a policy computes in.
+type float = native.Float
+
+// Parameter is one tensor of a checkpoint, under its Hugging Face name. Its
+// tensor is a view of the policy's one weight buffer.
+type Parameter struct {
+	Name   string
+	Tensor *torch.Tensor
+	// Decay says whether weight decay applies: to matrices, not to biases and norms.
+	Decay bool
+	// offset is the first element in the buffer of all weights.
+	offset int
+	shape  []int
+}
+
+func (p Parameter) len() int {
+	n := 1
+	for _, s := range p.shape {
+		n *= s
+	}
+	return n
+}
+
+// Linear is a projection: y = x @ Wᵀ + Bias.
+type Linear struct {
+	// W is [out, in]; WT is its transposed view.
+	W, WT *torch.Tensor
+	// Bias is [out], or nil.
+	Bias *torch.Tensor
+}
+
+// Layer holds the weights of one decoder layer. The three attention projections
+// are one matrix (rows of the queries, then keys, then values), and so are the
+// gate and up projections of the MLP: checkpoints store them apart, but their
+// memory is adjacent, and one wide product is faster than several narrow ones.
+type Layer struct {
+	InputNorm *torch.Tensor // [hidden]
+	QKV       Linear        // [(heads + 2 KV heads) * head dim, hidden]
+	Out       Linear        // [hidden, heads * head dim]
+	PostNorm  *torch.Tensor // [hidden]
+	GateUp    Linear        // [2 * intermediate, hidden]
+	Down      Linear        // [hidden, intermediate]
+}
+
+// Weights are views of one flat buffer: of the parameters, or of a gradient.
+type Weights struct {
+	Embedding *torch.Tensor // [vocabulary, hidden]
+	Layers    []Layer
+	Norm      *torch.Tensor // [hidden]
+	// Head is [vocabulary, hidden]; the embedding itself when they are tied.
+	Head Linear
+	// views are all tensors above, to free.
+	views []*torch.Tensor
+}
+
+// layout places the parameters in the flat buffer, in the order of the forward
+// pass, and returns the buffer's length. Groups begin on a cache line; the few
+// elements between groups stay zero.
+func layout(c Config) (params []Parameter, total int) {
+	group := func() { total = (total + 15) / 16 * 16 }
+	add := func(name string, shape ...int) {
+		p := Parameter{Name: name, shape: shape, offset: total, Decay: len(shape) > 1}
+		params = append(params, p)
+		total += p.len()
+	}
+	h, q, kv := c.Hidden, c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
+	add("model.embed_tokens.weight", c.VocabSize, h)
+	for i := range c.Layers {
+		name := fmt.Sprintf("model.layers.%d.", i)
+		group()
+		add(name+"input_layernorm.weight", h)
+		group()
+		add(name+"self_attn.q_proj.weight", q, h)
+		add(name+"self_attn.k_proj.weight", kv, h)
+		add(name+"self_attn.v_proj.weight", kv, h)
+		if c.family().qkvBias {
+			group()
+			add(name+"self_attn.q_proj.bias", q)
+			add(name+"self_attn.k_proj.bias", kv)
+			add(name+"self_attn.v_proj.bias", kv)
+		}
+		group()
+		add(name+"self_attn.o_proj.weight", h, q)
+		group()
+		add(name+"post_attention_layernorm.weight", h)
+		group()
+		add(name+"mlp.gate_proj.weight", c.Intermediate, h)
+		add(name+"mlp.up_proj.weight", c.Intermediate, h)
+		group()
+		add(name+"mlp.down_proj.weight", h, c.Intermediate)
+	}
+	group()
+	add("model.norm.weight", h)
+	if !c.TieEmbeddings {
+		group()
+		add("lm_head.weight", c.VocabSize, h)
+	}
+	group()
+	return params, total
+}
+
+// newWeights makes the views that a forward or backward pass uses of a flat
+// buffer in the given layout.
+func newWeights(c Config, params []Parameter, flat *torch.Tensor) *Weights {
+	w := &Weights{}
+	own := func(t *torch.Tensor) *torch.Tensor {
+		w.views = append(w.views, t)
+		return t
+	}
+	next := 0
+	// take views the next n parameters of the layout as one tensor.
+	take := func(n int, shape ...int) *torch.Tensor {
+		t := own(flat.View(params[next].offset, shape...))
+		next += n
+		return t
+	}
+	linear := func(n, out, in int) Linear {
+		t := take(n, out, in)
+		return Linear{W: t, WT: own(t.T())}
+	}
+	h, q, qkv := c.Hidden, c.Heads*c.HeadDim, (c.Heads+2*c.KVHeads)*c.HeadDim
+	w.Embedding = take(1, c.VocabSize, h)
+	for range c.Layers {
+		l := Layer{InputNorm: take(1, h), QKV: linear(3, qkv, h)}
+		if c.family().qkvBias {
+			l.QKV.Bias = take(3, qkv)
+		}
+		l.Out = linear(1, h, q)
+		l.PostNorm = take(1, h)
+		l.GateUp = linear(2, 2*c.Intermediate, h)
+		l.Down = linear(1, h, c.Intermediate)
+		w.Layers = append(w.Layers, l)
+	}
+	w.Norm = take(1, h)
+	if c.TieEmbeddings {
+		w.Head = Linear{W: w.Embedding, WT: own(w.Embedding.T())}
+	} else {
+		w.Head = linear(1, c.VocabSize, h)
+	}
+	return w
+}
+
+func (w *Weights) free() {
+	for _, t := range w.views {
+		t.Free()
+	}
+}
