@@ -59,9 +59,11 @@ type Spec struct {
 
 // Cmd is one command. Args[0] is looked up in the sandbox's PATH.
 type Cmd struct {
-	Args  []string
-	Dir   string // relative to Workdir, "" for Workdir itself
-	Env   map[string]string
+	Args []string
+	Dir  string // relative to Workdir, "" for Workdir itself
+	Env  map[string]string
+	// Stdin is read until it or the command ends; nil is an empty one. A Read
+	// that blocks longer than the command outlives Exec.
 	Stdin io.Reader
 	// Timeout overrides Limits.Command when > 0.
 	Timeout time.Duration
@@ -84,6 +86,9 @@ type Result struct {
 	// OutOfMemory is set where the backend can tell.
 	OutOfMemory bool
 	Wall        time.Duration
+	// CPU is the processor time the command used, where the backend can tell.
+	// The CPU limit ends a command with SIGXCPU.
+	CPU time.Duration
 }
 
 // OK reports a normal exit with status 0.

@@ -56,7 +56,7 @@ func (b Bounds) withDefaults() Bounds {
 // exceeded, the last change has the path "." and deletions are not reported.
 func (b *Base) Changes(ctx context.Context, dir string, bounds Bounds) ([]sandbox.Change, error) {
 	w := walker{ctx: ctx, base: b, bounds: bounds.withDefaults(), seen: map[string]bool{}}
-	fd, err := openDir(unix.AT_FDCWD, dir)
+	fd, err := OpenDir(unix.AT_FDCWD, dir)
 	if err != nil {
 		return nil, &fs.PathError{Op: "harvest", Path: dir, Err: err}
 	}
@@ -148,7 +148,7 @@ func (w *walker) entry(dir int, name, path string, depth int) error {
 			w.add(sandbox.Change{Path: path, Skipped: "too deep"})
 			return nil
 		}
-		fd, err := openDir(dir, name)
+		fd, err := OpenDir(dir, name)
 		if err != nil {
 			w.opaque = append(w.opaque, path+"/")
 			w.add(sandbox.Change{Path: path, Skipped: "unreadable folder"})

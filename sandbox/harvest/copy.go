@@ -8,7 +8,6 @@ package harvest
 
 import (
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -188,57 +187,23 @@ func futimes(fd int) error {
 	return unix.Futimes(fd, tv)
 }
 
-// RemoveAll removes a tree that the sandbox wrote, folders of mode 000
-// included. It does not follow links.
-func RemoveAll(path string) error {
-	if err := os.RemoveAll(path); err == nil || errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	unlock(unix.AT_FDCWD, path)
-	if err := os.RemoveAll(path); err != nil {
-		return fmt.Errorf("remove what a sandbox left: %w", err)
-	}
-	return nil
-}
-
-// unlock gives the owner all rights on every folder below name, as far as it can.
-func unlock(dir int, name string) {
-	fd, err := openDir(dir, name)
-	if err != nil {
-		return
-	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	_ = unix.Fchmod(fd, 0o700)
-	for {
-		names, err := f.Readdirnames(1024)
-		for _, n := range names {
-			var st unix.Stat_t
-			if unix.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
-				unlock(fd, n)
-			}
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
-// openDir opens one path component as a folder, never through a link. A
-// folder that its owner has locked is unlocked first.
-func openDir(dir int, name string) (int, error) {
-	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	fd, err := unix.Openat(dir, name, flags, 0)
+// OpenDir opens one path component as a folder, never through a link. A folder
+// that its owner has locked is unlocked first. The tree may be changing.
+func OpenDir(dir int, name string) (int, error) {
+	const flags = unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|flags, 0)
 	if err != unix.EACCES {
 		return fd, err
 	}
-	// Nothing runs in the sandbox, so what lstat says stays true.
-	var st unix.Stat_t
-	if e := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); e != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+	// Hold the folder itself: between a check and a chmod by name, the name
+	// could come to be a link.
+	held, err := unix.Openat(dir, name, unix.O_PATH|flags, 0)
+	if err != nil {
 		return -1, err
 	}
-	if e := unix.Fchmodat(dir, name, 0o700, 0); e != nil {
+	defer unix.Close(held)
+	if err := unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", held), 0o700); err != nil {
 		return -1, err
 	}
-	return unix.Openat(dir, name, flags, 0)
+	return unix.Openat(held, ".", unix.O_RDONLY|flags, 0)
 }

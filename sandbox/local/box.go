@@ -31,6 +31,10 @@ type box struct {
 	expires time.Time
 
 	busy    sync.Mutex // held while a method works; Close waits for it
+	cell    *cell      // nil until a command needs one
+	group   *group     // nil where control groups are missing
+	fresh   int64      // bytes in use at the start
+	disk    int64      // bytes in use after the last command
 	done    chan struct{}
 	once    sync.Once
 	closing error
@@ -61,8 +65,12 @@ func (x *box) populate() error {
 		}
 	}
 	var err error
-	x.base, err = harvest.Copy(x.spec.Dir, x.slot.workspace(), keep)
-	return err
+	if x.base, err = harvest.Copy(x.spec.Dir, x.slot.workspace(), keep); err != nil {
+		return err
+	}
+	x.fresh = x.usage()
+	x.disk = x.fresh
+	return nil
 }
 
 // uid is the sandbox's user on the host.
@@ -95,6 +103,10 @@ func (x *box) Close() error {
 		close(x.done)
 		x.busy.Lock()
 		defer x.busy.Unlock()
+		x.dropCell()
+		if x.group != nil {
+			x.group.remove()
+		}
 		if err := x.slot.release(); err != nil {
 			x.closing = infra("close", err)
 		}

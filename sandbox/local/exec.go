@@ -4,12 +4,18 @@ package local
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ssr-go/ssr/sandbox"
 )
@@ -21,131 +27,297 @@ func (x *box) Exec(ctx context.Context, cmd sandbox.Cmd) (sandbox.Result, error)
 		return sandbox.Result{}, err
 	}
 	defer end()
+	folder := path.Join(sandbox.Workdir, cmd.Dir)
+	env := environ(x.env, cmd.Env)
+	if err := checkCommand(cmd, folder, env); err != nil {
+		return sandbox.Result{}, err
+	}
 	timeout := cmd.Timeout
 	if timeout <= 0 {
 		timeout = x.limits.Command
 	}
-	timeout = min(timeout, time.Until(x.expires))
+	begin := time.Now()
+	timeout = min(timeout, x.expires.Sub(begin))
 	if timeout <= 0 {
 		return sandbox.Result{Exit: -1, Signal: int(syscall.SIGKILL), TimedOut: true}, nil
 	}
-	begin := time.Now()
-	argv := x.backend.bwrapArgs(x.slot)
-	for k, v := range x.env {
-		if _, over := cmd.Env[k]; !over {
-			argv = append(argv, "--setenv", k, v)
-		}
+	p, err := newPipes(x, cmd.Stdin)
+	if err != nil {
+		return sandbox.Result{}, infra("exec", err)
 	}
-	for k, v := range cmd.Env {
-		argv = append(argv, "--setenv", k, v)
+	defer p.close()
+	if err := x.send(ctx, folder, cmd.Args, env, p); err != nil {
+		return sandbox.Result{}, err
 	}
-	argv = append(argv, "--chdir", path.Join(sandbox.Workdir, cmd.Dir), "--")
-	argv = append(argv, cmd.Args...)
+	p.run(cmd.Stdin, x.limits.Output)
+	res, err := x.wait(ctx, p, begin.Add(timeout))
+	res.Wall = time.Since(begin)
+	return res, err
+}
 
-	var ours, theirs []*os.File
-	defer func() {
-		for _, f := range append(ours, theirs...) {
-			f.Close()
+// checkCommand refuses what cannot be passed to a program.
+func checkCommand(cmd sandbox.Cmd, folder string, env []string) error {
+	if len(cmd.Args) == 0 || cmd.Args[0] == "" {
+		return errors.New("exec: no command")
+	}
+	for _, s := range slices.Concat([]string{folder}, cmd.Args, env) {
+		if strings.IndexByte(s, 0) >= 0 {
+			return errors.New("exec: a NUL byte in the command, its folder or its environment")
 		}
-	}()
-	stdin, err := os.Open(os.DevNull)
-	if err != nil {
-		return sandbox.Result{}, infra("exec", err)
 	}
-	var feed *os.File
-	if cmd.Stdin != nil {
-		stdin.Close()
-		if stdin, feed, err = os.Pipe(); err != nil {
-			return sandbox.Result{}, infra("exec", err)
-		}
-		ours = append(ours, feed)
-	}
-	theirs = append(theirs, stdin)
-	outR, outW, err := os.Pipe()
-	if err != nil {
-		return sandbox.Result{}, infra("exec", err)
-	}
-	ours, theirs = append(ours, outR), append(theirs, outW)
-	errR, errW, err := os.Pipe()
-	if err != nil {
-		return sandbox.Result{}, infra("exec", err)
-	}
-	ours, theirs = append(ours, errR), append(theirs, errW)
+	return nil
+}
 
+// environ lays one environment over another, in a fixed order.
+func environ(base, over map[string]string) []string {
+	env := make([]string, 0, len(base)+len(over))
+	for k, v := range base {
+		if _, replaced := over[k]; !replaced {
+			env = append(env, k+"="+v)
+		}
+	}
+	for k, v := range over {
+		env = append(env, k+"="+v)
+	}
+	slices.Sort(env)
+	return env
+}
+
+// send starts a command, in a new cell when there is none or it has died idle.
+func (x *box) send(ctx context.Context, folder string, args, env []string, p *pipes) error {
+	for attempt := 0; ; attempt++ {
+		if err := x.ensureCell(ctx); err != nil {
+			return err
+		}
+		err := x.cell.send(folder, args, env, x.rlimits(), p.theirs)
+		if err == nil {
+			p.closeTheirs()
+			return nil
+		}
+		x.dropCell()
+		if attempt > 0 {
+			return infra("exec", err)
+		}
+	}
+}
+
+func (x *box) ensureCell(ctx context.Context) error {
+	if x.cell != nil {
+		select {
+		case <-x.cell.exited:
+			x.dropCell()
+		default:
+			return nil
+		}
+	}
+	if x.group == nil && len(x.backend.groups.parent) > 0 {
+		g, err := x.backend.groups.create(x.slot.number, x.limits.Memory, x.limits.Processes+1)
+		if err != nil {
+			return infra("limit the sandbox", err)
+		}
+		x.group = g
+	}
+	var cred *syscall.Credential
 	if x.backend.root {
-		// Or opening /dev/stdout, which opens the pipe anew, would be denied.
 		uid, gid := x.uid()
-		for _, f := range theirs {
-			if f != stdin || feed != nil {
-				f.Chown(uid, gid)
-			}
-		}
+		cred = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), Groups: []uint32{}}
 	}
-	attr := &os.ProcAttr{Dir: "/", Env: []string{}, Files: []*os.File{stdin, outW, errW}, Sys: x.backend.sysProcAttr(x)}
-	proc, err := x.backend.spawn.start(argv, attr)
+	c, err := x.backend.newCell(ctx, x.slot, cred, x.group)
 	if err != nil {
-		return sandbox.Result{}, infra("start bubblewrap", err)
+		return err
 	}
-	for _, f := range theirs {
-		f.Close()
+	x.cell = c
+	return nil
+}
+
+func (x *box) dropCell() {
+	if x.cell != nil {
+		x.cell.kill()
+		x.cell = nil
 	}
-	theirs = nil
-	if feed != nil {
-		go func() { io.Copy(feed, cmd.Stdin); feed.Close() }()
+}
+
+// rlimits bound each process of a command, beside what control groups bound together.
+func (x *box) rlimits() []limit {
+	cpu := uint64((x.limits.CPU + time.Second - 1) / time.Second)
+	list := []limit{
+		{unix.RLIMIT_CORE, 0, 0},
+		{unix.RLIMIT_CPU, cpu, cpu + 1},
+		{unix.RLIMIT_FSIZE, uint64(x.limits.FileSize), uint64(x.limits.FileSize)},
+		{unix.RLIMIT_NOFILE, uint64(x.limits.OpenFiles), uint64(x.limits.OpenFiles)},
+		{unix.RLIMIT_NPROC, uint64(x.limits.Processes + 1), uint64(x.limits.Processes + 1)},
+		{unix.RLIMIT_MEMLOCK, 64 << 10, 64 << 10},
+		{unix.RLIMIT_MSGQUEUE, 0, 0},
+		{unix.RLIMIT_NICE, 0, 0},
+		{unix.RLIMIT_RTPRIO, 0, 0},
 	}
+	if x.group == nil || x.group.dirs["memory"] == "" {
+		list = append(list, limit{unix.RLIMIT_DATA, uint64(x.limits.Memory), uint64(x.limits.Memory)})
+	}
+	return list
+}
+
+// wait follows a started command to its end, or ends it.
+func (x *box) wait(ctx context.Context, p *pipes, deadline time.Time) (sandbox.Result, error) {
+	type ended struct {
+		reply
+		err error
+	}
+	c := x.cell
+	over := make(chan ended, 1)
+	go func() {
+		r, err := c.receive()
+		over <- ended{r, err}
+	}()
+	w := x.watch()
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
 
 	var res sandbox.Result
-	over := make(chan struct{})
-	out := &collector{left: x.limits.Output, over: over}
-	var readers sync.WaitGroup
-	readers.Go(func() { res.Stdout = out.collect(outR) })
-	readers.Go(func() { res.Stderr = out.collect(errR) })
-	exited := make(chan *os.ProcessState, 1)
-	go func() { st, _ := proc.Wait(); exited <- st }()
-
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
-	var state *os.ProcessState
 	var failure error
+	var last *ended
+	signal := syscall.SIGKILL
 	select {
-	case state = <-exited:
+	case e := <-over:
+		last = &e
 	case <-timer.C:
 		res.TimedOut = true
-	case <-over:
+	case <-p.output.over:
+	case why := <-w.exceeded:
+		res.DiskFull = why == overDisk
+		if why == overCPU {
+			signal = syscall.SIGXCPU
+		}
 	case <-ctx.Done():
 		failure = ctx.Err()
 	case <-x.done:
 		failure = sandbox.ErrClosed
 	}
-	if state == nil {
-		proc.Kill()
-		state = <-exited
+	if last == nil || last.err != nil {
+		// Either we end it, or it has ended its own first process.
+		x.dropCell()
 	}
-	readers.Wait()
-	res.Truncated = out.exceeded()
-	res.Wall = time.Since(begin)
+	if last == nil {
+		e := <-over
+		last = &e
+	}
+	res.Stdout, res.Stderr = p.finish()
+	usage := w.stop()
 	if failure != nil {
 		return sandbox.Result{}, failure
 	}
-	ws := state.Sys().(syscall.WaitStatus)
-	res.Exit = ws.ExitStatus()
-	if ws.Signaled() {
-		res.Exit, res.Signal = -1, int(ws.Signal())
-	} else if res.Exit > 128 && res.Exit <= 128+64 {
-		// bubblewrap reports a signal as a shell does.
-		res.Signal, res.Exit = res.Exit-128, -1
+	res.Truncated = p.output.exceeded()
+	res.DiskFull = res.DiskFull || usage.disk
+	res.OutOfMemory = usage.memory
+	res.CPU = usage.cpu
+	switch {
+	case last.err != nil || res.TimedOut:
+		res.Exit, res.Signal = -1, int(signal)
+	case last.status.Signaled():
+		res.Exit, res.Signal = -1, int(last.status.Signal())
+	default:
+		res.Exit = last.status.ExitStatus()
+	}
+	if res.CPU == 0 {
+		res.CPU = last.user + last.system
 	}
 	return res, nil
 }
 
-// sysProcAttr makes a process that is unprivileged and dies with the trainer.
-func (b *Backend) sysProcAttr(x *box) *syscall.SysProcAttr {
-	a := &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
-	if b.root {
-		uid, gid := x.uid()
-		a.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), Groups: []uint32{}}
+// pipes are the streams of one command.
+type pipes struct {
+	theirs [3]int // -1 when closed
+	ours   [3]*os.File
+	output *collector
+	heads  [2][]byte
+	work   sync.WaitGroup
+	fed    chan struct{} // closed when stdin has been written
+}
+
+func newPipes(x *box, stdin io.Reader) (*pipes, error) {
+	p := &pipes{theirs: [3]int{-1, -1, -1}, fed: make(chan struct{})}
+	uid, gid := x.uid()
+	for i := range p.theirs {
+		if i == 0 && stdin == nil {
+			fd, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return nil, err
+			}
+			p.theirs[0] = fd
+			continue
+		}
+		var fd [2]int
+		if err := unix.Pipe2(fd[:], unix.O_CLOEXEC); err != nil {
+			p.close()
+			return nil, err
+		}
+		here, there := fd[0], fd[1]
+		if i == 0 {
+			here, there = there, here
+		}
+		p.theirs[i] = there
+		// Ours alone does not block: it goes to Go's poller, theirs to a program.
+		err := unix.SetNonblock(here, true)
+		p.ours[i] = os.NewFile(uintptr(here), fmt.Sprint("stream ", i))
+		if err == nil && x.backend.root {
+			// Or opening /dev/stdout, which opens the pipe anew, would be denied.
+			err = unix.Fchown(there, uid, gid)
+		}
+		if err != nil {
+			p.close()
+			return nil, err
+		}
 	}
-	return a
+	return p, nil
+}
+
+// run begins to feed and to collect; limit bounds both outputs together.
+func (p *pipes) run(stdin io.Reader, limit int64) {
+	p.output = &collector{left: limit, over: make(chan struct{})}
+	for i := range p.heads {
+		p.work.Go(func() { p.heads[i] = p.output.collect(p.ours[i+1]) })
+	}
+	if stdin == nil {
+		close(p.fed)
+		return
+	}
+	feed := p.ours[0]
+	go func() {
+		defer close(p.fed)
+		io.Copy(feed, struct{ io.Reader }{stdin})
+		feed.Close()
+	}()
+}
+
+// finish is called when no process is left, so that the streams have ended.
+func (p *pipes) finish() (stdout, stderr []byte) {
+	if p.ours[0] != nil {
+		p.ours[0].Close()
+	}
+	select {
+	case <-p.fed:
+	case <-time.After(time.Second): // the caller's reader blocks; it may outlive us
+	}
+	p.work.Wait()
+	return p.heads[0], p.heads[1]
+}
+
+func (p *pipes) closeTheirs() {
+	for i, fd := range p.theirs {
+		if fd >= 0 {
+			unix.Close(fd)
+			p.theirs[i] = -1
+		}
+	}
+}
+
+func (p *pipes) close() {
+	p.closeTheirs()
+	for _, f := range p.ours {
+		if f != nil {
+			f.Close()
+		}
+	}
 }
 
 // collector keeps the head of what the streams of one command print.

@@ -6,12 +6,14 @@ package local
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync"
 	"time"
@@ -54,7 +56,12 @@ type Backend struct {
 	self  owner
 	root  bool // sandboxes get a uid each
 	spawn *spawner
-	etc   string // a minimal /etc
+
+	etc      string // a folder with a minimal /etc
+	init     string // the program of pid1
+	seccomp  []byte
+	groups   *cgroups
+	starting chan struct{} // bounds how many bubblewraps set up at once
 
 	mu     sync.Mutex
 	live   map[*box]struct{}
@@ -102,9 +109,18 @@ func New(opts Options) (*Backend, error) {
 	if err := prepareState(state); err != nil {
 		return nil, infra("state folder", err)
 	}
-	b := &Backend{opts: opts, self: self, root: os.Geteuid() == 0, live: map[*box]struct{}{}}
+	b := &Backend{
+		opts: opts, self: self, root: os.Geteuid() == 0, live: map[*box]struct{}{},
+		seccomp:  seccompProgram(),
+		groups:   findCgroups(state),
+		starting: make(chan struct{}, 4*runtime.NumCPU()),
+	}
 	if b.etc, err = prepareEtc(state); err != nil {
 		return nil, infra("prepare /etc", err)
+	}
+	b.init = filepath.Join(state, fmt.Sprintf("pid1-%x", sha256.Sum256(pid1)))
+	if err := replaceFile(b.init, pid1, 0o755); err != nil {
+		return nil, infra("write the sandbox's first process", err)
 	}
 	b.spawn = newSpawner()
 	return b, nil
@@ -171,6 +187,7 @@ func (b *Backend) Close() error {
 		errs = append(errs, x.Close())
 	}
 	b.spawn.close()
+	b.groups.close()
 	return errors.Join(errs...)
 }
 
@@ -199,18 +216,24 @@ func prepareEtc(state string) (string, error) {
 		"nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 		"resolv.conf":   "",
 	} {
-		tmp := filepath.Join(dir, fmt.Sprintf(".%s-%d", name, os.Getpid()))
-		if err := os.WriteFile(tmp, []byte(text), 0o644); err != nil {
-			return "", err
-		}
-		if err := os.Chmod(tmp, 0o644); err != nil {
-			return "", err
-		}
-		if err := os.Rename(tmp, filepath.Join(dir, name)); err != nil {
+		if err := replaceFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return "", err
 		}
 	}
 	return dir, nil
+}
+
+// replaceFile puts a file in place at once: another trainer may be using it.
+func replaceFile(name string, data []byte, mode os.FileMode) error {
+	tmp := fmt.Sprintf("%s.%d", name, os.Getpid())
+	defer os.Remove(tmp)
+	if err := os.WriteFile(tmp, data, mode); err != nil {
+		return err
+	}
+	if err := os.Chmod(tmp, mode); err != nil {
+		return err
+	}
+	return os.Rename(tmp, name)
 }
 
 // hostEtc are the parts of the host's /etc that programs need to start and
@@ -257,6 +280,7 @@ func (b *Backend) bwrapArgs(s slot) []string {
 	return append(a,
 		"--bind", s.workspace(), sandbox.Workdir,
 		"--bind", s.tmp(), "/tmp",
+		"--ro-bind", b.init, pid1Path,
 		"--dir", "/var", "--symlink", "/tmp", "/var/tmp",
 		"--remount-ro", "/",
 	)

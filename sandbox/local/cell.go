@@ -1,0 +1,257 @@
+//go:build linux
+
+package local
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A cell is one bubblewrap: a set of namespaces with our first process in it
+// (pid1/pid1.c), which runs commands one after the other. Killing that process
+// kills everything in the cell; the workspace stays, and the next command gets
+// a new cell.
+type cell struct {
+	bwrap  *os.Process
+	pid1   *os.Process
+	conn   *net.UnixConn
+	exited chan struct{} // closed when bubblewrap has been reaped
+	once   sync.Once
+}
+
+// startTimeout bounds how long bubblewrap may take to set up a cell.
+const startTimeout = 20 * time.Second
+
+const pid1Path = "/.pid1"
+
+// newCell starts a cell for a slot. group may be nil.
+func (b *Backend) newCell(ctx context.Context, s slot, cred *syscall.Credential, g *group) (*cell, error) {
+	select {
+	case b.starting <- struct{}{}:
+		defer func() { <-b.starting }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, infra("socket pair", err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "channel"), os.NewFile(uintptr(pair[1]), "channel")
+	defer theirs.Close()
+	// The kernel then tells the host's pid of whoever writes.
+	err = unix.SetsockoptInt(pair[0], unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+	var conn net.Conn
+	if err == nil {
+		conn, err = net.FileConn(ours)
+	}
+	ours.Close()
+	if err != nil {
+		return nil, infra("socket pair", err)
+	}
+	c := &cell{conn: conn.(*net.UnixConn), exited: make(chan struct{})}
+	if err := c.start(ctx, b, s, theirs, cred); err != nil {
+		c.conn.Close()
+		return nil, err
+	}
+	if g != nil {
+		if err := g.add(c.pid1.Pid); err != nil {
+			c.kill()
+			return nil, infra("limit the sandbox", err)
+		}
+	}
+	// The host's memory killer should choose a sandbox before anything else. It
+	// is a preference: a host may refuse it.
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", c.pid1.Pid), []byte("500"), 0)
+	return c, nil
+}
+
+func (c *cell) start(ctx context.Context, b *Backend, s slot, theirs *os.File, cred *syscall.Credential) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return infra("start bubblewrap", err)
+	}
+	defer null.Close()
+	complaints, err := memoryFile("stderr", nil)
+	if err != nil {
+		return infra("start bubblewrap", err)
+	}
+	defer complaints.Close()
+	program, err := memoryFile("seccomp", b.seccomp)
+	if err != nil {
+		return infra("start bubblewrap", err)
+	}
+	defer program.Close()
+
+	argv := append(b.bwrapArgs(s), "--seccomp", "4", "--as-pid-1", "--", pid1Path)
+	c.bwrap, err = b.spawn.start(argv, &os.ProcAttr{
+		Dir: "/", Env: []string{},
+		Files: []*os.File{null, null, complaints, theirs, program},
+		Sys:   &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL, Credential: cred},
+	})
+	if err != nil {
+		return infra("start bubblewrap", err)
+	}
+	theirs.Close() // so that the read below ends when bubblewrap does
+	go func() {
+		c.bwrap.Wait()
+		close(c.exited)
+	}()
+	pid, err := c.hello(ctx)
+	if err == nil {
+		// A handle, not a number: it cannot come to mean another process.
+		c.pid1, err = os.FindProcess(pid)
+	}
+	if err == nil {
+		return nil
+	}
+	c.bwrap.Kill()
+	<-c.exited
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	text := make([]byte, 2000)
+	n, _ := complaints.ReadAt(text, 0)
+	if said := strings.TrimSpace(string(text[:n])); said != "" {
+		err = errors.New(said)
+	}
+	return infra("start bubblewrap", err)
+}
+
+// hello waits for the first process and returns its pid on the host.
+func (c *cell) hello(ctx context.Context) (int, error) {
+	c.conn.SetReadDeadline(time.Now().Add(startTimeout))
+	stop := context.AfterFunc(ctx, func() { c.conn.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	buf, oob := make([]byte, 16), make([]byte, 128)
+	n, oobn, _, _, err := c.conn.ReadMsgUnix(buf, oob)
+	if err == nil && n == 0 {
+		err = errors.New("it ended before the sandbox was ready")
+	}
+	if err != nil {
+		return 0, err
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil {
+		return 0, err
+	}
+	for _, m := range messages {
+		if cred, err := unix.ParseUnixCredentials(&m); err == nil && cred.Pid > 0 {
+			if !stop() {
+				return 0, ctx.Err()
+			}
+			return int(cred.Pid), c.conn.SetReadDeadline(time.Time{})
+		}
+	}
+	return 0, errors.New("the first process did not identify itself")
+}
+
+// kill ends every process of the cell and returns when none is left.
+func (c *cell) kill() {
+	c.once.Do(func() {
+		if c.pid1 != nil {
+			// When the first process of a pid namespace has been reaped, all others have been.
+			c.pid1.Kill()
+			select {
+			case <-c.exited:
+			case <-time.After(5 * time.Second):
+			}
+			c.pid1.Release()
+		}
+		c.bwrap.Kill()
+		<-c.exited
+		c.conn.Close()
+	})
+}
+
+// limit is one resource limit of the command's processes.
+type limit struct {
+	resource   int
+	soft, hard uint64
+}
+
+// reply is what the first process says when a command has ended.
+type reply struct {
+	status       syscall.WaitStatus
+	user, system time.Duration
+}
+
+// send asks for a command to be run. fds are its stdin, stdout and stderr.
+func (c *cell) send(folder string, args, env []string, limits []limit, fds [3]int) error {
+	m, err := memoryFile("request", encodeRequest(folder, args, env, limits))
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	rights := unix.UnixRights(int(m.Fd()), fds[0], fds[1], fds[2])
+	_, _, err = c.conn.WriteMsgUnix([]byte{'x'}, rights, nil)
+	return err
+}
+
+// receive waits for the end of the command.
+func (c *cell) receive() (reply, error) {
+	buf := make([]byte, 64)
+	n, _, _, _, err := c.conn.ReadMsgUnix(buf, nil)
+	if err != nil {
+		return reply{}, err
+	}
+	if n != 32 {
+		return reply{}, fmt.Errorf("reply of %d bytes", n)
+	}
+	e := binary.NativeEndian
+	return reply{
+		status: syscall.WaitStatus(e.Uint32(buf)),
+		user:   time.Duration(e.Uint64(buf[8:])) * time.Microsecond,
+		system: time.Duration(e.Uint64(buf[16:])) * time.Microsecond,
+	}, nil
+}
+
+// encodeRequest lays out what pid1.c calls struct request.
+func encodeRequest(folder string, args, env []string, limits []limit) []byte {
+	var b bytes.Buffer
+	put := func(v ...uint64) {
+		for _, n := range v {
+			b.Write(binary.NativeEndian.AppendUint64(nil, n))
+		}
+	}
+	put(uint64(len(limits)), uint64(len(args)), uint64(len(env)))
+	for _, l := range limits {
+		put(uint64(l.resource), l.soft, l.hard)
+	}
+	put(make([]uint64, len(args)+len(env)+2)...)
+	for _, list := range [][]string{{folder}, args, env} {
+		for _, s := range list {
+			b.WriteString(s)
+			b.WriteByte(0)
+		}
+	}
+	return b.Bytes()
+}
+
+// The pointers that the request has room for are 64 bits wide.
+var _ [0]struct{} = [8 - unsafe.Sizeof(uintptr(0))]struct{}{}
+
+// memoryFile makes an anonymous file with the given content, at its start.
+func memoryFile(name string, content []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.WriteAt(content, 0); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}

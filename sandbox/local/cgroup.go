@@ -1,0 +1,280 @@
+//go:build linux
+
+package local
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// cgroups finds and makes control groups, of version 1 or 2, below the
+// trainer's own, so that limits set on the trainer hold for its sandboxes too.
+type cgroups struct {
+	parent map[string]string // controller → our folder in its hierarchy
+	v2     bool
+	notes  []string
+}
+
+// controllers in use: a missing one is replaced or reported by Probe.
+var controllers = []string{"memory", "pids", "cpuacct"}
+
+// findCgroups looks for writable hierarchies and makes a folder in each that
+// is named after the state folder.
+func findCgroups(state string) *cgroups {
+	g := &cgroups{parent: map[string]string{}}
+	h := fnv.New32a()
+	h.Write([]byte(state))
+	name := fmt.Sprintf("ssr-sandbox-%08x", h.Sum32())
+	own, mounts := ownCgroups(), cgroupMounts()
+	for _, c := range controllers {
+		m, ok := mounts[c]
+		if !ok {
+			continue
+		}
+		dir := m.folder(own[c], name)
+		if err := makeFolder(dir); err != nil {
+			g.notes = append(g.notes, fmt.Sprintf("cgroup controller %s is not writable: %v", c, err))
+			continue
+		}
+		g.parent[c] = dir
+	}
+	if m, ok := mounts[""]; ok && len(g.parent) == 0 {
+		g.findV2(m.folder(own[""], ""), name)
+	}
+	return g
+}
+
+// findV2 uses the unified hierarchy, which wants the controllers enabled from
+// a group without processes.
+func (g *cgroups) findV2(self, name string) {
+	dir := filepath.Join(self, name)
+	err := makeFolder(dir)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(self, "cgroup.subtree_control"), []byte("+memory +pids"), 0)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+memory +pids"), 0)
+	}
+	if err != nil {
+		os.Remove(dir)
+		g.notes = append(g.notes, fmt.Sprintf("cgroup v2: %v; run the trainer in a delegated group without other processes for limits on memory and processes of the whole sandbox", err))
+		return
+	}
+	g.v2 = true
+	for _, c := range controllers {
+		g.parent[c] = dir
+	}
+}
+
+func makeFolder(dir string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+// group is the control group of one sandbox: a folder for each controller.
+type group struct {
+	dirs map[string]string
+	v2   bool
+}
+
+// create makes the group of a slot and sets its limits. One left by a dead
+// trainer is taken over.
+func (g *cgroups) create(number int, memory int64, processes int) (*group, error) {
+	x := g.at(number)
+	for _, dir := range x.dirs {
+		err := makeFolder(dir)
+		if errors.Is(err, fs.ErrNotExist) { // another trainer has just closed
+			_ = makeFolder(filepath.Dir(dir))
+			err = makeFolder(dir)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	type setting struct {
+		controller, file string
+		value            int64
+		optional         bool
+	}
+	settings := []setting{
+		{"memory", "memory.limit_in_bytes", memory, false},
+		{"memory", "memory.memsw.limit_in_bytes", memory, true}, // where swap is accounted
+		{"pids", "pids.max", int64(processes), false},
+	}
+	if g.v2 {
+		settings = []setting{
+			{"memory", "memory.max", memory, false},
+			{"memory", "memory.swap.max", 0, true},
+			{"pids", "pids.max", int64(processes), false},
+		}
+	}
+	for _, s := range settings {
+		dir, ok := x.dirs[s.controller]
+		if !ok {
+			continue
+		}
+		err := os.WriteFile(filepath.Join(dir, s.file), strconv.AppendInt(nil, s.value, 10), 0)
+		if err != nil && !s.optional {
+			x.remove()
+			return nil, err
+		}
+	}
+	return x, nil
+}
+
+// close removes our folders, unless another trainer uses them.
+func (g *cgroups) close() {
+	for _, dir := range g.parent {
+		_ = os.Remove(dir)
+	}
+}
+
+// at names the group of a slot.
+func (g *cgroups) at(number int) *group {
+	x := &group{dirs: map[string]string{}, v2: g.v2}
+	for c, dir := range g.parent {
+		x.dirs[c] = filepath.Join(dir, strconv.Itoa(number))
+	}
+	return x
+}
+
+// add moves a process, and what it will fork, into the group.
+func (x *group) add(pid int) error {
+	for _, dir := range x.dirs {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), strconv.AppendInt(nil, int64(pid), 10), 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remove deletes the group. The kernel lets go of the last process a moment
+// after it is reaped.
+func (x *group) remove() {
+	for _, dir := range x.dirs {
+		for range 50 {
+			if err := os.Remove(dir); err == nil || errors.Is(err, fs.ErrNotExist) {
+				break
+			}
+			time.Sleep(2 * time.Millisecond)
+		}
+	}
+}
+
+// cpu is the processor time used so far, if known.
+func (x *group) cpu() (time.Duration, bool) {
+	dir, ok := x.dirs["cpuacct"]
+	switch {
+	case !ok:
+		return 0, false
+	case x.v2:
+		n, ok := keyed(filepath.Join(dir, "cpu.stat"), "usage_usec")
+		return time.Duration(n) * time.Microsecond, ok
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "cpuacct.usage"))
+	if err != nil {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64)
+	return time.Duration(n), err == nil
+}
+
+// kills counts the processes that the memory limit has killed.
+func (x *group) kills() int64 {
+	dir, ok := x.dirs["memory"]
+	if !ok {
+		return 0
+	}
+	file := "memory.oom_control"
+	if x.v2 {
+		file = "memory.events"
+	}
+	n, _ := keyed(filepath.Join(dir, file), "oom_kill")
+	return n
+}
+
+// keyed reads the number after a key in a file of "key number" lines.
+func keyed(file, key string) (int64, bool) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0, false
+	}
+	for line := range strings.Lines(string(b)) {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), " "); ok && k == key {
+			n, err := strconv.ParseInt(v, 10, 64)
+			return n, err == nil
+		}
+	}
+	return 0, false
+}
+
+// ownCgroups maps each controller ("" for version 2) to this process's path.
+func ownCgroups() map[string]string {
+	own := map[string]string{}
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return own
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); len(f) == 3 {
+			for c := range strings.SplitSeq(f[1], ",") {
+				own[c] = f[2]
+			}
+		}
+	}
+	return own
+}
+
+// mount is where a part of a hierarchy can be reached.
+type mount struct{ root, point string }
+
+// folder is where a group appears under the mount.
+func (m mount) folder(path, name string) string {
+	if rest, ok := strings.CutPrefix(path, m.root); ok {
+		path = rest
+	}
+	return filepath.Join(m.point, path, name)
+}
+
+// cgroupMounts maps each controller ("" for version 2) to its first mount.
+func cgroupMounts() map[string]mount {
+	mounts := map[string]mount{}
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return mounts
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		head, tail, ok := strings.Cut(lines.Text(), " - ")
+		h, t := strings.Fields(head), strings.Fields(tail)
+		if !ok || len(h) < 5 || len(t) < 3 {
+			continue
+		}
+		m := mount{root: h[3], point: h[4]}
+		switch t[0] {
+		case "cgroup":
+			for c := range strings.SplitSeq(t[2], ",") {
+				if _, known := mounts[c]; !known {
+					mounts[c] = m
+				}
+			}
+		case "cgroup2":
+			if _, known := mounts[""]; !known {
+				mounts[""] = m
+			}
+		}
+	}
+	return mounts
+}
