@@ -119,3 +119,31 @@ func (p *TextPolicy) Release(id string) {
 	defer p.mu.Unlock()
 	delete(p.episodes, id)
 }
+
+// Replier is a Chat that can also render a turn that was not sampled.
+type Replier interface {
+	Chat
+	// Reply is a whole turn of the policy, with the stop token that ends it.
+	Reply(text string) []int32
+}
+
+// Replay renders an episode that was recorded as text (its Messages and Turns)
+// with another chat: the ids, and which of them the policy would have sampled.
+func Replay(chat Replier, t *Trajectory) (ids []int32, sampled []bool) {
+	add := func(part []int32, own bool) {
+		ids = append(ids, part...)
+		for range part {
+			sampled = append(sampled, own)
+		}
+	}
+	add(chat.Prompt(t.Messages), false)
+	for i, turn := range t.Turns {
+		add(chat.Reply(turn.Text), true)
+		if i+1 < len(t.Turns) {
+			add(chat.Observation(turn.Observation, true), false)
+		}
+	}
+	return ids, sampled
+}
+
+func (ByteChat) Reply(text string) []int32 { return append(byteIDs(nil, text), EndOfTurn) }

@@ -1,0 +1,67 @@
+package selfplay
+
+import "regexp"
+
+// Normaliser rewrites the parts of a tool's output that differ from run to run,
+// so that the same seed gives the same tokens.
+type Normaliser struct {
+	rules []rule
+}
+
+type rule struct {
+	pattern *regexp.Regexp
+	with    string
+}
+
+// Rule is one rewriting: every match of the regular expression Pattern (RE2)
+// becomes With, in which $1 is the first group.
+type Rule struct {
+	Pattern string `json:"pattern" yaml:"pattern"`
+	With    string `json:"with" yaml:"with"`
+}
+
+// DefaultRules cover durations as test runners print them (0.003s, in 1.23 s,
+// 12.5ms, (7 ms), 0m0.004s), addresses of the stack, the heap and Go's heap,
+// and names of temporary files. Whole numbers outside parentheses are left
+// alone: they are more often code than durations.
+var DefaultRules = []Rule{
+	{`\b\d+m\d+\.\d+s\b`, "0m0.000s"},
+	{`\b\d+\.\d+( ?)(s|ms|µs|us|ns|secs?|seconds?)\b`, "0.000${1}${2}"},
+	{`\((\d+)( ?)(s|ms|µs|us|ns)\)`, "(0${2}${3})"},
+	{`\b0x(?:7[0-9a-f]|5[56])[0-9a-f]{10}\b`, "0x7f0000000000"},
+	{`\b0xc0[0-9a-f]{8}\b`, "0xc000000000"},
+	{`/tmp/tmp[a-z0-9_]{8}\b`, "/tmp/tmp00000000"},
+	{`/tmp/tmp\.[A-Za-z0-9]{10}\b`, "/tmp/tmp.0000000000"},
+}
+
+// DefaultNormaliser applies DefaultRules.
+func DefaultNormaliser() *Normaliser { return defaultNormaliser }
+
+var defaultNormaliser = func() *Normaliser {
+	n, err := NewNormaliser(DefaultRules)
+	if err != nil {
+		panic(err)
+	}
+	return n
+}()
+
+// NewNormaliser compiles rules, which apply in their order.
+func NewNormaliser(rules []Rule) (*Normaliser, error) {
+	n := &Normaliser{}
+	for _, r := range rules {
+		re, err := regexp.Compile(r.Pattern)
+		if err != nil {
+			return nil, err
+		}
+		n.rules = append(n.rules, rule{re, r.With})
+	}
+	return n, nil
+}
+
+// Rewrite applies the rules to s.
+func (n *Normaliser) Rewrite(s string) string {
+	for _, r := range n.rules {
+		s = r.pattern.ReplaceAllString(s, r.with)
+	}
+	return s
+}

@@ -1,0 +1,451 @@
+package selfplay
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/ssr-go/ssr/rollout"
+	"github.com/ssr-go/ssr/sandbox"
+)
+
+// Mode is which roles play (the paper's ablations).
+type Mode string
+
+const (
+	// SelfPlay: injectors make bugs, solvers attempt them, both are trained.
+	SelfPlay Mode = "self-play"
+	// RepairOnly: solvers attempt the bugs of a fixed pool.
+	RepairOnly Mode = "repair-only"
+	// InjectionOnly: injectors alone, rewarded for what validates.
+	InjectionOnly Mode = "injection-only"
+)
+
+// InjectorSignal is what rewards an injector.
+type InjectorSignal string
+
+const (
+	// SignalSolveRate is the paper's reward, which depends on the solver group.
+	SignalSolveRate InjectorSignal = "solve-rate"
+	// SignalValidation gives +1 to a valid bug and -1 to any other end.
+	SignalValidation InjectorSignal = "validation"
+)
+
+// GameRepo is a repository to play in.
+type GameRepo struct {
+	// Name tells repositories apart in records.
+	Name string
+	Repo *Repo
+	// Pool keeps the bugs made; in RepairOnly it is the fixed pool.
+	Pool *Pool
+	// Targets, where a strategy has any, are drawn from to tell an injector where to aim.
+	Targets map[Strategy][]Target
+}
+
+// GameOptions are the settings of a Game.
+type GameOptions struct {
+	Mode Mode
+	// Seed is the run's; with a step and an index it fixes every draw.
+	Seed  uint64
+	Repos []GameRepo
+	// Env shapes the episodes; Env.Backend also validates and judges.
+	Env        EnvOptions
+	Validation Options
+	// Requirements of validation; where RequirementsMax has a greater field, each
+	// injector group draws its own between the two, both included.
+	Requirements, RequirementsMax Requirements
+
+	// InjectorGroups is how many injector groups a step has, InjectorsPerPrompt
+	// how many episodes each.
+	InjectorGroups, InjectorsPerPrompt int
+	// SolversPerBug is how many attempts a bug gets (paper: 8).
+	SolversPerBug int
+	// MaxSolverGroups bounds a step's first-order solver groups, drawn by seed
+	// among its valid bugs; an injection that is not drawn has no reward and is
+	// masked. 0: no bound, and solvers need not wait for the last injector.
+	MaxSolverGroups int
+	// SolverGroups is how many solver groups a step of RepairOnly has.
+	SolverGroups int
+	// SecondOrderFraction of a step's solver groups attempt second-order bugs.
+	SecondOrderFraction float64
+	// Strategies are the weights of the draw (default: removal and history evenly).
+	Strategies map[Strategy]float64
+	// Signal rewards injectors (default: SignalSolveRate; InjectionOnly has SignalValidation).
+	Signal InjectorSignal
+	// Alpha of the injector's reward (default 0.8).
+	Alpha float64
+}
+
+// Game plays the steps of a run. Play, State and Restore are called by one
+// goroutine.
+type Game struct {
+	opts    GameOptions
+	runner  *rollout.Runner
+	worlds  []*world
+	started atomic.Int64 // sandboxes since they were last counted
+	state   gameState
+}
+
+// world is a repository with what it takes to play in it.
+type world struct {
+	GameRepo
+	solvers Solvers
+}
+
+// gameState is what carries over from step to step.
+type gameState struct {
+	// SecondOrder lists, by repository, the second-order bugs that may be drawn.
+	// The pool on disk may hold more: those of a step that a crash undid.
+	SecondOrder map[string][]string `json:"second_order"`
+}
+
+// NewGame checks the options and makes a game whose episodes runner plays.
+func NewGame(runner *rollout.Runner, opts GameOptions) (*Game, error) {
+	opts.Requirements = opts.Requirements.withDefaults()
+	if opts.Mode == "" {
+		opts.Mode = SelfPlay
+	}
+	if opts.Signal == "" {
+		opts.Signal = SignalSolveRate
+	}
+	if opts.Mode == InjectionOnly {
+		opts.Signal = SignalValidation
+	}
+	if opts.Alpha == 0 {
+		opts.Alpha = Alpha
+	}
+	if len(opts.Strategies) == 0 {
+		opts.Strategies = map[Strategy]float64{Removal: 1, History: 1}
+	}
+	if err := opts.check(); err != nil {
+		return nil, err
+	}
+	g := &Game{opts: opts, runner: runner, state: gameState{SecondOrder: map[string][]string{}}}
+	g.opts.Env.Backend = &countedBackend{opts.Env.Backend, &g.started}
+	g.opts.Env = g.opts.Env.withDefaults()
+	for _, r := range opts.Repos {
+		w := &world{GameRepo: r}
+		w.solvers = Solvers{Runner: runner, Env: g.opts.Env, Repo: r.Repo, Validator: NewValidator(g.opts.Env.Backend, r.Repo, opts.Validation)}
+		g.worlds = append(g.worlds, w)
+		if opts.Mode == RepairOnly {
+			g.state.SecondOrder[r.Name] = r.Pool.IDs(2)
+		}
+	}
+	return g, nil
+}
+
+func (o GameOptions) check() error {
+	if len(o.Repos) == 0 {
+		return fmt.Errorf("game: no repository to play in")
+	}
+	names := map[string]bool{}
+	for _, r := range o.Repos {
+		if names[r.Name] {
+			return fmt.Errorf("game: two repositories are called %q", r.Name)
+		}
+		names[r.Name] = true
+		if o.Mode == RepairOnly && len(r.Pool.IDs(1)) == 0 {
+			return fmt.Errorf("game: repair-only needs bugs, and the pool of %s has none", r.Name)
+		}
+	}
+	for s, w := range o.Strategies {
+		if s != Removal && s != History && s != Direct || w < 0 {
+			return fmt.Errorf("game: strategy %q with weight %v; there are removal, history and direct, and weights are not negative", s, w)
+		}
+	}
+	switch o.Mode {
+	case SelfPlay, InjectionOnly:
+		if o.InjectorGroups < 1 || o.InjectorsPerPrompt < 1 {
+			return fmt.Errorf("game: %d injector groups of %d; both must be at least 1", o.InjectorGroups, o.InjectorsPerPrompt)
+		}
+	case RepairOnly:
+		if o.SolverGroups < 1 {
+			return fmt.Errorf("game: repair-only needs at least 1 solver group a step")
+		}
+	default:
+		return fmt.Errorf("game: no mode is called %q; there are %s, %s and %s", o.Mode, SelfPlay, RepairOnly, InjectionOnly)
+	}
+	if o.Mode != InjectionOnly && o.SolversPerBug < 1 {
+		return fmt.Errorf("game: %d solvers a bug; it must be at least 1", o.SolversPerBug)
+	}
+	if o.SecondOrderFraction < 0 || o.SecondOrderFraction >= 1 {
+		return fmt.Errorf("game: second-order fraction %v is not in [0, 1)", o.SecondOrderFraction)
+	}
+	return nil
+}
+
+// State is what must be kept with a checkpoint, beside the pool's folders.
+func (g *Game) State() ([]byte, error) { return json.Marshal(g.state) }
+
+// Restore goes back to a State.
+func (g *Game) Restore(state []byte) error {
+	var s gameState
+	if err := json.Unmarshal(state, &s); err != nil {
+		return fmt.Errorf("game: restore state: %w", err)
+	}
+	if s.SecondOrder == nil {
+		s.SecondOrder = map[string][]string{}
+	}
+	g.state = s
+	return nil
+}
+
+// Solvers are the solver's side of the repository called name, for evaluation.
+func (g *Game) Solvers(name string) (*Solvers, bool) {
+	for _, w := range g.worlds {
+		if w.Name == name {
+			return &w.solvers, true
+		}
+	}
+	return nil, false
+}
+
+// Play plays every task of a step. finish is called, by one goroutine at a time,
+// whenever a group has ended, with figures to be summed over the step; its error
+// ends the play. An injector group is finished twice when it has valid bugs:
+// when its episodes ended, and again with its rewards. done holds what an
+// interrupted attempt at the same step had finished, the last record of each
+// group counting: it is neither played nor finished again.
+//
+// Groups, their order of trajectories and every draw depend on the options, the
+// step, the state and the policy, not on which goroutine is faster.
+func (g *Game) Play(ctx context.Context, step int, done []*rollout.Group, finish func(*rollout.Group, map[string]float64) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s := &stepPlay{Game: g, ctx: ctx, cancel: cancel, step: step, finish: finish,
+		done: map[string]*rollout.Group{}, attempts: map[string]*attempt{}}
+	for _, d := range done {
+		s.done[d.ID] = d
+	}
+	g.started.Store(0)
+	if g.opts.Mode == RepairOnly {
+		s.repair()
+	} else {
+		s.inject()
+	}
+	s.all.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return s.pool()
+}
+
+// stepPlay is one call of Play.
+type stepPlay struct {
+	*Game
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	step   int
+	all    sync.WaitGroup
+	done   map[string]*rollout.Group
+
+	finishing sync.Mutex
+	finish    func(*rollout.Group, map[string]float64) error
+
+	mu       sync.Mutex
+	attempts map[string]*attempt // by group id
+}
+
+// attempt is a solver group under way.
+type attempt struct {
+	world *world
+	bug   Bug
+	ended chan struct{}
+	group *rollout.Group // set before ended is closed; nil when the play was cancelled
+}
+
+// end reports a group that was played.
+func (s *stepPlay) end(group *rollout.Group, counts map[string]float64) bool {
+	if s.ctx.Err() != nil {
+		return false
+	}
+	s.finishing.Lock()
+	defer s.finishing.Unlock()
+	counts["sandboxes"] += float64(s.started.Swap(0))
+	if err := s.finish(group, counts); err != nil {
+		s.cancel(fmt.Errorf("record group %s: %w", group.ID, err))
+		return false
+	}
+	return true
+}
+
+// attempt starts the solver group of a bug, once.
+func (s *stepPlay) attempt(w *world, bug Bug) *attempt {
+	id := fmt.Sprintf("s%05d-b%s", s.step, bug.ID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.attempts[id]; a != nil {
+		return a
+	}
+	a := &attempt{world: w, bug: bug, ended: make(chan struct{})}
+	s.attempts[id] = a
+	if group := s.done[id]; group != nil {
+		a.group = group
+		close(a.ended)
+		return a
+	}
+	s.all.Go(func() {
+		defer close(a.ended)
+		group, err := w.solvers.Play(s.ctx, id, s.step, bug, s.opts.SolversPerBug)
+		if err != nil {
+			s.cancel(err)
+			return
+		}
+		if s.end(group, episodeCounts(group)) {
+			a.group = group
+		}
+	})
+	return a
+}
+
+// repair plays bugs of the fixed pools: the given number of groups, of which
+// each is second-order with the configured probability where there are such.
+func (s *stepPlay) repair() {
+	first, second := s.bugs(func(w *world) []string { return w.Pool.IDs(1) }), s.secondOrder()
+	draw := Draw(s.opts.Seed, "repair", s.step)
+	n2 := 0
+	for range s.opts.SolverGroups {
+		if draw.Float64() < s.opts.SecondOrderFraction {
+			n2++
+		}
+	}
+	n2 = min(n2, len(second))
+	for _, r := range append(take(draw, second, n2), take(draw, first, s.opts.SolverGroups-n2)...) {
+		if bug, ok := s.load(r); ok {
+			s.attempt(r.world, bug)
+		}
+	}
+}
+
+// bugRef is a bug of a pool, not read yet.
+type bugRef struct {
+	world *world
+	id    string
+}
+
+func (s *stepPlay) bugs(ids func(*world) []string) (all []bugRef) {
+	for _, w := range s.worlds {
+		for _, id := range ids(w) {
+			all = append(all, bugRef{w, id})
+		}
+	}
+	return all
+}
+
+func (s *stepPlay) secondOrder() []bugRef {
+	return s.bugs(func(w *world) []string { return s.state.SecondOrder[w.Name] })
+}
+
+func (s *stepPlay) load(r bugRef) (Bug, bool) {
+	bug, err := r.world.Pool.Get(r.id)
+	if err != nil {
+		s.cancel(fmt.Errorf("read bug %s of %s: %w", r.id, r.world.Name, err))
+		return Bug{}, false
+	}
+	return bug, true
+}
+
+// pool keeps the failed patches of the step's first-order groups as
+// second-order bugs, in the groups' order.
+func (s *stepPlay) pool() error {
+	if s.opts.Mode == RepairOnly {
+		return nil
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.attempts)) {
+		a := s.attempts[id]
+		if a.bug.Order() != 1 {
+			continue
+		}
+		for _, t := range a.group.Trajectories {
+			d, err := DetailOf[SolverDetail](t)
+			if err != nil {
+				return err
+			}
+			if t.Status != rollout.Scored || t.Outcome != OutcomeUnsolved || d.Patch == "" {
+				continue
+			}
+			bug, _, err := a.world.Pool.AddFailed(s.ctx, a.world.Repo, a.bug, []byte(d.Patch))
+			if err != nil {
+				return fmt.Errorf("pool the failed patch of %s: %w", t.ID, err)
+			}
+			ids := s.state.SecondOrder[a.world.Name]
+			if at, there := slices.BinarySearch(ids, bug.ID); bug.ID != "" && !there {
+				s.state.SecondOrder[a.world.Name] = slices.Insert(ids, at, bug.ID)
+			}
+		}
+	}
+	return nil
+}
+
+// secondOrderGroups is how many of them keep the configured fraction beside
+// first first-order groups.
+func secondOrderGroups(fraction float64, first int) int {
+	return int(math.Round(fraction / (1 - fraction) * float64(first)))
+}
+
+// episodeCounts are a group's figures that its trajectories do not spell out.
+func episodeCounts(g *rollout.Group) map[string]float64 {
+	c := map[string]float64{"episodes": float64(len(g.Trajectories))}
+	for _, t := range g.Trajectories {
+		for _, turn := range t.Turns {
+			c["tool_calls"]++
+			if turn.Tool == "" {
+				c["malformed_calls"]++
+			}
+		}
+	}
+	return c
+}
+
+// DetailOf reads a trajectory's Detail as a T, be it in memory or back from JSON.
+func DetailOf[T any](t *rollout.Trajectory) (T, error) {
+	if d, ok := t.Detail.(T); ok {
+		return d, nil
+	}
+	var d T
+	data, err := json.Marshal(t.Detail)
+	if err == nil {
+		err = json.Unmarshal(data, &d)
+	}
+	if err != nil {
+		return d, fmt.Errorf("detail of trajectory %s: %w", t.ID, err)
+	}
+	return d, nil
+}
+
+// countedBackend counts the sandboxes it starts.
+type countedBackend struct {
+	sandbox.Backend
+	started *atomic.Int64
+}
+
+func (b *countedBackend) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
+	box, err := b.Backend.Start(ctx, spec)
+	if err == nil {
+		b.started.Add(1)
+	}
+	return box, err
+}
+
+// group ids of a step begin with the same letters, so that a listing sorts by step.
+func injectorGroupID(step, index int) string { return fmt.Sprintf("s%05d-i%02d", step, index) }
+
+// withDefaults takes DefaultRequirements for fields that are not positive.
+func (r Requirements) withDefaults() Requirements {
+	d := DefaultRequirements
+	if r.MinPassingTests > 0 {
+		d.MinPassingTests = r.MinPassingTests
+	}
+	if r.MinChangedFiles > 0 {
+		d.MinChangedFiles = r.MinChangedFiles
+	}
+	if r.MinFailingTests > 0 {
+		d.MinFailingTests = r.MinFailingTests
+	}
+	return d
+}

@@ -1,0 +1,323 @@
+package selfplay
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+
+	"github.com/ssr-go/ssr/model/token"
+	"github.com/ssr-go/ssr/rollout"
+	"github.com/ssr-go/ssr/sandbox"
+)
+
+// Plan is one injection that a scripted injector can carry out: one splice of
+// one file.
+type Plan struct {
+	Strategy Strategy
+	File     string
+	Function string
+	// Commit is the change that a history plan undoes.
+	Commit string
+
+	fn       function
+	edit     splice
+	testFile string
+}
+
+// Target is the place of the plan as it is told to an injector.
+func (p Plan) Target() *Target { return &Target{File: p.File, Function: p.Function} }
+
+// Planner finds the injections that scripted players can carry out in one
+// repository. It is read-only after NewPlanner and safe for concurrent use.
+type Planner struct {
+	repo   *Repo
+	recipe *recipe
+	files  []string
+	plans  []Plan
+}
+
+const (
+	planLines  = 4 // most lines a removal takes out
+	blockLines = 6 // most lines of a SEARCH block
+	logLength  = 6 // commits that a recipe's Log shows
+)
+
+// NewPlanner looks for removals in the repository's functions and, in one
+// sandbox, for commits that can be undone by one edit.
+func NewPlanner(ctx context.Context, backend sandbox.Backend, repo *Repo, r Recipe) (*Planner, error) {
+	c, err := r.compile()
+	if err != nil {
+		return nil, err
+	}
+	p := &Planner{repo: repo, recipe: c, files: repo.Files()}
+	for _, file := range p.files {
+		if !c.isSource(file) {
+			continue
+		}
+		text, err := repo.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", file, err)
+		}
+		p.removals(file, splitLines(text))
+	}
+	if err := p.history(ctx, backend); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Plans lists all plans in a fixed order.
+func (p *Planner) Plans() []Plan { return slices.Clone(p.plans) }
+
+// Targets lists the functions that have a plan, in a fixed order.
+func (p *Planner) Targets() []Target {
+	var all []Target
+	seen := map[Target]bool{}
+	for _, plan := range p.plans {
+		if t := *plan.Target(); !seen[t] {
+			seen[t] = true
+			all = append(all, t)
+		}
+	}
+	return all
+}
+
+// Pick draws a plan among those whose strategy, file and function the prompt
+// mentions, or, where it mentions none, among all of its strategy.
+func (p *Planner) Pick(prompt string, draw *rand.Rand) (Plan, bool) {
+	best, most := []Plan(nil), -1
+	for _, plan := range p.plans {
+		score := 0
+		if strings.Contains(prompt, string(plan.Strategy)) || plan.Strategy == History && strings.Contains(prompt, "git log") ||
+			plan.Strategy == Removal && strings.Contains(prompt, "Remove code") {
+			score += 4
+		}
+		if strings.Contains(prompt, plan.File) {
+			score += 2
+			if mentions(prompt, plan.Function) {
+				score++
+			}
+		}
+		if score > most {
+			best, most = nil, score
+		}
+		if score == most {
+			best = append(best, plan)
+		}
+	}
+	if len(best) == 0 {
+		return Plan{}, false
+	}
+	return best[draw.IntN(len(best))], true
+}
+
+// mentions says whether text contains word as a whole word.
+func mentions(text, word string) bool {
+	for _, w := range strings.FieldsFunc(text, func(r rune) bool { return !isWord(r) }) {
+		if w == word {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *Planner) removals(file string, lines []string) {
+	for _, f := range p.recipe.functions(lines) {
+		test := p.recipe.testFile(p.files, p.repo.ReadFile, file, f.name)
+		if test == "" {
+			continue
+		}
+		for _, r := range p.recipe.removals(lines, f, planLines) {
+			if edit, ok := uniqueSplice(lines, r.start, r.end, r.with, blockLines); ok {
+				p.plans = append(p.plans, Plan{Strategy: Removal, File: file, Function: f.name, fn: f, edit: edit, testFile: test})
+			}
+		}
+	}
+}
+
+// history reads the log in a sandbox: a repository's own git must not run on the host.
+func (p *Planner) history(ctx context.Context, backend sandbox.Backend) error {
+	tree, err := p.repo.InjectorTree(ctx)
+	if err != nil {
+		return fmt.Errorf("prepare a tree to plan in: %w", err)
+	}
+	defer tree.Release()
+	box, err := backend.Start(ctx, sandbox.Spec{Dir: tree.Dir, Owner: "planner"})
+	if err != nil {
+		return fmt.Errorf("start a sandbox to plan in: %w", err)
+	}
+	defer box.Close()
+	for _, file := range p.files {
+		if !p.recipe.isSource(file) {
+			continue
+		}
+		res, err := box.Exec(ctx, sandbox.Cmd{Args: []string{"git", "log", fmt.Sprint("-", logLength), "-p", "-U1", "--no-color", "--format=commit %h", "--", file}})
+		if err != nil {
+			return fmt.Errorf("read the log of %s: %w", file, err)
+		}
+		if !res.OK() {
+			return nil // no history: removals remain
+		}
+		text, err := p.repo.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", file, err)
+		}
+		p.reverts(file, splitLines(text), string(res.Stdout))
+	}
+	return nil
+}
+
+// reverts makes plans of the commits in a log that changed file in one place
+// which still stands.
+func (p *Planner) reverts(file string, lines []string, log string) {
+	functions := p.recipe.functions(lines)
+	for _, entry := range strings.Split("\n"+log, "\ncommit ")[1:] {
+		commit, body, _ := strings.Cut(entry, "\n")
+		hunks := strings.Split(body, "\n@@ ")
+		if len(hunks) != 2 || strings.Contains(hunks[0], "\nnew file") || strings.Contains(hunks[0], "--- /dev/null") {
+			continue
+		}
+		var now, before []string
+		for _, line := range strings.Split(strings.TrimRight(hunks[1], "\n"), "\n")[1:] {
+			if line == "" {
+				line = " "
+			}
+			if line[0] != '-' && line[0] != '\\' {
+				now = append(now, line[1:])
+			}
+			if line[0] != '+' && line[0] != '\\' {
+				before = append(before, line[1:])
+			}
+		}
+		if len(now) == 0 || occurrences(lines, now) != 1 {
+			continue
+		}
+		at := 0
+		for !slices.Equal(lines[at:at+len(now)], now) {
+			at++
+		}
+		start, end, with := changedRegion(now, before)
+		edit, ok := uniqueSplice(lines, at+start, at+end, with, blockLines)
+		if !ok || len(edit.new) > blockLines {
+			continue
+		}
+		for _, f := range functions {
+			if f.start <= at+start && at+end <= f.end {
+				if test := p.recipe.testFile(p.files, p.repo.ReadFile, file, f.name); test != "" {
+					p.plans = append(p.plans, Plan{Strategy: History, File: file, Function: f.name, Commit: commit, fn: f, edit: edit, testFile: test})
+				}
+				break
+			}
+		}
+	}
+}
+
+// Injector returns the scripted injector of a plan. It writes its calls in protocol.
+func (p *Planner) Injector(plan Plan, protocol token.Protocol) rollout.TextPlayer {
+	return &scriptedInjector{planner: p, plan: plan, protocol: protocol}
+}
+
+type scriptedInjector struct {
+	planner  *Planner
+	plan     Plan
+	protocol token.Protocol
+	turn     int
+}
+
+// Turn plays: look (for a history plan at the log, then at the commit), write
+// the three test files, edit, run the tests, weaken, submit.
+func (s *scriptedInjector) Turn(_ context.Context, seen string) (string, error) {
+	c := s.planner.recipe
+	d := c.data(s.plan.File, s.plan.fn, s.plan.testFile)
+	d.Commit = s.plan.Commit
+	s.turn++
+	turn := s.turn
+	if s.plan.Strategy != History {
+		turn++ // one turn less to look
+	}
+	if strings.Contains(seen, "[error:") || strings.Contains(seen, "[killed") {
+		return "", giveUp("turn %d was answered with %q", s.turn-1, seen)
+	}
+	bash := func(name string) (string, error) {
+		text, err := c.command(name, d)
+		return s.protocol.FormatCall(token.Call{Name: ToolBash, Body: text}), err
+	}
+	switch turn {
+	case 1:
+		return bash("log")
+	case 2:
+		if s.plan.Strategy == History {
+			if !mentions(strings.Join(observed(seen), "\n"), s.plan.Commit) {
+				return "", giveUp("commit %s is not in the log", s.plan.Commit)
+			}
+			return bash("show")
+		}
+		return bash("view")
+	case 3:
+		return bash("setup")
+	case 4:
+		return s.protocol.FormatCall(token.Call{Name: ToolEdit, Body: token.FormatEdit(s.plan.File, strings.Join(s.plan.edit.old, "\n"), strings.Join(s.plan.edit.new, "\n"))}), nil
+	case 5:
+		return bash("failing")
+	case 6:
+		var err error
+		if d.Test, err = s.hide(observed(seen)); err != nil {
+			return "", err
+		}
+		return bash("weaken")
+	case 7:
+		return s.protocol.FormatCall(token.Call{Name: ToolSubmit}), nil
+	}
+	return "", giveUp("the submission was not accepted: %q", seen)
+}
+
+// hide chooses the failing test to delete: the first that names the function,
+// otherwise the first, but none that is alone in its block.
+func (s *scriptedInjector) hide(failing []string) (string, error) {
+	text, err := s.planner.repo.ReadFile(s.plan.testFile)
+	if err != nil {
+		return "", err
+	}
+	lines := splitLines(text)
+	chosen := ""
+	for _, test := range failing {
+		if test = strings.TrimSpace(test); test == "" || s.alone(lines, test) {
+			continue
+		}
+		if strings.Contains(test, s.plan.Function) {
+			return test, nil
+		}
+		if chosen == "" {
+			chosen = test
+		}
+	}
+	if chosen == "" {
+		return "", giveUp("no failing test can be deleted: %q", failing)
+	}
+	return chosen, nil
+}
+
+// alone says whether deleting a test would leave an empty block, which code
+// told by indentation cannot have.
+func (s *scriptedInjector) alone(lines []string, test string) bool {
+	if !s.planner.recipe.indent {
+		return false
+	}
+	for _, f := range s.planner.recipe.functions(lines) {
+		if f.name != test {
+			continue
+		}
+		level := indentation(lines[f.start])
+		before, after := f.start-1, f.end
+		for before >= 0 && blank(lines[before]) {
+			before--
+		}
+		for after < len(lines) && blank(lines[after]) {
+			after++
+		}
+		return before >= 0 && indentation(lines[before]) < level && (after >= len(lines) || indentation(lines[after]) < level)
+	}
+	return true // not in this file
+}
