@@ -17,6 +17,9 @@ import (
 // that its folder is named after, the solving patch solves and the wrong one
 // does not.
 func TestArtifacts(t *testing.T) {
+	if testing.Short() {
+		t.Skip("about a hundred sandboxes, ten seconds")
+	}
 	backend, err := local.New(local.Options{})
 	if err != nil {
 		t.Skipf("no sandboxes on this machine: %v", err)
