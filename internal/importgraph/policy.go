@@ -57,6 +57,8 @@ var Rooms = []Room{
 	{Path: "rl/train", Pure: true, May: []string{
 		"model/gen", "model/token", "rl", "rollout", "rollout/selfplay", "sandbox",
 	}},
+	// What joins the loop and the policy.
+	{Path: "rl/train/learner", May: []string{"kernels/torch", "model", "model/token", "rl", "rl/train"}},
 
 	// Wiring.
 	{Path: "cmd/ssr", May: []string{"..."}},
