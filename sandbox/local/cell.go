@@ -34,8 +34,6 @@ type cell struct {
 // startTimeout bounds how long bubblewrap may take to set up a cell.
 const startTimeout = 20 * time.Second
 
-const pid1Path = "/.pid1"
-
 // newCell starts a cell for a slot. group may be nil.
 func (b *Backend) newCell(ctx context.Context, s slot, cred *syscall.Credential, g *group) (*cell, error) {
 	select {
@@ -61,15 +59,9 @@ func (b *Backend) newCell(ctx context.Context, s slot, cred *syscall.Credential,
 		return nil, infra("socket pair", err)
 	}
 	c := &cell{conn: conn.(*net.UnixConn), exited: make(chan struct{})}
-	if err := c.start(ctx, b, s, theirs, cred); err != nil {
+	if err := c.start(ctx, b, s, theirs, cred, g); err != nil {
 		c.conn.Close()
 		return nil, err
-	}
-	if g != nil {
-		if err := g.add(c.pid1.Pid); err != nil {
-			c.kill()
-			return nil, infra("limit the sandbox", err)
-		}
 	}
 	// The host's memory killer should choose a sandbox before anything else. It
 	// is a preference: a host may refuse it.
@@ -77,7 +69,7 @@ func (b *Backend) newCell(ctx context.Context, s slot, cred *syscall.Credential,
 	return c, nil
 }
 
-func (c *cell) start(ctx context.Context, b *Backend, s slot, theirs *os.File, cred *syscall.Credential) error {
+func (c *cell) start(ctx context.Context, b *Backend, s slot, theirs *os.File, cred *syscall.Credential, g *group) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return infra("start bubblewrap", err)
@@ -99,7 +91,7 @@ func (c *cell) start(ctx context.Context, b *Backend, s slot, theirs *os.File, c
 		Dir: "/", Env: []string{},
 		Files: []*os.File{null, null, complaints, theirs, program},
 		Sys:   &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL, Credential: cred},
-	})
+	}, g)
 	if err != nil {
 		return infra("start bubblewrap", err)
 	}

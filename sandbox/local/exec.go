@@ -101,6 +101,10 @@ func (x *box) send(ctx context.Context, folder string, args, env []string, p *pi
 	}
 }
 
+// overhead is what a cell takes of its control group beside the command:
+// bubblewrap, the first process and, while it starts, the trainer's thread.
+const overhead = 3
+
 func (x *box) ensureCell(ctx context.Context) error {
 	if x.cell != nil {
 		select {
@@ -111,7 +115,7 @@ func (x *box) ensureCell(ctx context.Context) error {
 		}
 	}
 	if x.group == nil && len(x.backend.groups.parent) > 0 {
-		g, err := x.backend.groups.create(x.slot.number, x.limits.Memory, x.limits.Processes+1)
+		g, err := x.backend.groups.create(x.slot.number, x.limits.Memory, x.limits.Processes+overhead)
 		if err != nil {
 			return infra("limit the sandbox", err)
 		}

@@ -6,7 +6,6 @@ package local
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -14,9 +13,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ssr-go/ssr/sandbox"
 	"github.com/ssr-go/ssr/sandbox/harvest"
@@ -24,8 +25,10 @@ import (
 
 // Options configure the backend. The zero value works.
 type Options struct {
-	// StateDir holds the workspaces of live sandboxes; by default a folder of
-	// the temporary folder named after the user. Trainers may share it.
+	// StateDir holds the workspaces of live sandboxes. Trainers may share it. By
+	// default it is a folder named after the user in /dev/shm, where making and
+	// removing a file takes microseconds (on ext4 up to a millisecond), or in
+	// the temporary folder where /dev/shm has not defaultStateRoom free.
 	StateDir string
 	// FirstUID and UIDs are the range of host uids that sandboxes run as when
 	// the trainer is root, one each. No user or container of the host may use
@@ -57,11 +60,11 @@ type Backend struct {
 	root  bool // sandboxes get a uid each
 	spawn *spawner
 
-	etc      string // a folder with a minimal /etc
-	init     string // the program of pid1
-	seccomp  []byte
-	groups   *cgroups
-	starting chan struct{} // bounds how many bubblewraps set up at once
+	rootfs        string // see prepareRoot
+	disableUserns bool   // whether this bubblewrap can forbid user namespaces
+	seccomp       []byte
+	groups        *cgroups
+	starting      chan struct{} // bounds how many bubblewraps set up at once
 
 	mu     sync.Mutex
 	live   map[*box]struct{}
@@ -73,7 +76,7 @@ var _ sandbox.Backend = (*Backend)(nil)
 // New prepares the state folder. It starts nothing; Probe says whether sandboxes can run.
 func New(opts Options) (*Backend, error) {
 	if opts.StateDir == "" {
-		opts.StateDir = filepath.Join(os.TempDir(), fmt.Sprintf("ssr-sandbox-%d", os.Geteuid()))
+		opts.StateDir = filepath.Join(stateParent(), fmt.Sprintf("ssr-sandbox-%d", os.Geteuid()))
 	}
 	state, err := filepath.Abs(opts.StateDir)
 	if err != nil {
@@ -88,6 +91,11 @@ func New(opts Options) (*Backend, error) {
 	}
 	if opts.FirstUID < 1 || opts.UIDs < 1 {
 		return nil, fmt.Errorf("uid range %d+%d: a sandbox must not run as root", opts.FirstUID, opts.UIDs)
+	}
+	for _, path := range opts.ReadOnly {
+		if !filepath.IsAbs(path) || filepath.Clean(path) == "/" {
+			return nil, fmt.Errorf("read-only path %q: give an absolute path below /", path)
+		}
 	}
 	if opts.Root == "" {
 		opts.Root = "/"
@@ -115,15 +123,25 @@ func New(opts Options) (*Backend, error) {
 		groups:   findCgroups(state),
 		starting: make(chan struct{}, 4*runtime.NumCPU()),
 	}
-	if b.etc, err = prepareEtc(state); err != nil {
-		return nil, infra("prepare /etc", err)
+	if b.rootfs, err = prepareRoot(opts); err != nil {
+		return nil, infra("prepare the sandboxes' root folder", err)
 	}
-	b.init = filepath.Join(state, fmt.Sprintf("pid1-%x", sha256.Sum256(pid1)))
-	if err := replaceFile(b.init, pid1, 0o755); err != nil {
-		return nil, infra("write the sandbox's first process", err)
-	}
+	b.disableUserns = bwrapKnows(opts.Bwrap, "--disable-userns")
 	b.spawn = newSpawner()
 	return b, nil
+}
+
+// defaultStateRoom is how much room /dev/shm must have to be preferred.
+const defaultStateRoom = 2 << 30
+
+func stateParent() string {
+	const shm = "/dev/shm"
+	var st unix.Statfs_t
+	if err := unix.Statfs(shm, &st); err == nil && st.Type == unix.TMPFS_MAGIC &&
+		st.Flags&unix.ST_NOEXEC == 0 && int64(st.Bavail)*st.Bsize >= defaultStateRoom {
+		return shm
+	}
+	return os.TempDir()
 }
 
 // Name is "local".
@@ -198,90 +216,10 @@ func (b *Backend) forget(x *box) {
 	b.mu.Unlock()
 }
 
-// prepareEtc writes the /etc that sandboxes see, apart from what bwrapArgs
-// binds from the host. It is the same for all sandboxes and trainers.
-func prepareEtc(state string) (string, error) {
-	dir := filepath.Join(state, "etc")
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		return "", err
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return "", err
-	}
-	for name, text := range map[string]string{
-		"passwd":        "root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:1000:1000:agent:" + sandbox.HomeDir + ":/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
-		"group":         "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n",
-		"hosts":         "127.0.0.1 localhost sandbox\n::1 localhost\n",
-		"hostname":      "sandbox\n",
-		"nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
-		"resolv.conf":   "",
-	} {
-		if err := replaceFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			return "", err
-		}
-	}
-	return dir, nil
-}
-
-// replaceFile puts a file in place at once: another trainer may be using it.
-func replaceFile(name string, data []byte, mode os.FileMode) error {
-	tmp := fmt.Sprintf("%s.%d", name, os.Getpid())
-	defer os.Remove(tmp)
-	if err := os.WriteFile(tmp, data, mode); err != nil {
-		return err
-	}
-	if err := os.Chmod(tmp, mode); err != nil {
-		return err
-	}
-	return os.Rename(tmp, name)
-}
-
-// hostEtc are the parts of the host's /etc that programs need to start and
-// that say nothing about the host beyond what is installed.
-var hostEtc = []string{
-	"/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d",
-	"/etc/python3", "/etc/python3.11", "/etc/debian_version", "/etc/mime.types", "/etc/ssl/openssl.cnf",
-}
-
-// bwrapArgs is bubblewrap's command line up to the program.
-func (b *Backend) bwrapArgs(s slot) []string {
-	a := []string{
-		b.opts.Bwrap,
-		"--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
-		"--disable-userns",
-		"--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL",
-		"--uid", "1000", "--gid", "1000", "--hostname", "sandbox",
-		"--proc", "/proc",
-		"--dev", "/dev", "--size", strconv.Itoa(64 << 20), "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev",
-	}
-	for _, dir := range []string{"/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32"} {
-		on := filepath.Join(b.opts.Root, dir)
-		info, err := os.Lstat(on)
-		switch {
-		case err != nil:
-		case info.Mode()&os.ModeSymlink != 0:
-			if target, err := os.Readlink(on); err == nil {
-				a = append(a, "--symlink", target, dir)
-			}
-		default:
-			a = append(a, "--ro-bind", on, dir)
-		}
-	}
-	a = append(a, "--perms", "755", "--dir", "/etc")
-	for _, name := range []string{"passwd", "group", "hosts", "hostname", "nsswitch.conf", "resolv.conf"} {
-		a = append(a, "--ro-bind", filepath.Join(b.etc, name), "/etc/"+name)
-	}
-	for _, path := range hostEtc {
-		a = append(a, "--ro-bind-try", filepath.Join(b.opts.Root, path), path)
-	}
-	for _, path := range b.opts.ReadOnly {
-		a = append(a, "--ro-bind", path, path)
-	}
-	return append(a,
-		"--bind", s.workspace(), sandbox.Workdir,
-		"--bind", s.tmp(), "/tmp",
-		"--ro-bind", b.init, pid1Path,
-		"--dir", "/var", "--symlink", "/tmp", "/var/tmp",
-		"--remount-ro", "/",
-	)
+// bwrapKnows reports whether this bubblewrap has an option.
+func bwrapKnows(bwrap, option string) bool {
+	cmd := exec.Command(bwrap, "--help")
+	cmd.Env = []string{}
+	help, _ := cmd.CombinedOutput()
+	return strings.Contains(string(help), option)
 }

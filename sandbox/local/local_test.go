@@ -13,7 +13,7 @@ import (
 func newBackend(t testing.TB) *Backend {
 	t.Helper()
 	// Not t.TempDir: its parent is closed to the sandboxes' uids.
-	state, err := os.MkdirTemp("", "ssr-test-")
+	state, err := os.MkdirTemp(stateParent(), "ssr-test-")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ type spawner struct {
 type spawn struct {
 	argv  []string
 	attr  *os.ProcAttr
+	group *group
 	reply chan<- spawned
 }
 
@@ -40,19 +41,37 @@ func (s *spawner) loop() {
 	for {
 		select {
 		case r := <-s.requests:
-			p, err := os.StartProcess(r.argv[0], r.argv, r.attr)
-			r.reply <- spawned{p, err}
+			r.reply <- r.run()
 		case <-s.done:
 			return
 		}
 	}
 }
 
-// start runs argv[0], a path. The child must be in attr with a parent-death signal.
-func (s *spawner) start(argv []string, attr *os.ProcAttr) (*os.Process, error) {
+func (r spawn) run() spawned {
+	folder, err := r.group.folder()
+	if err != nil {
+		return spawned{nil, err}
+	}
+	if folder != nil {
+		defer folder.Close()
+		r.attr.Sys.UseCgroupFD, r.attr.Sys.CgroupFD = true, int(folder.Fd())
+	}
+	leave, err := r.group.enter()
+	if err != nil {
+		return spawned{nil, err}
+	}
+	defer leave()
+	p, err := os.StartProcess(r.argv[0], r.argv, r.attr)
+	return spawned{p, err}
+}
+
+// start runs argv[0], a path, in a control group, which may be nil. attr asks
+// for a parent-death signal.
+func (s *spawner) start(argv []string, attr *os.ProcAttr, g *group) (*os.Process, error) {
 	reply := make(chan spawned, 1)
 	select {
-	case s.requests <- spawn{argv, attr, reply}:
+	case s.requests <- spawn{argv, attr, g, reply}:
 		r := <-reply
 		return r.proc, r.err
 	case <-s.done:
