@@ -46,14 +46,14 @@ type checkpoints struct {
 func openCheckpoints(dir string, keep int) (*checkpoints, error) {
 	c := &checkpoints{dir: filepath.Join(dir, checkpointsName), keep: keep}
 	if err := os.MkdirAll(c.dir, 0o755); err != nil {
-		return nil, fmt.Errorf("train: %w", err)
+		return nil, err
 	}
 	leftovers, err := filepath.Glob(filepath.Join(c.dir, asidePrefix+"*"))
 	for _, path := range leftovers {
 		err = errors.Join(err, os.RemoveAll(path))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("train: clear unfinished checkpoints: %w", err)
+		return nil, fmt.Errorf("clear unfinished checkpoints: %w", err)
 	}
 	return c, nil
 }
@@ -62,7 +62,7 @@ func openCheckpoints(dir string, keep int) (*checkpoints, error) {
 func (c *checkpoints) names() ([]string, error) {
 	entries, err := os.ReadDir(c.dir)
 	if err != nil {
-		return nil, fmt.Errorf("train: list checkpoints: %w", err)
+		return nil, fmt.Errorf("list checkpoints: %w", err)
 	}
 	var names []string
 	for _, e := range entries {
@@ -82,7 +82,7 @@ func (c *checkpoints) path(step int) string {
 func (c *checkpoints) save(st state, l Learner) error {
 	aside := filepath.Join(c.dir, asidePrefix+fmt.Sprintf(stepPattern, st.Step))
 	if err := c.write(aside, st, l); err != nil {
-		return fmt.Errorf("train: checkpoint of step %d: %w", st.Step, errors.Join(err, os.RemoveAll(aside)))
+		return fmt.Errorf("checkpoint of step %d: %w", st.Step, errors.Join(err, os.RemoveAll(aside)))
 	}
 	names, err := c.names()
 	if err != nil {
@@ -91,7 +91,7 @@ func (c *checkpoints) save(st state, l Learner) error {
 	for _, name := range names[:max(0, len(names)-c.keep)] {
 		gone := filepath.Join(c.dir, asidePrefix+name)
 		if err := errors.Join(os.Rename(filepath.Join(c.dir, name), gone), os.RemoveAll(gone)); err != nil {
-			return fmt.Errorf("train: remove old checkpoint: %w", err)
+			return fmt.Errorf("remove old checkpoint: %w", err)
 		}
 	}
 	return nil
@@ -130,20 +130,20 @@ func (c *checkpoints) load(rules string, l Learner) (st state, ok bool, err erro
 	dir := filepath.Join(c.dir, names[len(names)-1])
 	data, err := os.ReadFile(filepath.Join(dir, stateName))
 	if err != nil {
-		return state{}, false, fmt.Errorf("train: read checkpoint: %w", err)
+		return state{}, false, fmt.Errorf("read checkpoint: %w", err)
 	}
 	if err := json.Unmarshal(data, &st); err != nil {
-		return state{}, false, fmt.Errorf("train: read checkpoint %s: %w", dir, err)
+		return state{}, false, fmt.Errorf("read checkpoint %s: %w", dir, err)
 	}
 	if changed := differences(st.Rules, []byte(rules)); len(changed) > 0 {
-		return state{}, false, fmt.Errorf("train: the run in %s began under other settings: %s; resume it with those, or start a new run",
+		return state{}, false, fmt.Errorf("the run in %s began under other settings: %s; resume it with those, or start a new run",
 			filepath.Dir(c.dir), strings.Join(changed, ", "))
 	}
 	if err := l.Load(filepath.Join(dir, weightsName)); err != nil {
-		return state{}, false, fmt.Errorf("train: load checkpoint %s: %w", dir, err)
+		return state{}, false, fmt.Errorf("load checkpoint %s: %w", dir, err)
 	}
 	if v := l.Version(); v != st.Version {
-		return state{}, false, fmt.Errorf("train: checkpoint %s is of version %d, its weights say %d", dir, st.Version, v)
+		return state{}, false, fmt.Errorf("checkpoint %s is of version %d, its weights say %d", dir, st.Version, v)
 	}
 	return st, true, nil
 }

@@ -195,7 +195,7 @@ func (g *puzzle) note(line string, id string) error {
 	return err
 }
 
-const solversPerTask = 4
+const solversPerTask = 8
 
 func (g *puzzle) Play(ctx context.Context, step int, done []Finished, finish func(Finished) error) error {
 	have := map[string]Finished{}
@@ -266,7 +266,7 @@ func (g *puzzle) injectors(ctx context.Context, step int, have map[string]Finish
 	if err := g.begin(ctx, id); err != nil {
 		return nil, err
 	}
-	for k := range 3 {
+	for k := range 5 {
 		t := g.episode(step, fmt.Sprint(id, "-", k), id, rollout.Injector, 0, 2)
 		t.Outcome = outcomeValid
 		if t.Tokens[1] == 0 {
@@ -274,7 +274,7 @@ func (g *puzzle) injectors(ctx context.Context, step int, have map[string]Finish
 		}
 		group.Trajectories = append(group.Trajectories, t)
 	}
-	return group, g.end(Finished{Group: group, Counts: map[string]float64{"sandboxes": 3}}, finish)
+	return group, g.end(Finished{Group: group, Counts: map[string]float64{"sandboxes": 5}}, finish)
 }
 
 // pay records the injectors again with their rewards, unless that is done.
@@ -296,7 +296,7 @@ func (g *puzzle) pay(injectors *rollout.Group, rates []float64, have map[string]
 		}
 		paid.Trajectories = append(paid.Trajectories, &u)
 	}
-	return finish(Finished{Group: &paid, Counts: map[string]float64{"sandboxes": 3}})
+	return finish(Finished{Group: &paid, Counts: map[string]float64{"sandboxes": 5}})
 }
 
 func (g *puzzle) solvers(ctx context.Context, step int, id string, token int32, finish func(Finished) error) (*rollout.Group, error) {

@@ -42,15 +42,15 @@ func openJournal(dir string, step int) (*journal, []Finished, error) {
 		return nil, nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, nil, fmt.Errorf("train: %w", err)
+		return nil, nil, err
 	}
 	file, err := openAppend(path, size)
 	if err != nil {
-		return nil, nil, fmt.Errorf("train: open journal: %w", err)
+		return nil, nil, fmt.Errorf("open journal: %w", err)
 	}
 	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
 	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("train: %w", err), file.Close())
+		return nil, nil, errors.Join(err, file.Close())
 	}
 	return &journal{file: file, encoder: encoder}, done, nil
 }
@@ -59,7 +59,7 @@ func openJournal(dir string, step int) (*journal, []Finished, error) {
 func (j *journal) record(f Finished) error {
 	line, err := json.Marshal(f)
 	if err != nil {
-		return fmt.Errorf("train: journal group %s: %w", f.Group.ID, err)
+		return fmt.Errorf("journal group %s: %w", f.Group.ID, err)
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -68,23 +68,31 @@ func (j *journal) record(f Finished) error {
 	binary.LittleEndian.PutUint32(frame[4:], 8)
 	binary.LittleEndian.PutUint64(frame[8:], uint64(len(frame)-frameHeader))
 	if err := j.file.append(frame); err != nil {
-		return fmt.Errorf("train: journal group %s: %w", f.Group.ID, err)
+		return fmt.Errorf("journal group %s: %w", f.Group.ID, err)
 	}
 	return nil
 }
 
 func (j *journal) Close() error { return errors.Join(j.encoder.Close(), j.file.Close()) }
 
-// readJournal returns the records up to the first one that is not whole, and
-// how many bytes they take.
 func readJournal(path string) ([]Finished, int64, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, 0, fmt.Errorf("train: read journal: %w", err)
+		return nil, 0, fmt.Errorf("read journal: %w", err)
 	}
+	records, good, err := parseJournal(data)
+	if err != nil {
+		return nil, 0, fmt.Errorf("journal %s: %w", path, err)
+	}
+	return records, good, nil
+}
+
+// parseJournal returns the records up to the first one that is not whole, and
+// how many bytes they take.
+func parseJournal(data []byte) ([]Finished, int64, error) {
 	decoder, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1))
 	if err != nil {
-		return nil, 0, fmt.Errorf("train: %w", err)
+		return nil, 0, err
 	}
 	defer decoder.Close()
 	var records []Finished
@@ -101,7 +109,7 @@ func readJournal(path string) ([]Finished, int64, error) {
 		}
 		var f Finished
 		if err := json.Unmarshal(line, &f); err != nil || f.Group == nil {
-			return nil, 0, fmt.Errorf("train: journal %s, byte %d: not a finished group (%v)", path, good, err)
+			return nil, 0, fmt.Errorf("byte %d: not a finished group (%v)", good, err)
 		}
 		records = append(records, f)
 		good, rest = good+end, rest[end:]
@@ -138,7 +146,7 @@ func Trajectories(dir string, yield func(step int, f Finished) error) error {
 		}
 		records, _, err := readJournal(path)
 		if err != nil {
-			return err
+			return fmt.Errorf("train: %w", err)
 		}
 		for _, f := range latest(records) {
 			if err := yield(step, f); err != nil {

@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 // killable is a run whose resumes go through everything: a checkpoint only
 // every third step, several updates a step, and a game with state.
 func killable(dir string, resume bool, pause time.Duration) error {
-	s := testSettings(60)
+	s := testSettings(40)
 	s.CheckpointEvery, s.KeepCheckpoints = 3, 2
 	s.Epochs, s.Minibatches = 2, 2
 	p := &table{}
@@ -115,7 +115,7 @@ func TestKill9(t *testing.T) {
 		}
 	}
 	entries, err := os.ReadDir(filepath.Join(dir, checkpointsName))
-	if err != nil || len(entries) != 2 || entries[1].Name() != "step-000060" {
+	if err != nil || len(entries) != 2 || entries[1].Name() != "step-000040" {
 		t.Errorf("checkpoints: %v, %v", entries, err)
 	}
 }

@@ -225,7 +225,7 @@ type metricsFile struct{ file *appendFile }
 func openMetrics(dir string, size int64) (*metricsFile, error) {
 	f, err := openAppend(filepath.Join(dir, metricsName), size)
 	if err != nil {
-		return nil, fmt.Errorf("train: open metrics: %w", err)
+		return nil, fmt.Errorf("open metrics: %w", err)
 	}
 	return &metricsFile{f}, nil
 }
@@ -233,10 +233,10 @@ func openMetrics(dir string, size int64) (*metricsFile, error) {
 func (m *metricsFile) write(line *Metrics) error {
 	data, err := json.Marshal(line)
 	if err != nil {
-		return fmt.Errorf("train: metrics of step %d: %w", line.Step, err)
+		return fmt.Errorf("metrics of step %d: %w", line.Step, err)
 	}
 	if err := m.file.append(append(data, '\n')); err != nil {
-		return fmt.Errorf("train: metrics of step %d: %w", line.Step, err)
+		return fmt.Errorf("metrics of step %d: %w", line.Step, err)
 	}
 	return nil
 }

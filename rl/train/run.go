@@ -41,20 +41,20 @@ func openRun(dir string, resume bool, keep int, rules string, l Learner, g Game)
 		return nil, err
 	}
 	if !resume && len(names) > 0 {
-		return nil, fmt.Errorf("train: %s already holds a run; resume it, or choose another folder", dir)
+		return nil, fmt.Errorf("%s already holds a run; resume it, or choose another folder", dir)
 	}
 	loaded, ok, err := r.checkpoints.load(rules, l)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := os.Stat(filepath.Join(dir, trajectoriesName)); err == nil && !ok {
-		return nil, fmt.Errorf("train: %s holds trajectories of a run whose checkpoints are gone; choose another folder", dir)
+		return nil, fmt.Errorf("%s holds trajectories of a run whose checkpoints are gone; choose another folder", dir)
 	}
 	if ok {
 		r.state = loaded
 		if g != nil {
 			if err := g.Restore(loaded.Game); err != nil {
-				return nil, fmt.Errorf("train: restore the game: %w", err)
+				return nil, fmt.Errorf("restore the game: %w", err)
 			}
 		}
 	}
@@ -74,7 +74,7 @@ func (r *run) commit(next state, m *Metrics) error {
 	}
 	size, err := r.metrics.file.size()
 	if err != nil {
-		return fmt.Errorf("train: metrics: %w", err)
+		return fmt.Errorf("metrics: %w", err)
 	}
 	next.Version, next.MetricsBytes = m.Version, size
 	r.state = next
@@ -87,7 +87,7 @@ func (r *run) checkpoint(l Learner, g Game) error {
 	if g != nil {
 		data, err := g.State()
 		if err != nil {
-			return fmt.Errorf("train: state of the game: %w", err)
+			return fmt.Errorf("state of the game: %w", err)
 		}
 		r.state.Game = data
 	}
@@ -120,7 +120,7 @@ func LastCheckpoint(dir string) (string, error) {
 	c := &checkpoints{dir: filepath.Join(dir, checkpointsName)}
 	names, err := c.names()
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("train: %w", err)
 	}
 	if len(names) == 0 {
 		return "", fmt.Errorf("train: %s holds no checkpoint: %w", dir, os.ErrNotExist)

@@ -61,13 +61,18 @@ type SFTOptions struct {
 // from the seed. Interrupting and resuming work as in Train; the examples must be
 // the same.
 func SFT(ctx context.Context, o SFTOptions, learner Learner, examples []Example) (sum Summary, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("sft: %w", err)
+		}
+	}()
 	perEpoch, total := o.updates(len(examples))
 	if o.Schedule.Total == 0 {
 		o.Schedule.Total = total
 		o.Schedule.Warmup = min(o.Schedule.Warmup, max(0, total-1))
 	}
 	if err := o.SFTSettings.check(examples); err != nil {
-		return sum, fmt.Errorf("train: sft: %w", err)
+		return sum, err
 	}
 	loss, err := rl.Defaults("sft")
 	if err != nil {
@@ -79,7 +84,7 @@ func SFT(ctx context.Context, o SFTOptions, learner Learner, examples []Example)
 	}
 	rules, err := o.fingerprint(len(examples))
 	if err != nil {
-		return sum, fmt.Errorf("train: sft: %w", err)
+		return sum, err
 	}
 	r, err := openRun(o.Dir, o.Resume, o.KeepCheckpoints, rules, learner, nil)
 	if err != nil {
@@ -95,7 +100,7 @@ func SFT(ctx context.Context, o SFTOptions, learner Learner, examples []Example)
 		if done > 0 && done%perEpoch == 0 && o.AfterEpoch != nil {
 			stop, err := o.AfterEpoch(ctx, done/perEpoch)
 			if err != nil {
-				return r.summary(), fmt.Errorf("train: after epoch %d: %w", done/perEpoch, err)
+				return r.summary(), fmt.Errorf("after epoch %d: %w", done/perEpoch, err)
 			}
 			if stop {
 				break
@@ -105,7 +110,7 @@ func SFT(ctx context.Context, o SFTOptions, learner Learner, examples []Example)
 			break
 		}
 		if err := o.update(ctx, r, u, examples, done/perEpoch, done%perEpoch, emit); err != nil {
-			return r.summary(), fmt.Errorf("train: update %d of %d: %w", done+1, total, err)
+			return r.summary(), fmt.Errorf("update %d of %d: %w", done+1, total, err)
 		}
 		if o.CheckpointEvery > 0 && r.state.Step%o.CheckpointEvery == 0 && r.state.Step < total {
 			if err := r.checkpoint(learner, nil); err != nil {

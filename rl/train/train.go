@@ -21,11 +21,16 @@ import (
 // journal lacks is played. With a deterministic game and learner its metrics
 // (apart from times) and weights are those of a run that was never interrupted.
 func Train(ctx context.Context, o Options, learner Learner, game Game) (sum Summary, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("train: %w", err)
+		}
+	}()
 	if o.Schedule.Total == 0 && o.Schedule.Kind != ConstantLR {
 		o.Schedule.Total = o.Steps * o.Epochs * o.Minibatches
 	}
 	if err := o.Settings.check(); err != nil {
-		return sum, fmt.Errorf("train: settings: %w", err)
+		return sum, fmt.Errorf("settings: %w", err)
 	}
 	estimator, err := rl.NewEstimator(o.Advantage)
 	if err != nil {
@@ -37,7 +42,7 @@ func Train(ctx context.Context, o Options, learner Learner, game Game) (sum Summ
 	}
 	rules, err := o.fingerprint(o.Seed)
 	if err != nil {
-		return sum, fmt.Errorf("train: settings: %w", err)
+		return sum, fmt.Errorf("settings: %w", err)
 	}
 	r, err := openRun(o.Dir, o.Resume, o.KeepCheckpoints, rules, learner, game)
 	if err != nil {
@@ -50,7 +55,7 @@ func Train(ctx context.Context, o Options, learner Learner, game Game) (sum Summ
 	}
 	for r.state.Step < o.Steps {
 		if err := l.step(ctx); err != nil {
-			return r.summary(), fmt.Errorf("train: step %d: %w", r.state.Step+1, err)
+			return r.summary(), fmt.Errorf("step %d: %w", r.state.Step+1, err)
 		}
 	}
 	l.emit(Event{Phase: PhaseDone, Step: r.state.Step, Steps: o.Steps})

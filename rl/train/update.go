@@ -32,7 +32,7 @@ func newUpdater(l Learner, objective string, loss rl.Settings, s updateSettings)
 	}
 	u := &updater{learner: l, objective: o, references: loss.KLCoef > 0, updateSettings: s}
 	if _, ok := l.(Reference); u.references && !ok {
-		return nil, fmt.Errorf("train: kl_coef is %g, but this learner has no reference policy; set it to 0", loss.KLCoef)
+		return nil, fmt.Errorf("kl_coef is %g, but this learner has no reference policy; set it to 0", loss.KLCoef)
 	}
 	return u, nil
 }
@@ -52,7 +52,7 @@ func (u *updater) run(ctx context.Context, st *state, minibatches [][]rl.Sequenc
 			st.Skipped++
 			st.SkippedInRow++
 			if st.SkippedInRow >= u.maxSkipped {
-				return m, fmt.Errorf("train: %d updates in a row were skipped; lower the learning rate or look at the last checkpoint: %w", st.SkippedInRow, err)
+				return m, fmt.Errorf("%d updates in a row were skipped; lower the learning rate or look at the last checkpoint: %w", st.SkippedInRow, err)
 			}
 			continue
 		}
@@ -79,7 +79,7 @@ func (u *updater) step(ctx context.Context, packed []rl.Packed, factor float64) 
 	if u.references {
 		refs, err := u.learner.(Reference).ReferenceLogprobs(ctx, packed)
 		if err != nil {
-			return outcome{}, fmt.Errorf("train: reference log-probabilities: %w", err)
+			return outcome{}, fmt.Errorf("reference log-probabilities: %w", err)
 		}
 		for i := range packed {
 			packed[i].ReferenceLogprobs = refs[i]
@@ -109,13 +109,13 @@ func (u *updater) step(ctx context.Context, packed []rl.Packed, factor float64) 
 		return r.Grad, nil
 	})
 	if err != nil {
-		return outcome{}, fmt.Errorf("train: accumulate gradients: %w", err)
+		return outcome{}, fmt.Errorf("accumulate gradients: %w", err)
 	}
 	opt := u.optimizer
 	opt.LR *= factor
 	norm, err := u.learner.Step(ctx, opt)
 	if err != nil {
-		return outcome{}, fmt.Errorf("train: optimizer step: %w", err)
+		return outcome{}, fmt.Errorf("optimizer step: %w", err)
 	}
 	out := outcome{norm: norm, metrics: map[string]float64{}}
 	var entropy float64
