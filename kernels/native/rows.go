@@ -153,7 +153,8 @@ type Sampling struct {
 // Sample draws from one row of logits by the inverse of the cumulative
 // distribution in ascending id order at u in [0, 1). logprob is under the
 // softmax of the logits as they are (the bits that Logprob gives), sampled under
-// the distribution drawn from. token is -1 when the row has no finite maximum.
+// the distribution drawn from. token is -1 when the row holds a NaN or has
+// no finite maximum.
 func Sample(logits []float32, s Sampling, u float64) (token int32, logprob, sampled float32) {
 	if len(logits) == 0 {
 		panic("native.Sample: no logits")

@@ -334,6 +334,8 @@ func TestSampleGreedyAndBroken(t *testing.T) {
 		{[]float32{-inf, -inf}, -1},
 		{[]float32{1, inf}, -1},
 		{[]float32{nan, nan}, -1},
+		{[]float32{nan, 1, 2}, -1},
+		{[]float32{2, 1, nan}, -1},
 	} {
 		if got, _, _ := Sample(c.logits, Sampling{}, 0.5); got != c.want {
 			t.Errorf("greedy over %v = %d, want %d", c.logits, got, c.want)

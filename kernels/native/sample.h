@@ -21,11 +21,11 @@ INLINE int32_t argmax(const float *x, long V) {
   float m = row_max(x, V);
   for (long i = 0; i < V; i++)
     if (x[i] == m) return int32_t(i);
-  return -1; // the row holds a NaN
+  return -1;
 }
 
 // The draw is the inverse of the cumulative distribution in ascending id order.
-// u is in [0, 1). Returns -1 when the row has no finite maximum.
+// u is in [0, 1). Returns -1 when the row holds a NaN or has no finite maximum.
 static int32_t sample(const float *x, long V, double temperature, long topk, double topp, double u, float *lp,
                       float *slp) {
   int32_t best = argmax(x, V);
@@ -102,6 +102,7 @@ static int32_t sample(const float *x, long V, double temperature, long topk, dou
     }
   }
   logprob<float>(x, &id, 1, V, V, lp, nullptr, nullptr);
+  if (!(*lp - *lp == 0)) return -1;
   if (temperature > 0)
     *slp = float(log(weight / kept));
   else

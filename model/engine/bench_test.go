@@ -1,0 +1,43 @@
+package engine
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/gen"
+)
+
+// small is a policy of 2 million parameters.
+var small = model.Config{
+	ModelType: "qwen2", VocabSize: 2048, Hidden: 192, Intermediate: 512, Layers: 4, Heads: 6, KVHeads: 2, HeadDim: 32,
+	MaxPositions: 2048, NormEps: 1e-6, RopeTheta: 10000, TieEmbeddings: true, BOS: -1,
+}
+
+// BenchmarkGenerate samples 64 tokens after a prompt of 128, each its own.
+func BenchmarkGenerate(b *testing.B) {
+	p, err := model.New(small, 1, model.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer p.Close()
+	for _, batch := range []int{1, 32, 128} {
+		b.Run(fmt.Sprint("batch", batch), func(b *testing.B) {
+			e := start(b, p, Options{})
+			for b.Loop() {
+				var wait sync.WaitGroup
+				for i := range batch {
+					wait.Go(func() {
+						req := gen.Request{ID: fmt.Sprint(i), Tokens: prompt(uint64(i), 128), MaxTokens: 64, Sampling: gen.Sampling{Temperature: 1}}
+						generate(b, e, req)
+						e.Release(req.ID)
+					})
+				}
+				wait.Wait()
+				p.SetVersion(p.Version() + 1) // forget the prompts
+			}
+			b.ReportMetric(float64(64*batch*b.N)/b.Elapsed().Seconds(), "tok/s")
+		})
+	}
+}

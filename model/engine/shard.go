@@ -1,0 +1,107 @@
+package engine
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/ssr-go/ssr/kernels/native"
+	"github.com/ssr-go/ssr/kernels/torch"
+	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/sched"
+)
+
+// shard is one worker's share of a step.
+type shard struct {
+	arena *torch.Arena
+	works []sched.Work
+
+	tokens, positions, table []int32
+	segments                 []native.Segment
+	sampled                  []sched.Work // the works that ask for a token
+	rows                     []int        // and the row whose logits give it
+	calls                    []*call
+	draws                    []draw
+}
+
+// cost estimates a work in arbitrary units: products grow with its rows,
+// attention with the history that each of them sees.
+func cost(w sched.Work) int { return len(w.Tokens) * (4096 + w.Start + len(w.Tokens)) }
+
+// deal spreads a plan over the shards, the most expensive work first, each to
+// the shard with the least.
+func (e *Engine) deal(plan []sched.Work) {
+	for _, s := range e.shards {
+		s.works = s.works[:0]
+	}
+	slices.SortStableFunc(plan, func(a, b sched.Work) int { return cmp.Compare(cost(b), cost(a)) })
+	load := make([]int, len(e.shards))
+	for _, w := range plan {
+		least := slices.Index(load, slices.Min(load))
+		load[least] += cost(w)
+		e.shards[least].works = append(e.shards[least].works, w)
+	}
+	for _, s := range e.shards {
+		s.layOut(e.active)
+	}
+}
+
+// layOut packs the rows of the works one after another.
+func (s *shard) layOut(active map[sched.Ticket]*call) {
+	s.tokens, s.positions, s.table, s.segments = s.tokens[:0], s.positions[:0], s.table[:0], s.segments[:0]
+	s.sampled, s.rows, s.calls, s.draws = s.sampled[:0], s.rows[:0], s.calls[:0], s.draws[:0]
+	for _, w := range s.works {
+		s.segments = append(s.segments, native.Segment{
+			Row: int32(len(s.tokens)), Rows: int32(len(w.Tokens)), Past: int32(w.Start), Table: int32(len(s.table)),
+		})
+		s.tokens = append(s.tokens, w.Tokens...)
+		for i := range w.Tokens {
+			s.positions = append(s.positions, int32(w.Start+i))
+		}
+		s.table = append(s.table, w.Table...)
+		if w.Sample {
+			s.sampled = append(s.sampled, w)
+			s.rows = append(s.rows, len(s.tokens)-1)
+			s.calls = append(s.calls, active[w.Ticket])
+		}
+	}
+}
+
+// logitElements bounds the logits that a worker holds at a time; they then stay
+// in its cache between the product and the draw.
+const logitElements = 256 << 10
+
+// run computes the shard on the worker's thread.
+func (s *shard) run(e *Engine) (err error) {
+	defer torch.Catch(&err)
+	if len(s.works) == 0 {
+		return nil
+	}
+	scope := s.arena.Scope()
+	p := e.policy
+	shape := p.Attention()
+	hidden := model.Forward(p, scope, s.tokens, s.positions, func(layer int, qkv, out []float32) {
+		q, k, v := model.SplitQKV(p, qkv)
+		native.CacheAppend(shape, k, v, s.segments, s.table, e.cache[layer])
+		native.AttentionExtend(shape, q, s.segments, s.table, e.cache[layer], out, nil)
+	})
+	width, vocab := e.config.Hidden, e.config.VocabSize
+	src := torch.Data[float32](hidden)
+	for chunk := range slices.Chunk(s.rows, max(logitElements/vocab, 8)) {
+		inner := scope.Nest()
+		last := inner.Empty(len(chunk), width)
+		dst := torch.Data[float32](last)
+		for i, row := range chunk {
+			copy(dst[i*width:(i+1)*width], src[row*width:])
+		}
+		logits := torch.Data[float32](model.Logits(p, inner, last))
+		for i := range chunk {
+			c := s.calls[len(s.draws)]
+			var d draw
+			d.token, d.logprob, d.sampling = native.Sample(logits[i*vocab:(i+1)*vocab], c.sampling, c.stream.Uniform(c.position()))
+			s.draws = append(s.draws, d)
+		}
+		inner.Close()
+	}
+	scope.Close()
+	return nil
+}
