@@ -75,8 +75,13 @@ func (o *graphObjective) Evaluate(b Batch) (Result, error) {
 	if b.RolloutLogprobs != nil {
 		o.describe(b, u, &res)
 	}
-	if math.IsNaN(res.Loss) || math.IsInf(res.Loss, 0) {
+	if !finite(res.Loss) {
 		return Result{}, fmt.Errorf("rl: the loss is %v: %w", res.Loss, ErrNonFinite)
+	}
+	for i, g := range res.Grad {
+		if !finite(g) {
+			return Result{}, fmt.Errorf("rl: the gradient of token %d is %v: %w", i, g, ErrNonFinite)
+		}
 	}
 	return res, nil
 }
@@ -113,13 +118,13 @@ func (o *graphObjective) check(b Batch) error {
 			return fmt.Errorf("rl: batch of %d tokens has %d %s", n, len(v.data), v.name)
 		}
 		for i, x := range v.data {
-			if b.Mask[i] && (math.IsNaN(x) || math.IsInf(x, 0)) {
+			if b.Mask[i] && !finite(x) {
 				return fmt.Errorf("rl: %s of token %d is %v: %w", v.name, i, x, ErrNonFinite)
 			}
 		}
 	}
 	for i, x := range b.Logprobs {
-		if b.Mask[i] && (math.IsNaN(x) || math.IsInf(x, 0)) {
+		if b.Mask[i] && !finite(x) {
 			return fmt.Errorf("rl: logprob of token %d is %v: %w", i, x, ErrNonFinite)
 		}
 	}
@@ -165,6 +170,8 @@ func (o *graphObjective) describe(b Batch, u *units, res *Result) {
 		res.Metrics["clip_fraction"] = clipped / n
 	}
 }
+
+func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
 
 func bound(logRatio float64) float64 {
 	return max(-maxLogRatio, min(maxLogRatio, logRatio))

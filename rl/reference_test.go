@@ -128,7 +128,8 @@ func bigBatch(n int) Batch {
 	return b
 }
 
-// allObjectives are configurations of every family, with and without a penalty.
+// allObjectives are configurations of every family with and without a penalty,
+// and of every aggregation.
 func allObjectives(t *testing.T) map[string]Objective {
 	t.Helper()
 	all := map[string]Objective{}
@@ -138,6 +139,9 @@ func allObjectives(t *testing.T) map[string]Objective {
 				s, err := Defaults(name)
 				if err != nil {
 					t.Fatal(err)
+				}
+				if name != "dapo" && agg != s.Aggregation {
+					continue
 				}
 				s.KLCoef, s.Aggregation, s.Length = kl, agg, 16
 				if name == "gspo" {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -117,13 +118,21 @@ func parseJournal(data []byte) ([]Finished, int64, error) {
 	return records, int64(good), nil
 }
 
-// latest keeps the last record of each group, in the order of first appearance.
+// latest keeps the last record of each group, in the order of first appearance,
+// with the counts of all its records added up.
 func latest(records []Finished) []Finished {
 	at := map[string]int{}
 	var kept []Finished
 	for _, f := range records {
 		if i, ok := at[f.Group.ID]; ok {
-			kept[i] = f
+			counts := maps.Clone(f.Counts)
+			if counts == nil {
+				counts = map[string]float64{}
+			}
+			for name, n := range kept[i].Counts {
+				counts[name] += n
+			}
+			kept[i] = Finished{Group: f.Group, Counts: counts}
 			continue
 		}
 		at[f.Group.ID] = len(kept)

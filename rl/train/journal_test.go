@@ -116,10 +116,10 @@ func TestJournalIsPlainZstd(t *testing.T) {
 	}
 	var seen []string
 	err = Trajectories(dir, func(step int, f Finished) error {
-		seen = append(seen, fmt.Sprint(step, f.Group.ID, f.Group.Trajectories[0].Reward))
+		seen = append(seen, fmt.Sprint(step, f.Group.ID, f.Group.Trajectories[0].Reward, f.Counts["sandboxes"]))
 		return nil
 	})
-	if diff := cmp.Diff([]string{"2a2", "2b1"}, seen); err != nil || diff != "" {
+	if diff := cmp.Diff([]string{"2a2 4", "2b1 2"}, seen); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
 	if tr, err := FindTrajectory(dir, "b-0"); err != nil || tr.ID != "b-0" || tr.Logprobs[2] != -0.1 {

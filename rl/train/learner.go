@@ -19,8 +19,8 @@ type Learner interface {
 	// Accumulate runs each micro-batch forward and backward and adds its
 	// gradient to the accumulated one, in the order of batches. For batch i it
 	// calls fn once with the log-probability of every token given those before it
-	// in its sequence (anything where nothing predicts it) and the entropy, in
-	// nats, of the distribution it was drawn from (nil when it is not computed);
+	// in its sequence and the entropy, in nats, of the distribution it was drawn
+	// from (nil when it is not computed), anything where Mask is false;
 	// fn answers with dLoss/dLogprobs. Calls of fn may be concurrent and in any
 	// order; the slices given to it are not kept. After an error, of fn's or its
 	// own, no gradient remains accumulated.
@@ -66,9 +66,9 @@ type Game interface {
 	// play. done holds, in the order of recording, what an interrupted attempt at
 	// the same step had finished: Play neither plays nor reports these again.
 	//
-	// A later record of a group replaces an earlier one, so that an injector
-	// group can be recorded when its episodes end and again when its bugs'
-	// solvers have decided its rewards. Which tasks a step has must follow from
+	// A later record of a group replaces an earlier one (their counts add up), so
+	// that an injector group can be recorded when its episodes end and again when
+	// its bugs' solvers have decided its rewards. Which tasks a step has must follow from
 	// the game's state before the step, its configuration and the policy.
 	Play(ctx context.Context, step int, done []Finished, finish func(Finished) error) error
 	// State captures what the game carries from step to step, such as its pool

@@ -51,9 +51,10 @@ type UpdateMetrics struct {
 
 // PlayMetrics describe the episodes of one training step.
 type PlayMetrics struct {
-	// SolveRate is the share of scored solver episodes with outcome "solved",
-	// ValidRate that of injector episodes with outcome "valid".
+	// SolveRate is the share of scored solver episodes with outcome "solved".
 	SolveRate *float64 `json:"solve_rate"`
+	// ValidRate is the share of injector episodes with outcome "valid". One whose
+	// bug was valid counts also where it failed later, for want of a reward.
 	ValidRate *float64 `json:"valid_rate"`
 	// Refusals counts injector episodes by the check that refused them.
 	Refusals map[string]int                `json:"refusals"`
@@ -119,6 +120,7 @@ func describePlay(finished []Finished, sel rl.Selected) *PlayMetrics {
 	}
 	rewards := map[rollout.Role][]float64{}
 	var all []*rollout.Trajectory
+	unrewarded := 0 // valid injections that failed later
 	for _, f := range sortedByID(finished) {
 		for name, n := range f.Counts {
 			m.Counts[name] += n
@@ -133,6 +135,9 @@ func describePlay(finished []Finished, sel rl.Selected) *PlayMetrics {
 		for _, t := range sortedTrajectories(f.Group) {
 			if t.Status == rollout.Failed {
 				m.Failures[t.FailureKind()]++
+				if t.Role == rollout.Injector && t.Outcome == outcomeValid {
+					unrewarded++
+				}
 			}
 			if t.Status != rollout.Scored {
 				continue
@@ -150,8 +155,8 @@ func describePlay(finished []Finished, sel rl.Selected) *PlayMetrics {
 		r.LengthMean /= float64(max(1, r.Episodes))
 		r.TurnsMean /= float64(max(1, r.Episodes))
 	}
-	m.SolveRate = m.outcomeRate(rollout.Solver, outcomeSolved)
-	m.ValidRate = m.outcomeRate(rollout.Injector, outcomeValid)
+	m.SolveRate = m.outcomeRate(rollout.Solver, outcomeSolved, 0)
+	m.ValidRate = m.outcomeRate(rollout.Injector, outcomeValid, unrewarded)
 	m.Health = measureHealth(all)
 	return m
 }
@@ -170,12 +175,14 @@ func (m *PlayMetrics) addEpisode(r *RoleMetrics, t *rollout.Trajectory) {
 	m.ObservedTokens += len(t.Tokens) - n
 }
 
-func (m *PlayMetrics) outcomeRate(role rollout.Role, outcome string) *float64 {
+// outcomeRate is the share of a role's episodes with an outcome, of which more
+// are not among the scored.
+func (m *PlayMetrics) outcomeRate(role rollout.Role, outcome string, more int) *float64 {
 	r := m.Roles[role]
-	if r == nil || r.Episodes == 0 {
+	if r == nil || r.Episodes+more == 0 {
 		return nil
 	}
-	rate := share(r.Outcomes[outcome], r.Episodes)
+	rate := share(r.Outcomes[outcome]+more, r.Episodes+more)
 	return &rate
 }
 
