@@ -150,7 +150,13 @@ func finishGitDir(gitDir, format string) error {
 			return hostError("prepare .git", err)
 		}
 	}
-	return fixTimes(gitDir)
+	if err := fixTimes(gitDir); err != nil {
+		return err
+	}
+	if err := os.Chtimes(filepath.Dir(gitDir), treeTime, treeTime); err != nil {
+		return hostError("prepare .git", err)
+	}
+	return nil
 }
 
 // hostError is a failure of the host's own files while doing what.

@@ -117,7 +117,8 @@ func refuseFile(f *gitdiff.File) string {
 		}
 		return ""
 	}
-	if len(f.TextFragments) == 0 && !f.IsNew && !f.IsDelete && !f.IsRename && !f.IsCopy && f.OldMode == f.NewMode {
+	newMode := f.OldMode != 0 && f.NewMode != 0 && f.OldMode != f.NewMode
+	if len(f.TextFragments) == 0 && !f.IsNew && !f.IsDelete && !f.IsRename && !f.IsCopy && !newMode {
 		return fmt.Sprintf("%s has no hunk", name)
 	}
 	return ""

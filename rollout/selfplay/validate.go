@@ -223,6 +223,10 @@ func transient(err error) bool {
 	return errors.As(err, &bad) && bad.transient
 }
 
+// brokenLogBytes is how much of the log of a script that hung or flooded is
+// given to the parser.
+const brokenLogBytes = 64 << 10
+
 // measureOriginal runs the script twice on the original, each in its own
 // sandbox, and puts the parser to its tests.
 func (v *Validator) measureOriginal(ctx context.Context, a Artifact) (*originalRun, error) {
@@ -235,6 +239,9 @@ func (v *Validator) measureOriginal(ctx context.Context, a Artifact) (*originalR
 	var scriptErrs [2]error
 	err = inParallel(2, func(i int) error {
 		logs[i], scriptErrs[i] = v.runScript(ctx, tree, a.TestScript)
+		if scriptErrs[i] != nil { // the script's fault is not to become the parser's
+			logs[i] = logs[i][:min(len(logs[i]), brokenLogBytes)]
+		}
 		return onlyInfrastructure(scriptErrs[i])
 	})
 	if err != nil {
