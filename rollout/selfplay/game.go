@@ -220,6 +220,9 @@ func (g *Game) Play(ctx context.Context, step int, done []*rollout.Group, finish
 	s := &stepPlay{Game: g, ctx: ctx, cancel: cancel, step: step, finish: finish,
 		done: map[string]*rollout.Group{}, attempts: map[string]*attempt{}}
 	for _, d := range done {
+		if err := typedDetails(d); err != nil {
+			return err
+		}
 		s.done[d.ID] = d
 	}
 	g.started.Store(0)
@@ -400,6 +403,24 @@ func episodeCounts(g *rollout.Group) map[string]float64 {
 		}
 	}
 	return c
+}
+
+// typedDetails gives a group that was read from JSON its details' types back.
+func typedDetails(g *rollout.Group) error {
+	for _, t := range g.Trajectories {
+		var err error
+		switch {
+		case t.Detail == nil:
+		case g.Role == rollout.Injector:
+			t.Detail, err = DetailOf[InjectorDetail](t)
+		default:
+			t.Detail, err = DetailOf[SolverDetail](t)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // DetailOf reads a trajectory's Detail as a T, be it in memory or back from JSON.

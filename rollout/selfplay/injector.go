@@ -80,6 +80,7 @@ func (e *InjectorEnv) Start(ctx context.Context) ([]rollout.Message, error) {
 // InjectorPrompt is the first prompt of an injector's episode.
 func InjectorPrompt(opts EnvOptions, task Injection) ([]rollout.Message, error) {
 	opts = opts.withDefaults()
+	task.Requirements = task.Requirements.withDefaults()
 	timeout := task.ScriptTimeout
 	if timeout <= 0 {
 		timeout = 90 * time.Second

@@ -71,14 +71,13 @@ func NewPlanner(ctx context.Context, backend sandbox.Backend, repo *Repo, r Reci
 // Plans lists all plans in a fixed order.
 func (p *Planner) Plans() []Plan { return slices.Clone(p.plans) }
 
-// Targets lists the functions that have a plan, in a fixed order.
-func (p *Planner) Targets() []Target {
-	var all []Target
-	seen := map[Target]bool{}
+// Targets lists, by strategy and in a fixed order, the functions that have a
+// plan: what a game can tell its injectors to aim at.
+func (p *Planner) Targets() map[Strategy][]Target {
+	all := map[Strategy][]Target{}
 	for _, plan := range p.plans {
-		if t := *plan.Target(); !seen[t] {
-			seen[t] = true
-			all = append(all, t)
+		if t := *plan.Target(); !slices.Contains(all[plan.Strategy], t) {
+			all[plan.Strategy] = append(all[plan.Strategy], t)
 		}
 	}
 	return all

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ssr-go/ssr/rollout"
 )
@@ -43,8 +44,12 @@ type WarmstartOptions struct {
 	Requirements Requirements
 	// Recipe overrides the built-in one that fits the repository.
 	Recipe *Recipe
-	// Env shapes the episodes, as in the game that is to follow.
+	// Env shapes the episodes, as in the game that is to follow. A command may
+	// take 20 s where Env.Limits does not say otherwise: removals make endless loops.
 	Env EnvOptions
+	// Turns is the turn limit that feedback counts down from, as in the game that
+	// is to follow (default 16).
+	Turns int
 	// InFlight bounds episodes alive at once (default 4).
 	InFlight int
 	// Progress, optional, is told after each batch how many bugs are kept and
@@ -70,7 +75,13 @@ type Warm struct {
 // repository has no more to give.
 func Warmstart(ctx context.Context, repo *Repo, v *Validator, opts WarmstartOptions) (*Warm, error) {
 	opts.Requirements = opts.Requirements.withDefaults()
+	if opts.Env.Limits.Command <= 0 {
+		opts.Env.Limits.Command = 20 * time.Second
+	}
 	opts.Env = opts.Env.withDefaults()
+	if opts.Turns <= 0 {
+		opts.Turns = 16
+	}
 	if opts.InFlight <= 0 {
 		opts.InFlight = 4
 	}
@@ -180,7 +191,7 @@ func playBatch(ctx context.Context, repo *Repo, v *Validator, p *Planner, opts W
 	runner := rollout.NewRunner(rollout.Player{
 		Policy: &rollout.TextPolicy{New: func(id string) (rollout.TextPlayer, error) { return players[id]() }},
 		Chat:   rollout.ByteChat{},
-		Limits: rollout.Limits{Turns: 16, Context: 1 << 20, ObservationTokens: 1 << 18},
+		Limits: rollout.Limits{Turns: opts.Turns, Context: 1 << 20, ObservationTokens: 1 << 18},
 		Seed:   opts.Seed,
 	}, opts.InFlight)
 	runner.Retries = 2

@@ -1,0 +1,110 @@
+package selfplay
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"github.com/ssr-go/ssr/model/token"
+	"github.com/ssr-go/ssr/rollout"
+)
+
+// quill is the bundled Python library, built from its patches.
+func quill(t testing.TB) *Repo {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "quill")
+	out, err := exec.Command("../../scripts/make-world.sh", dir, "quill").CombinedOutput()
+	if err != nil {
+		t.Skipf("cannot build the bundled repository: %v\n%s", err, out)
+	}
+	return openRepo(t, dir)
+}
+
+func TestWarmstartMakesValidAndSolvedBugs(t *testing.T) {
+	if testing.Short() {
+		t.Skip("plays real episodes")
+	}
+	backend, repo := localBackend(t), quill(t)
+	v := NewValidator(backend, repo, Options{ReuseOriginal: true})
+	opts := WarmstartOptions{Bugs: 5, Seed: 1, Targets: true, Turns: 8, Env: EnvOptions{Backend: backend, Prompts: BriefPrompts()}}
+	if n, err := strconv.Atoi(os.Getenv("WARMSTART_BUGS")); err == nil {
+		opts.Bugs = n
+	}
+	warm, err := Warmstart(t.Context(), repo, v, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(warm.Bugs) != opts.Bugs {
+		t.Fatalf("%d bugs, want %d", len(warm.Bugs), opts.Bugs)
+	}
+	ids := map[string]bool{}
+	for i, bug := range warm.Bugs {
+		patch, err := ParsePatch(bug.Artifact.BugInject)
+		if err != nil || patch.ID() != warm.PatchIDs[i] || ids[patch.ID()] {
+			t.Errorf("bug %s: patch-id %s, recorded %s, seen before %v, %v", bug.ID, patch.ID(), warm.PatchIDs[i], ids[patch.ID()], err)
+		}
+		ids[patch.ID()] = true
+		// An independent validator and verdict agree.
+		report, err := NewValidator(backend, repo, Options{}).Validate(t.Context(), bug.Artifact, Requirements{}.withDefaults())
+		if err != nil || !report.Valid {
+			t.Errorf("bug %s: valid %v, refused by %s, %v", bug.ID, report.Valid, report.Refusal(), err)
+		}
+		if i == 2 {
+			break
+		}
+	}
+	measureEpisodes(t, warm)
+
+	opts.Seed, opts.Bugs, opts.Exclude = 2, 3, ids
+	held, err := Warmstart(t.Context(), repo, v, opts)
+	if err != nil || len(held.Bugs) != 3 {
+		t.Fatalf("%d held-out bugs, %v", len(held.Bugs), err)
+	}
+	for _, id := range held.PatchIDs {
+		if ids[id] {
+			t.Errorf("held-out injection %s is in the training set", id)
+		}
+	}
+}
+
+// measureEpisodes holds the episodes to the size that a small policy can play:
+// at most 900 tokens an injection and 600 a repair, with a vocabulary of 2,048
+// trained on them.
+func measureEpisodes(t *testing.T, warm *Warm) {
+	t.Helper()
+	var corpus []string
+	for i := range warm.Bugs {
+		for _, tr := range []*rollout.Trajectory{warm.Injections[i], warm.Solutions[i]} {
+			for _, m := range tr.Messages {
+				corpus = append(corpus, m.Content)
+			}
+			for _, turn := range tr.Turns {
+				corpus = append(corpus, turn.Text, turn.Observation)
+			}
+		}
+	}
+	tok, err := token.Train(corpus, token.TrainOptions{VocabSize: 2048, Specials: token.ChatMLSpecials})
+	if err != nil {
+		t.Fatal(err)
+	}
+	chat, err := token.NewChat(tok)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		list []*rollout.Trajectory
+		most int
+	}{{warm.Injections, 900}, {warm.Solutions, 600}} {
+		sum, longest := 0, 0
+		for _, tr := range c.list {
+			ids, sampled := rollout.Replay(chat, tr)
+			sum, longest = sum+len(ids), max(longest, len(ids))
+			if len(ids) != len(sampled) || len(ids) > c.most {
+				t.Errorf("%s: %d tokens, at most %d are allowed", tr.ID, len(ids), c.most)
+			}
+		}
+		t.Logf("%s episodes: %d, mean %d tokens, longest %d", c.list[0].Role, len(c.list), sum/len(c.list), longest)
+	}
+}
