@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -63,6 +64,10 @@ func (b *Backend) newCell(ctx context.Context, s slot, cred *syscall.Credential,
 		c.conn.Close()
 		return nil, err
 	}
+	if err := b.verify(c.pid1.Pid); err != nil {
+		c.kill()
+		return nil, infra("start", err)
+	}
 	// The host's memory killer should choose a sandbox before anything else. It
 	// is a preference: a host may refuse it.
 	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", c.pid1.Pid), []byte("500"), 0)
@@ -86,7 +91,11 @@ func (c *cell) start(ctx context.Context, b *Backend, s slot, theirs *os.File, c
 	}
 	defer program.Close()
 
-	argv := append(b.bwrapArgs(s), "--seccomp", "4", "--as-pid-1", "--", pid1Path)
+	argv := b.bwrapArgs(s)
+	if !slices.Contains(b.opts.Allow, "syscalls") {
+		argv = append(argv, "--seccomp", "4")
+	}
+	argv = append(argv, "--as-pid-1", "--", pid1Path)
 	c.bwrap, err = b.spawn.start(argv, &os.ProcAttr{
 		Dir: "/", Env: []string{},
 		Files: []*os.File{null, null, complaints, theirs, program},
@@ -116,7 +125,7 @@ func (c *cell) start(ctx context.Context, b *Backend, s slot, theirs *os.File, c
 	text := make([]byte, 2000)
 	n, _ := complaints.ReadAt(text, 0)
 	if said := strings.TrimSpace(string(text[:n])); said != "" {
-		err = errors.New(said)
+		err = explain(said)
 	}
 	return infra("start bubblewrap", err)
 }

@@ -8,11 +8,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -40,8 +42,10 @@ type Options struct {
 	Root string
 	// ReadOnly lists further folders and files of the host to show, read-only, at the same place.
 	ReadOnly []string
-	// Allow lists protections (the keys of Capabilities.Enforced) that may be
-	// missing. Otherwise a missing one makes Start fail.
+	// Allow lists protections that may be missing: "filesystem", "network",
+	// "user", "syscalls". Without it, a sandbox that the kernel does not confine
+	// in all of them is killed before it runs anything. "syscalls" also leaves
+	// out the filter.
 	Allow []string
 	// Bounds of a harvest; zero fields mean harvest.DefaultBounds.
 	Bounds harvest.Bounds
@@ -97,6 +101,11 @@ func New(opts Options) (*Backend, error) {
 			return nil, fmt.Errorf("read-only path %q: give an absolute path below /", path)
 		}
 	}
+	for _, p := range opts.Allow {
+		if _, ok := protections[p]; !ok {
+			return nil, fmt.Errorf("allow: %q is no protection that can be given up; there are %q", p, slices.Sorted(maps.Keys(protections)))
+		}
+	}
 	if opts.Root == "" {
 		opts.Root = "/"
 	}
@@ -109,6 +118,9 @@ func New(opts Options) (*Backend, error) {
 	}
 	if opts.Bwrap, err = filepath.Abs(bwrap); err != nil {
 		return nil, infra("bubblewrap", err)
+	}
+	if info, err := os.Stat(opts.Bwrap); err == nil && info.Mode()&os.ModeSetuid != 0 {
+		return nil, infra("bubblewrap", fmt.Errorf("%s is setuid root: its sandboxes would be made with root's rights; remove the bit (chmod u-s) and allow unprivileged user namespaces", opts.Bwrap))
 	}
 	self, err := thisProcess()
 	if err != nil {
@@ -157,6 +169,11 @@ func infra(what string, err error) error {
 func (b *Backend) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
+	}
+	if info, err := os.Stat(spec.Dir); err != nil {
+		return nil, fmt.Errorf("start: workspace source: %w", err)
+	} else if !info.IsDir() {
+		return nil, fmt.Errorf("start: workspace source %s is not a folder", spec.Dir)
 	}
 	o := b.self
 	o.Label, o.Created = spec.Owner, time.Now().UTC()

@@ -3,19 +3,22 @@
 package local
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
-	"github.com/ssr-go/ssr/sandbox"
 	"github.com/ssr-go/ssr/sandbox/harvest"
 )
 
-// Sweep implements sandbox.Backend: it removes the slots of trainers that no
-// longer run, with what still runs in them.
+// Sweep implements sandbox.Backend: it kills and removes what belongs to the
+// slots of trainers that no longer run.
 func (b *Backend) Sweep(ctx context.Context) (int, error) {
 	list, err := os.ReadDir(b.opts.StateDir)
 	if err != nil {
@@ -27,19 +30,18 @@ func (b *Backend) Sweep(ctx context.Context) (int, error) {
 			return n, err
 		}
 		dir := filepath.Join(b.opts.StateDir, e.Name())
-		number, err := strconv.Atoi(e.Name())
-		if err == nil {
+		if number, err := strconv.Atoi(e.Name()); err == nil {
 			o, err := readOwner(dir)
 			if err != nil || o.alive(b.self.Boot) {
 				continue // a slot has a record from the start: without one it is being removed
 			}
-			if err := (slot{dir: dir, number: number}).release(); err != nil {
+			if err := b.sweepSlot(slot{dir: dir, number: number}); err != nil {
 				return n, infra("sweep", err)
 			}
 			n++
 			continue
 		}
-		// Half-made and half-removed slots carry their maker's pid in the name.
+		// Half-made and half-removed folders carry their maker's pid in the name.
 		part := strings.Split(e.Name(), "-")
 		if len(part) < 3 || part[0] != "new" && part[0] != "old" {
 			continue
@@ -56,6 +58,51 @@ func (b *Backend) Sweep(ctx context.Context) (int, error) {
 	return n, nil
 }
 
+func (b *Backend) sweepSlot(s slot) error {
+	// The processes have had their parent-death signal; this is for a host
+	// where it came too late.
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		left := b.processesOf(s)
+		if len(left) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("processes %v of %s do not die", left, s.dir)
+		}
+		for _, pid := range left {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	b.groups.at(s.number).remove()
+	return s.release()
+}
+
+// processesOf finds the bubblewrap of a slot by its command line and, where
+// the slot has a uid of its own, everything that runs as it.
+func (b *Backend) processesOf(s slot) []int {
+	var found []int
+	bind := []byte("\x00" + s.workspace() + "\x00")
+	uid := []byte(fmt.Sprintf("\nUid:\t%d\t", s.number))
+	list, _ := os.ReadDir("/proc")
+	for _, e := range list {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		args, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		mine := bytes.Contains(args, bind)
+		if !mine && b.root {
+			status, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "status"))
+			mine = bytes.Contains(status, uid) && !bytes.Contains(status, []byte("\nState:\tZ"))
+		}
+		if mine {
+			found = append(found, pid)
+		}
+	}
+	return found
+}
+
 func readOwner(dir string) (owner, error) {
 	var o owner
 	data, err := os.ReadFile(filepath.Join(dir, ownerFile))
@@ -63,11 +110,4 @@ func readOwner(dir string) (owner, error) {
 		return o, err
 	}
 	return o, json.Unmarshal(data, &o)
-}
-
-// Probe implements sandbox.Backend.
-func (b *Backend) Probe(ctx context.Context) (sandbox.Capabilities, error) {
-	return sandbox.Capabilities{Enforced: map[string]string{
-		"network": "network namespace", "filesystem": "mount namespace",
-	}}, nil
 }

@@ -1,0 +1,172 @@
+//go:build linux
+
+package local
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/ssr-go/ssr/sandbox"
+)
+
+// Probe starts a sandbox and reports what holds in it, and how. It fails when
+// a protection that Options.Allow does not list is missing.
+func (b *Backend) Probe(ctx context.Context) (sandbox.Capabilities, error) {
+	caps := b.capabilities()
+	dir, err := os.MkdirTemp("", "ssr-probe-")
+	if err != nil {
+		return caps, infra("probe", err)
+	}
+	defer os.RemoveAll(dir)
+	s, err := b.Start(ctx, sandbox.Spec{Dir: dir, Owner: "probe"})
+	if err != nil {
+		return caps, err
+	}
+	defer s.Close()
+	r, err := s.Exec(ctx, sandbox.Cmd{Args: []string{"true"}})
+	if err != nil {
+		return caps, err
+	}
+	if !r.OK() {
+		return caps, infra("probe", fmt.Errorf(`"true" ended with status %d, signal %d: %s`, r.Exit, r.Signal, r.Stderr))
+	}
+	return caps, nil
+}
+
+// capabilities says how each protection is enforced; every cell checks in
+// verify that the kernel agrees.
+func (b *Backend) capabilities() sandbox.Capabilities {
+	version := "v1"
+	if b.groups.v2 {
+		version = "v2"
+	}
+	group := func(controller, otherwise string) string {
+		if b.groups.parent[controller] != "" {
+			return "cgroup " + version + " " + controller
+		}
+		return otherwise
+	}
+	c := sandbox.Capabilities{
+		Notes: slices.Clone(b.groups.notes),
+		Enforced: map[string]string{
+			"filesystem":   "bubblewrap: mount namespace, read-only system, private workspace and /tmp",
+			"network":      "network namespace with its own loopback, and seccomp against other families",
+			"user":         fmt.Sprintf("host uids from %d, one per sandbox, in a user namespace without capabilities", b.opts.FirstUID),
+			"syscalls":     "seccomp filter",
+			"processes":    group("pids", "RLIMIT_NPROC"),
+			"memory":       group("memory", "RLIMIT_DATA of each process"),
+			"cpu":          group("cpuacct", "RLIMIT_CPU of each process"),
+			"disk":         fmt.Sprintf("measured every %v or more while a command runs, then killed", watchEvery),
+			"file size":    "RLIMIT_FSIZE",
+			"open files":   "RLIMIT_NOFILE",
+			"time":         "the pid namespace is killed at the deadline",
+			"output":       "counted by the trainer",
+			"process tree": "pid namespace, killed and reaped after each command; parent-death signal",
+		},
+	}
+	if !b.root {
+		c.Enforced["user"] = "the trainer's own uid, in a user namespace without capabilities"
+		c.Notes = append(c.Notes, "the trainer is not root: sandboxes share its uid on the host, so resources that the kernel counts by user are shared between them")
+	}
+	if b.groups.parent["memory"] == "" {
+		c.Notes = append(c.Notes, "no writable memory control group: memory is limited for each process, not for the sandbox; run as root, or in a delegated group (systemd-run --user --scope -p Delegate=yes)")
+	}
+	for _, p := range b.opts.Allow {
+		if _, ok := c.Enforced[p]; ok && p == "syscalls" {
+			c.Enforced[p] = ""
+			c.Notes = append(c.Notes, p+": given up by configuration")
+		}
+	}
+	return c
+}
+
+// protections that verify checks, and that Options.Allow may give up.
+var protections = map[string]func(pid int, status map[string]string, root bool) string{
+	"user": func(_ int, status map[string]string, root bool) string {
+		want := os.Geteuid()
+		for f := range strings.FieldsSeq(status["Uid"]) {
+			if uid, err := strconv.Atoi(f); err != nil || uid == 0 || !root && uid != want {
+				return "uid on the host is " + f
+			}
+		}
+		for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
+			if strings.Trim(status[set], "0") != "" {
+				return set + " is " + status[set]
+			}
+		}
+		if status["NoNewPrivs"] != "1" {
+			return "new privileges can be had"
+		}
+		return ""
+	},
+	"syscalls": func(_ int, status map[string]string, _ bool) string {
+		if status["Seccomp"] != "2" {
+			return "no seccomp filter"
+		}
+		return ""
+	},
+	"filesystem": func(pid int, _ map[string]string, _ bool) string {
+		return sameNamespace(pid, "mnt", "pid", "ipc", "uts", "user")
+	},
+	"network": func(pid int, _ map[string]string, _ bool) string { return sameNamespace(pid, "net") },
+}
+
+func sameNamespace(pid int, names ...string) string {
+	for _, n := range names {
+		theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, n))
+		if err != nil {
+			return err.Error()
+		}
+		ours, err := os.Readlink("/proc/self/ns/" + n)
+		if err != nil {
+			return err.Error()
+		}
+		if ours == theirs {
+			return "the host's " + n + " namespace"
+		}
+	}
+	return ""
+}
+
+// verify asks the kernel what the first process of a cell is confined by.
+func (b *Backend) verify(pid int) error {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return err
+	}
+	status := map[string]string{}
+	for line := range bytes.Lines(text) {
+		if k, v, ok := strings.Cut(string(line), ":"); ok {
+			status[k] = strings.TrimSpace(v)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(protections)) {
+		if why := protections[name](pid, status, b.root); why != "" && !slices.Contains(b.opts.Allow, name) {
+			return fmt.Errorf("a sandbox without protection %q: %s", name, why)
+		}
+	}
+	return nil
+}
+
+// explain adds what to do to bubblewrap's own words.
+func explain(said string) error {
+	advice := ""
+	switch {
+	case strings.Contains(said, "uid map"), strings.Contains(said, "new namespace"), strings.Contains(said, "user namespace"), strings.Contains(said, "RTM_NEWADDR"):
+		advice = "; user namespaces are refused to unprivileged users here: set sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces above 0, and kernel.apparmor_restrict_unprivileged_userns=0 (or an AppArmor profile for bwrap); in a container, allow them in its seccomp profile"
+	case strings.Contains(said, "Unknown option"):
+		advice = "; bubblewrap is too old: install 0.8 or later"
+	case strings.Contains(said, "Permission denied"):
+		advice = "; the state folder and its parents must be passable for the sandboxes' uids: choose another with the state folder option"
+	case strings.Contains(said, "SECCOMP"):
+		advice = `; this kernel has no seccomp filters: allow the protection "syscalls" to be missing, or use another kernel`
+	}
+	return errors.New(said + advice)
+}
