@@ -145,8 +145,8 @@ func duration(d time.Duration) string {
 	return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
 }
 
-// thousands writes an integer with separators: 12,345.
-func thousands(n int) string {
+// Thousands writes an integer with separators: 12,345.
+func Thousands(n int) string {
 	s := fmt.Sprint(max(n, -n))
 	for i := len(s) - 3; i > 0; i -= 3 {
 		s = s[:i] + "," + s[i:]

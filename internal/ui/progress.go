@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -84,6 +85,8 @@ func (p *Progress) OnEvent(e train.Event) {
 		return
 	}
 	if e.Metrics != nil {
+		// A resumed run takes the steps after its checkpoint again.
+		s.history = slices.DeleteFunc(s.history, func(m train.Metrics) bool { return m.Step >= e.Metrics.Step })
 		s.history = append(s.history, *e.Metrics)
 		if p.terminal == nil {
 			fmt.Fprintln(p.out, s.stepLine())
@@ -219,7 +222,7 @@ func (s *state) phaseLine(now time.Time, flying int) string {
 		line += fmt.Sprintf(", %d in flight", flying)
 	}
 	if sec := elapsed.Seconds(); sec > 0 && e.Tokens > 0 {
-		line += fmt.Sprintf(", %s tokens/s", thousands(int(float64(e.Tokens)/sec)))
+		line += fmt.Sprintf(", %s tokens/s", Thousands(int(float64(e.Tokens)/sec)))
 	}
 	return line
 }
@@ -239,7 +242,7 @@ func (s *state) stepLine() string {
 	}
 	parts = append(parts, update(m))
 	if m.PlayMetrics != nil && m.Seconds.Play > 0 {
-		parts = append(parts, thousands(int(float64(m.SampledTokens)/m.Seconds.Play))+" tokens/s")
+		parts = append(parts, Thousands(int(float64(m.SampledTokens)/m.Seconds.Play))+" tokens/s")
 	}
 	parts = append(parts, duration(stepTime(m)))
 	return strings.Join(parts, "  ") + s.left()

@@ -111,12 +111,12 @@ func totals(metrics []train.Metrics) []string {
 		}
 	}
 	var out []string
-	line := fmt.Sprintf("%d steps in %s, %s tokens trained on", len(metrics), duration(spent), thousands(trained))
+	line := fmt.Sprintf("%d steps in %s, %s tokens trained on", len(metrics), duration(spent), Thousands(trained))
 	if episodes > 0 {
-		line += fmt.Sprintf(", %s episodes, %s tokens sampled", thousands(episodes), thousands(sampled))
+		line += fmt.Sprintf(", %s episodes, %s tokens sampled", Thousands(episodes), Thousands(sampled))
 	}
 	if n := counts["sandboxes"]; n > 0 {
-		line += fmt.Sprintf(", %s sandboxes", thousands(int(n)))
+		line += fmt.Sprintf(", %s sandboxes", Thousands(int(n)))
 	}
 	out = append(out, line)
 	if episodes > 0 {

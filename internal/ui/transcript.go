@@ -40,9 +40,9 @@ func Transcript(w io.Writer, t *rollout.Trajectory, colour bool) error {
 		p.printf("reward   %+.3f\n", t.Reward)
 	}
 	if t.Failure != "" {
-		p.printf("failure  %s\n", printable(t.Failure))
+		p.printf("failure  %s\n", Printable(t.Failure))
 	}
-	p.printf("tokens   %s, %s of them sampled, in %d turns\n", thousands(len(t.Tokens)), thousands(sampled), len(t.Turns))
+	p.printf("tokens   %s, %s of them sampled, in %d turns\n", Thousands(len(t.Tokens)), Thousands(sampled), len(t.Turns))
 	if t.Detail != nil {
 		detail, err := json.MarshalIndent(t.Detail, "  ", "  ")
 		if err != nil {
@@ -74,14 +74,14 @@ func (p *printer) printf(format string, args ...any) {
 }
 
 func (p *printer) rule(format string, args ...any) {
-	title := printable(fmt.Sprintf(format, args...))
+	title := Printable(fmt.Sprintf(format, args...))
 	p.printf("── %s %s\n", title, strings.Repeat("─", max(2, 76-len([]rune(title)))))
 }
 
 func (p *printer) block(style, name, content string) {
 	p.printf("%s:\n", name)
 	for line := range strings.Lines(content) {
-		line = printable(strings.TrimRight(line, "\n"))
+		line = Printable(strings.TrimRight(line, "\n"))
 		if p.colour && style != plainStyle {
 			line = style + line + reset
 		}
@@ -89,9 +89,9 @@ func (p *printer) block(style, name, content string) {
 	}
 }
 
-// printable replaces control characters, which a terminal would obey, by their
+// Printable replaces control characters, which a terminal would obey, by their
 // pictures, and invalid UTF-8 by the replacement character.
-func printable(s string) string {
+func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
 		case r == '\t':
@@ -105,4 +105,13 @@ func printable(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// PrintableText is Printable of each line.
+func PrintableText(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, l := range lines {
+		lines[i] = Printable(l)
+	}
+	return strings.Join(lines, "\n")
 }

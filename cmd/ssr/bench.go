@@ -1,0 +1,289 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/engine"
+	"github.com/ssr-go/ssr/model/gen"
+	"github.com/ssr-go/ssr/sandbox"
+)
+
+type benchCmd struct {
+	Model   string        `type:"existingdir" help:"A model; by default 2 million random parameters in Qwen2's shape."`
+	Batch   int           `default:"128" help:"Sequences that generate side by side."`
+	Prompt  int           `default:"128" help:"Tokens of each prompt."`
+	New     int           `default:"64" help:"New tokens of each sequence."`
+	Train   int           `default:"16" help:"Sequences of a training step."`
+	Length  int           `default:"512" help:"Tokens of each training sequence."`
+	Seconds time.Duration `default:"10s" help:"Time for each part."`
+	Workers int           `help:"CPU workers; 0 means one per core."`
+	Parts   []string      `default:"sampling,training,sandbox" enum:"sampling,training,sandbox" help:"What to measure."`
+	sandboxFlags
+	jsonFlag
+}
+
+// benchmark is the result; a part that was not measured is absent.
+type benchmark struct {
+	Parameters int `json:"parameters"`
+	Workers    int `json:"workers"`
+	// FirstToken is the time from the start of the process to the first sampled
+	// token: loading, a prompt and one step.
+	FirstToken float64 `json:"first_token_seconds,omitempty"`
+	// SamplingTokens counts new tokens only; PromptTokens those read beside them.
+	SamplingTokens   float64 `json:"sampling_tokens_per_second,omitempty"`
+	PromptTokens     float64 `json:"prompt_tokens_per_second,omitempty"`
+	TrainingTokens   float64 `json:"training_tokens_per_second,omitempty"`
+	SandboxEpisodes  float64 `json:"sandbox_episodes_per_second,omitempty"`
+	SandboxCommandMS float64 `json:"sandbox_command_ms,omitempty"`
+}
+
+func (c *benchCmd) Run(ctx context.Context, o output) (err error) {
+	var b benchmark
+	p, err := c.model()
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	b.Workers = p.Workers().Size()
+	for _, param := range p.Parameters() {
+		b.Parameters += param.Tensor.Len()
+	}
+	for _, part := range c.Parts {
+		switch part {
+		case "sampling":
+			err = c.sampling(ctx, p, &b)
+		case "training":
+			err = c.training(ctx, p, &b)
+		case "sandbox":
+			err = c.sandbox(ctx, &b)
+		}
+		if err != nil {
+			return fmt.Errorf("bench %s: %w", part, err)
+		}
+	}
+	if c.JSON {
+		return printJSON(o.out, b)
+	}
+	fmt.Fprintf(o.out, "%d parameters, %d workers\n", b.Parameters, b.Workers)
+	for _, l := range []struct {
+		name string
+		v    float64
+	}{
+		{"first token, s", b.FirstToken}, {"sampling, tokens/s", b.SamplingTokens}, {"prompts, tokens/s", b.PromptTokens},
+		{"training, tokens/s", b.TrainingTokens}, {"sandbox episodes/s", b.SandboxEpisodes}, {"sandbox command, ms", b.SandboxCommandMS},
+	} {
+		if l.v > 0 {
+			fmt.Fprintf(o.out, "%-20s %10.2f\n", l.name, l.v)
+		}
+	}
+	return nil
+}
+
+func (c *benchCmd) model() (*model.Policy, error) {
+	o := model.Options{Workers: c.Workers}
+	if c.Model != "" {
+		return model.Load(c.Model, o)
+	}
+	return model.New(model.Config{
+		ModelType: "qwen2", VocabSize: 2048, Hidden: 192, Intermediate: 512, Layers: 4, Heads: 6, KVHeads: 2, HeadDim: 32,
+		MaxPositions: max(4096, c.Prompt+c.New), NormEps: 1e-6, RopeTheta: 10000, TieEmbeddings: true, BOS: -1,
+	}, 1, o)
+}
+
+// tokens are random ids.
+func (c *benchCmd) tokens(r *rand.Rand, p *model.Policy, n int) []int32 {
+	ids := make([]int32, n)
+	for i := range ids {
+		ids[i] = int32(r.IntN(p.Config().VocabSize))
+	}
+	return ids
+}
+
+// sampling keeps the batch full: a sequence that ends is replaced, as in play.
+func (c *benchCmd) sampling(ctx context.Context, p *model.Policy, b *benchmark) error {
+	e, err := engine.New(p, engine.Options{MaxSequences: c.Batch})
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	r := rand.New(rand.NewPCG(1, 1))
+	one := func(id string, prompt []int32, n int) error {
+		defer e.Release(id)
+		_, err := e.Generate(ctx, gen.Request{ID: id, Seed: 1, Tokens: prompt, MaxTokens: n, Sampling: gen.Sampling{Temperature: 1}})
+		return err
+	}
+	if err := one("first", c.tokens(r, p, c.Prompt), 1); err != nil {
+		return err
+	}
+	if started, err := processStart(); err == nil {
+		b.FirstToken = time.Since(started).Seconds()
+	}
+	prompts := make([][]int32, c.Batch)
+	for i := range prompts {
+		prompts[i] = c.tokens(r, p, c.Prompt)
+	}
+	began := time.Now()
+	var mu sync.Mutex
+	done := 0
+	var g errgroup.Group
+	for i := range c.Batch {
+		g.Go(func() error {
+			for k := 0; time.Since(began) < c.Seconds; k++ {
+				if err := one(fmt.Sprintf("bench-%d-%d", i, k), prompts[i], c.New); err != nil {
+					return err
+				}
+				mu.Lock()
+				done++
+				mu.Unlock()
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	seconds := time.Since(began).Seconds()
+	b.SamplingTokens = float64(done*c.New) / seconds
+	b.PromptTokens = float64(done*c.Prompt) / seconds
+	return nil
+}
+
+// training repeats whole optimizer steps.
+func (c *benchCmd) training(ctx context.Context, p *model.Policy, b *benchmark) error {
+	r := rand.New(rand.NewPCG(2, 2))
+	tokens := c.tokens(r, p, c.Train*c.Length)
+	offsets := make([]int, c.Train+1)
+	for i := range offsets {
+		offsets[i] = i * c.Length
+	}
+	grad := make([]float64, len(tokens))
+	for i := range grad {
+		grad[i] = -1 / float64(len(grad))
+	}
+	step := func() error {
+		err := p.Accumulate(ctx, tokens, offsets, func(_, _ []float64) ([]float64, error) { return grad, nil })
+		if err == nil {
+			_, err = p.Step(model.AdamW{LR: 1e-6, Beta1: 0.9, Beta2: 0.95, Eps: 1e-8}, 1)
+		}
+		return err
+	}
+	if err := step(); err != nil { // the first one allocates
+		return err
+	}
+	began := time.Now()
+	n := 0
+	for ; time.Since(began) < c.Seconds; n++ {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	b.TrainingTokens = float64(n*len(tokens)) / time.Since(began).Seconds()
+	return nil
+}
+
+// sandboxCommands is how many commands an episode of the benchmark runs.
+const sandboxCommands = 4
+
+// sandbox starts sandboxes on a folder of 100 files, runs commands and harvests,
+// with as many side by side as there are workers.
+func (c *benchCmd) sandbox(ctx context.Context, b *benchmark) (err error) {
+	dir, err := os.MkdirTemp("", "ssr-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	for i := range 100 {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("f%02d.txt", i)), bytes.Repeat([]byte("line\n"), 200), 0o644); err != nil {
+			return err
+		}
+	}
+	backend, err := c.config().open()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, backend.Close()) }()
+	var mu sync.Mutex
+	episodes := 0
+	var inside time.Duration
+	began := time.Now()
+	g, gctx := errgroup.WithContext(ctx)
+	for range b.Workers {
+		g.Go(func() error {
+			for time.Since(began) < c.Seconds {
+				spent, err := sandboxEpisode(gctx, backend, dir)
+				if err != nil {
+					return err
+				}
+				mu.Lock()
+				episodes++
+				inside += spent
+				mu.Unlock()
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	b.SandboxEpisodes = float64(episodes) / time.Since(began).Seconds()
+	b.SandboxCommandMS = inside.Seconds() * 1000 / float64(episodes*sandboxCommands)
+	return nil
+}
+
+func sandboxEpisode(ctx context.Context, backend sandbox.Backend, dir string) (spent time.Duration, err error) {
+	box, err := backend.Start(ctx, sandbox.Spec{Dir: dir, Owner: "ssr-bench"})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, box.Close()) }()
+	for i := range sandboxCommands {
+		began := time.Now()
+		res, err := box.Exec(ctx, sandbox.Cmd{Args: []string{"bash", "-c", fmt.Sprintf("grep -c line f%02d.txt && echo changed >> f%02d.txt", i, i)}})
+		if err != nil {
+			return 0, err
+		}
+		if !res.OK() {
+			return 0, fmt.Errorf("a command ended with status %d: %s", res.Exit, res.Stderr)
+		}
+		spent += time.Since(began)
+	}
+	changes, err := box.Harvest(ctx)
+	if err == nil && len(changes) != sandboxCommands {
+		err = fmt.Errorf("%d files changed, want %d", len(changes), sandboxCommands)
+	}
+	return spent, err
+}
+
+// processStart is when the kernel started this process, to a hundredth of a second.
+func processStart() (time.Time, error) {
+	stat, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		return time.Time{}, err
+	}
+	uptime, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		return time.Time{}, err
+	}
+	// The fields after the program's name, which may hold anything; starttime is the 22nd.
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 20 {
+		return time.Time{}, errors.New("/proc/self/stat is too short")
+	}
+	ticks, err1 := strconv.ParseFloat(string(fields[19]), 64)
+	up, err2 := strconv.ParseFloat(string(bytes.Fields(uptime)[0]), 64)
+	const ticksPerSecond = 100 // USER_HZ, fixed on Linux
+	age := up - ticks/ticksPerSecond
+	return time.Now().Add(-time.Duration(age * float64(time.Second))), errors.Join(err1, err2)
+}

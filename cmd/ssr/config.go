@@ -1,0 +1,281 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+
+	"github.com/ssr-go/ssr/model/gen"
+	"github.com/ssr-go/ssr/rl"
+	"github.com/ssr-go/ssr/rl/train"
+	"github.com/ssr-go/ssr/rollout"
+	"github.com/ssr-go/ssr/rollout/selfplay"
+)
+
+// config is everything that a run is told. It is read from YAML over
+// defaultConfig, strictly: an unknown field is an error. The resolved
+// configuration is kept in the run's folder and reads back as it was.
+type config struct {
+	// Repo is the repository to play in, Model the policy to start from, Run the
+	// folder to write. Relative paths are relative to the working directory.
+	Repo  string `yaml:"repo"`
+	Model string `yaml:"model"`
+	Run   string `yaml:"run"`
+	// Seed fixes every random draw of the run.
+	Seed uint64 `yaml:"seed"`
+
+	Policy   policyConfig   `yaml:"policy"`
+	Game     gameConfig     `yaml:"game"`
+	Episodes episodeConfig  `yaml:"episodes"`
+	Sandbox  sandboxConfig  `yaml:"sandbox"`
+	Train    train.Settings `yaml:"train"`
+	Eval     evalConfig     `yaml:"eval"`
+}
+
+// policyConfig is how the policy computes.
+type policyConfig struct {
+	// Workers on the CPU, one thread each; 0 means one per core. Results depend
+	// on it in their last bits.
+	Workers int `yaml:"workers"`
+	// Recompute trades a third more work in training for a tenth of the memory.
+	Recompute bool `yaml:"recompute"`
+	// Batch is the most sequences that generate side by side, CacheBytes the
+	// memory of their key-value cache; 0 is the engine's default.
+	Batch      int   `yaml:"batch"`
+	CacheBytes int64 `yaml:"cache_bytes"`
+}
+
+// gameConfig is the game (see rollout/selfplay.GameOptions).
+type gameConfig struct {
+	// Mode is self-play, repair-only or injection-only.
+	Mode selfplay.Mode `yaml:"mode"`
+	// Bugs is the fixed pool of repair-only: a folder of bugs.
+	Bugs string `yaml:"bugs,omitempty"`
+	// InjectorGroups a step of InjectorsPerPrompt episodes each; SolversPerBug
+	// attempts at each valid bug, of at most MaxSolverGroups bugs (0: all);
+	// SolverGroups a step in repair-only.
+	InjectorGroups     int `yaml:"injector_groups"`
+	InjectorsPerPrompt int `yaml:"injectors_per_prompt"`
+	SolversPerBug      int `yaml:"solvers_per_bug"`
+	MaxSolverGroups    int `yaml:"max_solver_groups"`
+	SolverGroups       int `yaml:"solver_groups"`
+	// SecondOrderFraction of the solver groups attempt failed repairs.
+	SecondOrderFraction float64 `yaml:"second_order_fraction"`
+	// Strategies are the weights of the draw: removal, history, direct.
+	Strategies map[selfplay.Strategy]float64 `yaml:"strategies"`
+	// Signal rewards injectors by solve-rate or by validation; Alpha weighs difficulty.
+	Signal selfplay.InjectorSignal `yaml:"signal"`
+	Alpha  float64                 `yaml:"alpha"`
+	// Seeding tells injectors a drawn function to aim at.
+	Seeding bool `yaml:"seeding"`
+	// Requirements of validation; where RequirementsMax is greater, each injector
+	// group draws between the two.
+	Requirements    selfplay.Requirements `yaml:"requirements"`
+	RequirementsMax selfplay.Requirements `yaml:"requirements_max"`
+	// ScriptTimeout bounds one run of a test script; Validators the sandboxes
+	// that validate side by side (0: one per core).
+	ScriptTimeout time.Duration `yaml:"script_timeout"`
+	Validators    int           `yaml:"validators"`
+}
+
+// episodeConfig is how episodes are played.
+type episodeConfig struct {
+	// Prompts is the set of templates, full or brief; files of PromptsDir replace
+	// them one by one.
+	Prompts    string `yaml:"prompts"`
+	PromptsDir string `yaml:"prompts_dir,omitempty"`
+	// InFlight episodes at once. Deadline of one; Retries after infrastructure failures.
+	InFlight int           `yaml:"in_flight"`
+	Deadline time.Duration `yaml:"deadline"`
+	Retries  int           `yaml:"retries"`
+	// Limits of turns and tokens.
+	Limits rollout.Limits `yaml:"limits"`
+	// CommandTimeout bounds one command of an agent.
+	CommandTimeout time.Duration `yaml:"command_timeout"`
+	// Submissions that a solver has; the last one counts.
+	Submissions int `yaml:"submissions"`
+	// Sampling.
+	Temperature float64 `yaml:"temperature"`
+	TopP        float64 `yaml:"top_p"`
+	TopK        int     `yaml:"top_k"`
+}
+
+func (c episodeConfig) sampling() gen.Sampling {
+	return gen.Sampling{Temperature: c.Temperature, TopP: c.TopP, TopK: c.TopK}
+}
+
+// evalConfig is the measurement during training.
+type evalConfig struct {
+	// Bugs is a folder of held-out bugs, "" for none; Every is in steps, 0 for
+	// only before and after; Attempts at each bug.
+	Bugs     string `yaml:"bugs,omitempty"`
+	Every    int    `yaml:"every"`
+	Attempts int    `yaml:"attempts"`
+}
+
+// defaultConfig is the paper's game at the scale of one machine.
+func defaultConfig() config {
+	c := config{
+		Seed: 1,
+		Game: gameConfig{
+			Mode: selfplay.SelfPlay, InjectorGroups: 2, InjectorsPerPrompt: 4, SolversPerBug: 8, SolverGroups: 8,
+			SecondOrderFraction: 0.25, Strategies: map[selfplay.Strategy]float64{selfplay.Removal: 1, selfplay.History: 1},
+			Signal: selfplay.SignalSolveRate, Alpha: selfplay.Alpha,
+			Requirements: selfplay.DefaultRequirements, ScriptTimeout: selfplay.DefaultTimeout,
+		},
+		Episodes: episodeConfig{
+			Prompts: "full", InFlight: 16, Deadline: time.Hour, Retries: 2, CommandTimeout: 120 * time.Second, Submissions: 1,
+			Limits: rollout.Limits{Turns: 128, Context: 131072, ObservationTokens: 32768}, Temperature: 1, TopP: 1,
+		},
+		Sandbox: sandboxConfig{Backend: "local"},
+		Train:   train.DefaultSettings(),
+		Eval:    evalConfig{Attempts: 1},
+	}
+	c.Train.Loss.Length = 0 // resolved to the context window
+	return c
+}
+
+// readConfig reads a configuration file (none when path is "") and then
+// overrides, each "key.key=value" with a YAML value.
+func readConfig(path string, overrides []string) (config, error) {
+	var data []byte
+	if path != "" {
+		var err error
+		if data, err = os.ReadFile(path); err != nil {
+			return config{}, fmt.Errorf("configuration: %w", err)
+		}
+	}
+	docs := []document{{path, data}}
+	for _, o := range overrides {
+		d, err := override(o)
+		if err != nil {
+			return config{}, err
+		}
+		docs = append(docs, d)
+	}
+	return parseConfig(docs)
+}
+
+// document is a piece of configuration and where it came from.
+type document struct {
+	name string
+	data []byte
+}
+
+// override turns "a.b=v" into the document "{a: {b: v}}".
+func override(s string) (document, error) {
+	key, value, ok := strings.Cut(s, "=")
+	keys := strings.Split(key, ".")
+	for _, k := range keys {
+		ok = ok && k != "" && !strings.ContainsAny(k, "{}[]:,\"'#&*!|>%@` \t\n")
+	}
+	if !ok {
+		return document{}, fmt.Errorf("configuration: --set %q is not key.key=value", s)
+	}
+	text := value
+	for i := len(keys) - 1; i >= 0; i-- {
+		text = "{" + keys[i] + ": " + text + "}"
+	}
+	return document{"--set " + s, []byte(text)}, nil
+}
+
+// parseConfig lays documents over the defaults. An objective brings its own
+// default settings, under what the documents say about the loss.
+func parseConfig(docs []document) (config, error) {
+	c := defaultConfig()
+	for range 2 {
+		base := defaultConfig()
+		if c.Train.Objective != base.Train.Objective {
+			loss, err := rl.Defaults(c.Train.Objective)
+			if err != nil {
+				return config{}, fmt.Errorf("configuration: train.objective: %w", err)
+			}
+			base.Train.Objective, base.Train.Loss = c.Train.Objective, loss
+			base.Train.Loss.Length = 0
+		}
+		for _, d := range docs {
+			if err := load(d, &base); err != nil {
+				return config{}, err
+			}
+		}
+		c = base
+	}
+	if c.Train.Loss.Length == 0 {
+		c.Train.Loss.Length = c.Episodes.Limits.Context
+	}
+	return c, nil
+}
+
+// load reads one document strictly over v. Every mistake is reported, with its line.
+func load(d document, v *config) error {
+	if len(bytes.TrimSpace(d.data)) == 0 {
+		return nil
+	}
+	strategies := v.Game.Strategies
+	v.Game.Strategies = nil // a document's map replaces the default, it is not laid over it
+	err := yaml.Load(d.data, v, yaml.WithKnownFields())
+	if v.Game.Strategies == nil {
+		v.Game.Strategies = strategies
+	}
+	if err == nil {
+		return nil
+	}
+	var all *yaml.LoadErrors
+	if !errors.As(err, &all) {
+		return fmt.Errorf("configuration %s: %w", d.name, err)
+	}
+	lines := []string{fmt.Sprintf("configuration %s:", d.name)}
+	for _, e := range all.Errors {
+		lines = append(lines, "  "+e.Error())
+	}
+	return errors.New(strings.Join(lines, "\n"))
+}
+
+// marshal writes a configuration as readConfig reads it.
+func (c config) marshal() ([]byte, error) { return yaml.Dump(c) }
+
+// absolute makes the paths independent of the working directory, as they are
+// kept in a run's folder.
+func (c *config) absolute() error {
+	for _, p := range []*string{&c.Repo, &c.Model, &c.Run, &c.Game.Bugs, &c.Episodes.PromptsDir, &c.Eval.Bugs} {
+		if *p == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return err
+		}
+		*p = abs
+	}
+	return nil
+}
+
+// check refuses what cannot be run, naming the field and its flag.
+func (c config) check() error {
+	var errs []error
+	need := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	need(c.Repo != "", "repo: give the repository to play in (--repo DIR)")
+	need(c.Model != "", "model: give the policy to start from (--model DIR); ssr warmstart makes one")
+	need(c.Run != "", "run: give the folder to write (--run DIR)")
+	need(c.Repo == "" || isDir(c.Repo), "repo: %s is not a folder", c.Repo)
+	need(c.Model == "" || isDir(c.Model), "model: %s is not a folder", c.Model)
+	need(c.Game.Mode != selfplay.RepairOnly || c.Game.Bugs != "", "game.bugs: repair-only needs a folder of bugs")
+	need(c.Episodes.InFlight > 0, "episodes.in_flight is %d; it must be positive", c.Episodes.InFlight)
+	need(c.Episodes.Temperature >= 0 && c.Episodes.TopP >= 0 && c.Episodes.TopP <= 1 && c.Episodes.TopK >= 0,
+		"episodes: temperature %g and top_k %d must not be negative, top_p %g must lie in [0, 1]", c.Episodes.Temperature, c.Episodes.TopK, c.Episodes.TopP)
+	need(c.Eval.Attempts > 0, "eval.attempts is %d; it must be positive", c.Eval.Attempts)
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("configuration:\n%w", err)
+	}
+	return nil
+}

@@ -1,0 +1,126 @@
+// Command ssr trains language models on software engineering by self-play:
+// one policy breaks a repository and repairs it, in sandboxes.
+//
+// Exit status: 0 success; 1 the answer is no (a bug was refused); 2 an error;
+// 130 interrupted.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+const (
+	exitRefused     = 1
+	exitError       = 2
+	exitInterrupted = 130
+)
+
+// errRefused ends a command whose result, already printed, is a no.
+var errRefused = errors.New("refused")
+
+// commands is the command line. Each command is a struct with its flags and a
+// Run method that wires packages together and renders what they return.
+type commands struct {
+	Train      trainCmd      `cmd:"" help:"Train a policy by self-play on a repository."`
+	Eval       evalCmd       `cmd:"" help:"Measure pass@1 of a policy on a fixed set of bugs."`
+	Warmstart  warmstartCmd  `cmd:"" help:"Make a small policy that speaks the protocol, for a repository."`
+	SFT        sftCmd        `cmd:"" name:"sft" help:"Fine-tune a policy on recorded episodes."`
+	Bug        bugCmd        `cmd:"" help:"Validate, judge and look at bugs."`
+	Model      modelCmd      `cmd:"" help:"Look at a model, tokenize, score and generate."`
+	Trajectory trajectoryCmd `cmd:"" help:"Read the episodes of a run."`
+	Run        runCmd        `cmd:"" help:"Summarise a run and draw its curves."`
+	Config     configCmd     `cmd:"" help:"Print and check configurations."`
+	Prompts    promptsCmd    `cmd:"" help:"Write the prompt templates to a folder, to be edited."`
+	Bench      benchCmd      `cmd:"" help:"Measure tokens and sandbox episodes per second."`
+	Doctor     doctorCmd     `cmd:"" help:"Report what this machine offers, with advice for what is missing."`
+}
+
+// output is where commands print: out for results, err for everything else.
+type output struct{ out, err *os.File }
+
+func main() { os.Exit(run(os.Args[1:], output{os.Stdout, os.Stderr})) }
+
+// run is main without its process: it returns the exit status.
+func run(args []string, o output) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+
+	var c commands
+	exited := -1
+	parser, err := kong.New(&c,
+		kong.Name("ssr"),
+		kong.Description("Trains language models on software engineering by self-play (SSR, arXiv 2512.18552)."),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.Writers(o.out, o.err),
+		kong.Exit(func(code int) { exited = code; panic(exitNow{}) }),
+		kong.Vars{"strategies": "removal, history, direct or mixed"},
+		kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.Bind(o),
+	)
+	if err != nil {
+		panic(err) // the grammar above is wrong
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	kctx, err := parse(parser, args)
+	if exited >= 0 {
+		return exited
+	}
+	if err != nil {
+		fmt.Fprintf(o.err, "ssr: %v\n", err)
+		var p *kong.ParseError
+		if errors.As(err, &p) && p.Context != nil {
+			if n := p.Context.Selected(); n != nil {
+				fmt.Fprintf(o.err, "see %s --help\n", n.FullPath())
+				return exitError
+			}
+		}
+		fmt.Fprintln(o.err, "see ssr --help")
+		return exitError
+	}
+	switch err := kctx.Run(); {
+	case err == nil:
+		return 0
+	case errors.Is(err, errRefused):
+		return exitRefused
+	case ctx.Err() != nil:
+		fmt.Fprintf(o.err, "ssr: interrupted: %v\n", err)
+		return exitInterrupted
+	default:
+		fmt.Fprintf(o.err, "ssr: %v\n", err)
+		return exitError
+	}
+}
+
+// exitNow unwinds the parser after --help.
+type exitNow struct{}
+
+func parse(parser *kong.Kong, args []string) (ctx *kong.Context, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ok := r.(exitNow); !ok {
+				panic(r)
+			}
+		}
+	}()
+	return parser.Parse(args)
+}
+
+// jsonFlag is shared by commands that can print JSON.
+type jsonFlag struct {
+	JSON bool `help:"Print JSON."`
+}
+
+// check returns the first error of printing a result.
+func check(_ int, err error) error { return err }
+
+var _ io.Writer = output{}.out

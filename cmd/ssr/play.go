@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/token"
+	"github.com/ssr-go/ssr/rl/train"
+	"github.com/ssr-go/ssr/rollout"
+	"github.com/ssr-go/ssr/rollout/selfplay"
+	"github.com/ssr-go/ssr/sandbox"
+)
+
+// setup is everything that stands ready to play: a repository, its sandboxes,
+// a policy that generates.
+type setup struct {
+	*world
+	conf      config
+	policy    *policy
+	generator *generator
+	chat      *token.Chat
+	runner    *rollout.Runner
+	env       selfplay.EnvOptions
+	validator *selfplay.Validator
+}
+
+// openSetup loads the policy in dir and opens the repository of conf, whose
+// limits are fitted to the model. The caller closes it.
+func openSetup(ctx context.Context, conf config, dir string) (t *setup, err error) {
+	t = &setup{conf: conf}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, t.Close())
+		}
+	}()
+	if t.policy, err = openPolicy(dir, model.Options{Workers: conf.Policy.Workers, Recompute: conf.Policy.Recompute}); err != nil {
+		return t, err
+	}
+	if t.chat, err = token.NewChat(t.policy.tokenizer); err != nil {
+		return t, err
+	}
+	if t.generator, err = t.policy.newGenerator(conf.Policy); err != nil {
+		return t, err
+	}
+	if t.world, err = openWorld(ctx, conf.Repo, conf.Sandbox); err != nil {
+		return t, err
+	}
+	if _, err = t.backend.Sweep(ctx); err != nil {
+		return t, fmt.Errorf("sweep what dead trainers left: %w", err)
+	}
+	if t.env, err = conf.envOptions(t.backend); err != nil {
+		return t, err
+	}
+	t.runner = rollout.NewRunner(rollout.Player{
+		Policy: t.generator, Chat: t.chat, Limits: conf.Episodes.Limits, Sampling: conf.Episodes.sampling(),
+		Seed: conf.Seed, StopStrings: t.env.Protocol.StopStrings(),
+	}, conf.Episodes.InFlight)
+	t.runner.Deadline, t.runner.Retries = conf.Episodes.Deadline, conf.Episodes.Retries
+	t.validator = selfplay.NewValidator(t.backend, t.repo, conf.validation())
+	return t, nil
+}
+
+// Close frees what was opened, the last first.
+func (t *setup) Close() error {
+	var err error
+	if t.world != nil {
+		err = t.world.Close()
+	}
+	if t.generator != nil {
+		t.generator.Close()
+	}
+	if t.policy != nil {
+		t.policy.Close()
+	}
+	return err
+}
+
+// envOptions shape the episodes.
+func (c config) envOptions(backend sandbox.Backend) (selfplay.EnvOptions, error) {
+	prompts, err := selfplay.LoadPrompts(c.Episodes.Prompts, c.Episodes.PromptsDir)
+	if err != nil {
+		return selfplay.EnvOptions{}, err
+	}
+	limits := c.Sandbox.limits()
+	limits.Command = c.Episodes.CommandTimeout
+	limits.Lifetime = c.Episodes.Deadline
+	return selfplay.EnvOptions{
+		Backend: backend, Limits: limits, Prompts: prompts, Protocol: token.Plain, Submissions: c.Episodes.Submissions,
+	}, nil
+}
+
+func (c config) validation() selfplay.Options {
+	return selfplay.Options{
+		Timeout: c.Game.ScriptTimeout, Parallel: c.Game.Validators, ReuseOriginal: true,
+		Limits: c.Sandbox.limits(), Owner: filepath.Base(c.Run),
+	}
+}
+
+// fit bounds the episodes by what the model can read.
+func (c *config) fit(window int) {
+	l := &c.Episodes.Limits
+	if l.Context <= 0 || l.Context > window {
+		if c.Train.Loss.Length == l.Context {
+			c.Train.Loss.Length = window
+		}
+		l.Context = window
+	}
+	if l.ObservationTokens <= 0 || l.ObservationTokens > l.Context/4 {
+		l.ObservationTokens = l.Context / 4
+	}
+}
+
+// game sets up the game of a run over a pool of bugs.
+func (t *setup) game(ctx context.Context, pool *selfplay.Pool) (*selfplay.Game, error) {
+	g := t.conf.Game
+	repo := selfplay.GameRepo{Name: filepath.Base(t.conf.Repo), Repo: t.repo, Pool: pool}
+	if g.Seeding {
+		recipe, err := selfplay.FindRecipe(t.repo.Files())
+		if err != nil {
+			return nil, fmt.Errorf("game.seeding: %w", err)
+		}
+		planner, err := selfplay.NewPlanner(ctx, t.backend, t.repo, recipe)
+		if err != nil {
+			return nil, fmt.Errorf("game.seeding: %w", err)
+		}
+		repo.Targets = planner.Targets()
+	}
+	return selfplay.NewGame(t.runner, selfplay.GameOptions{
+		Mode: g.Mode, Seed: t.conf.Seed, Repos: []selfplay.GameRepo{repo}, Env: t.env, Validation: t.conf.validation(),
+		Requirements: g.Requirements, RequirementsMax: g.RequirementsMax,
+		InjectorGroups: g.InjectorGroups, InjectorsPerPrompt: g.InjectorsPerPrompt, SolversPerBug: g.SolversPerBug,
+		MaxSolverGroups: g.MaxSolverGroups, SolverGroups: g.SolverGroups, SecondOrderFraction: g.SecondOrderFraction,
+		Strategies: g.Strategies, Signal: g.Signal, Alpha: g.Alpha,
+	})
+}
+
+// trainGame is a selfplay.Game as the loop wants it, with evaluations between
+// the steps.
+type trainGame struct {
+	*selfplay.Game
+	// before is called ahead of each step.
+	before func(ctx context.Context, step int) error
+}
+
+var _ train.Game = (*trainGame)(nil)
+
+func (g *trainGame) Play(ctx context.Context, step int, done []train.Finished, finish func(train.Finished) error) error {
+	if err := g.before(ctx, step); err != nil {
+		return err
+	}
+	groups := make([]*rollout.Group, len(done))
+	for i, f := range done {
+		groups[i] = f.Group
+	}
+	return g.Game.Play(ctx, step, groups, func(group *rollout.Group, counts map[string]float64) error {
+		return finish(train.Finished{Group: group, Counts: counts})
+	})
+}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/ssr-go/ssr/kernels/torch"
+	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/engine"
+	"github.com/ssr-go/ssr/model/gen"
+	"github.com/ssr-go/ssr/model/token"
+)
+
+// policy is a model with its tokenizer, loaded to score, generate and train.
+type policy struct {
+	*model.Policy
+	tokenizer *token.Tokenizer
+	options   model.Options
+}
+
+// openPolicy loads a model folder; the caller closes it.
+func openPolicy(dir string, o model.Options) (*policy, error) {
+	t, err := token.Load(dir)
+	if err != nil {
+		return nil, err
+	}
+	p, err := model.Load(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	if rows := p.Config().VocabSize; t.VocabSize() > rows {
+		p.Close()
+		return nil, fmt.Errorf("%s: the tokenizer has %d ids, the model's embedding only %d rows", dir, t.VocabSize(), rows)
+	}
+	return &policy{p, t, o}, nil
+}
+
+// generator is an engine that knows which trajectories it is generating for.
+type generator struct {
+	*engine.Engine
+	mu   sync.Mutex
+	live map[string]bool
+}
+
+// newGenerator starts an engine; the caller closes it before the policy.
+func (p *policy) newGenerator(c policyConfig) (*generator, error) {
+	e, err := engine.New(p.Policy, engine.Options{MaxSequences: c.Batch, CacheBytes: c.CacheBytes, Decoder: p.tokenizer})
+	if err != nil {
+		return nil, err
+	}
+	return &generator{Engine: e, live: map[string]bool{}}, nil
+}
+
+func (g *generator) Generate(ctx context.Context, req gen.Request) (gen.Completion, error) {
+	g.mu.Lock()
+	g.live[req.ID] = true
+	g.mu.Unlock()
+	return g.Engine.Generate(ctx, req)
+}
+
+func (g *generator) Release(id string) {
+	g.mu.Lock()
+	delete(g.live, id)
+	g.mu.Unlock()
+	g.Engine.Release(id)
+}
+
+// InFlight is the number of episodes that have generated and not yet ended.
+func (g *generator) InFlight() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.live)
+}
+
+// dtype reads the name of an element type.
+func dtype(name string) (torch.DType, error) {
+	switch name {
+	case "", "float32":
+		return torch.Float32, nil
+	case "float64":
+		return torch.Float64, nil
+	case "bfloat16":
+		return torch.BFloat16, nil
+	}
+	return 0, fmt.Errorf("no dtype %q; there are float32, float64 and bfloat16", name)
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/ssr-go/ssr/rollout/selfplay"
+	"github.com/ssr-go/ssr/sandbox"
+	"github.com/ssr-go/ssr/sandbox/local"
+)
+
+// sandboxConfig chooses where untrusted code runs.
+type sandboxConfig struct {
+	// Backend is "local": bubblewrap on this machine.
+	Backend string `json:"backend" yaml:"backend"`
+	// Allow lists protections that may be missing (see ssr doctor); without it a
+	// sandbox that cannot be closed properly is not started.
+	Allow []string `json:"allow,omitempty" yaml:"allow,omitempty"`
+	// ReadOnly lists folders of the host that sandboxes may read, such as an
+	// installed toolchain.
+	ReadOnly []string `json:"read_only,omitempty" yaml:"read_only,omitempty"`
+	// StateDir holds the workspaces of live sandboxes; "" is below the temporary folder.
+	StateDir string `json:"state_dir,omitempty" yaml:"state_dir,omitempty"`
+	// Memory in bytes, Processes and Disk in bytes bound one sandbox; 0 is the default.
+	Memory    int64 `json:"memory" yaml:"memory"`
+	Processes int   `json:"processes" yaml:"processes"`
+	Disk      int64 `json:"disk" yaml:"disk"`
+}
+
+func (c sandboxConfig) limits() sandbox.Limits {
+	return sandbox.Limits{Memory: c.Memory, Processes: c.Processes, Disk: c.Disk}
+}
+
+// open returns the backend; the caller closes it.
+func (c sandboxConfig) open() (sandbox.Backend, error) {
+	switch c.Backend {
+	case "local", "":
+		return local.New(local.Options{StateDir: c.StateDir, ReadOnly: c.ReadOnly, Allow: c.Allow})
+	}
+	return nil, fmt.Errorf("no sandbox backend %q; there is local", c.Backend)
+}
+
+// sandboxFlags are the flags of commands that run tests.
+type sandboxFlags struct {
+	Sandbox  string   `default:"local" enum:"local" help:"Sandbox backend."`
+	Allow    []string `help:"Protections that may be missing on this machine (see ssr doctor)." placeholder:"NAME"`
+	ReadOnly []string `help:"Folders of the host that sandboxes may read." placeholder:"DIR" type:"existingdir"`
+}
+
+func (f sandboxFlags) config() sandboxConfig {
+	return sandboxConfig{Backend: f.Sandbox, Allow: f.Allow, ReadOnly: f.ReadOnly}
+}
+
+// world is a repository with the sandboxes to run its tests in.
+type world struct {
+	backend sandbox.Backend
+	repo    *selfplay.Repo
+}
+
+// openWorld takes a snapshot of dir and starts a backend.
+func openWorld(ctx context.Context, dir string, c sandboxConfig) (*world, error) {
+	backend, err := c.open()
+	if err != nil {
+		return nil, err
+	}
+	repo, err := selfplay.OpenRepo(ctx, dir)
+	if err != nil {
+		return nil, errors.Join(err, backend.Close())
+	}
+	return &world{backend, repo}, nil
+}
+
+func (w *world) Close() error { return errors.Join(w.backend.Close(), w.repo.Close()) }

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/ssr-go/ssr/internal/ui"
+	"github.com/ssr-go/ssr/kernels/torch"
+	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/token"
+	"github.com/ssr-go/ssr/rl/train"
+	"github.com/ssr-go/ssr/rl/train/learner"
+)
+
+// sftFlags are the settings of supervised fine-tuning.
+type sftFlags struct {
+	Epochs      int     `default:"3" help:"Passes over the examples."`
+	BatchSize   int     `default:"32" help:"Examples of an update."`
+	TokenBudget int     `default:"8192" help:"Tokens of a micro-batch."`
+	LR          float64 `name:"lr" default:"0.001" help:"Peak learning rate."`
+	Warmup      int     `default:"10" help:"Updates until the peak."`
+	WeightDecay float64 `default:"0.1" help:"Decoupled weight decay."`
+	Clip        float64 `default:"1" help:"Bound on the gradient's norm; 0 for none."`
+	Seed        uint64  `default:"1" help:"Seed of every draw."`
+	Workers     int     `help:"CPU workers; 0 means one per core."`
+}
+
+func (f sftFlags) settings() train.SFTSettings {
+	s := train.DefaultSFTSettings()
+	s.Epochs, s.BatchSize, s.TokenBudget = f.Epochs, f.BatchSize, f.TokenBudget
+	s.Optimizer.LR, s.Optimizer.WeightDecay, s.Optimizer.Clip = f.LR, f.WeightDecay, f.Clip
+	s.Schedule.Warmup = f.Warmup
+	return s
+}
+
+type sftCmd struct {
+	Model  string `required:"" type:"existingdir" help:"The policy to start from."`
+	Data   string `required:"" type:"existingfile" help:"JSON lines: {\"messages\": [{\"role\", \"content\"}, …]}, of which the assistant's are learned, or {\"tokens\": […], \"trained\": […]}."`
+	Out    string `required:"" type:"path" help:"The folder to write: a run, with the model in OUT/model."`
+	Resume bool   `help:"Go on with what OUT holds."`
+	DType  string `name:"save-dtype" default:"float32" enum:"float32,bfloat16" help:"How to store the weights: float32 or bfloat16."`
+	sftFlags
+	jsonFlag
+}
+
+// modelDir is where commands that make a policy put it, in their folder.
+const modelDir = "model"
+
+func (c *sftCmd) Run(ctx context.Context, o output) error {
+	p, err := openPolicy(c.Model, model.Options{Workers: c.Workers})
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	examples, err := readExamples(c.Data, p)
+	if err != nil {
+		return err
+	}
+	sum, err := p.fit(ctx, o, train.SFTOptions{SFTSettings: c.settings(), Dir: c.Out, Seed: c.Seed, Resume: c.Resume}, examples)
+	if err != nil {
+		return err
+	}
+	return p.finish(o, c.Out, c.DType, sum, c.JSON)
+}
+
+// fit fine-tunes the policy under the live view.
+func (p *policy) fit(ctx context.Context, o output, opts train.SFTOptions, examples []train.Example) (train.Summary, error) {
+	view := ui.NewProgress(o.err, nil)
+	defer view.Close()
+	opts.OnEvent = view.OnEvent
+	return train.SFT(ctx, opts, learner.New(p.Policy, p.tokenizer, p.options), examples)
+}
+
+// finish saves the model into dir, draws the curves and reports.
+func (p *policy) finish(o output, dir, storage string, sum train.Summary, asJSON bool) error {
+	d, err := dtype(storage)
+	if err != nil {
+		return err
+	}
+	out := filepath.Join(dir, modelDir)
+	if err := p.save(out, d); err != nil {
+		return err
+	}
+	metrics, err := ui.ReadMetrics(filepath.Join(dir, "metrics.jsonl"))
+	if err != nil {
+		return err
+	}
+	if err := drawCurves(filepath.Join(dir, "curves.svg"), filepath.Base(dir), metrics); err != nil {
+		return err
+	}
+	if asJSON {
+		return printJSON(o.out, map[string]any{"model": out, "updates": sum.Steps, "skipped_updates": sum.Skipped})
+	}
+	ui.Summary(o.out, metrics)
+	return check(fmt.Fprintf(o.out, "model: %s\n", out))
+}
+
+// save writes a model folder.
+func (p *policy) save(dir string, d torch.DType) error {
+	return errors.Join(os.MkdirAll(dir, 0o755), p.Save(dir, d), p.tokenizer.Save(dir))
+}
+
+// readExamples reads the data of sft and checks it against the policy.
+func readExamples(path string, p *policy) ([]train.Example, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	window, rows := p.Config().MaxPositions, p.Config().VocabSize
+	var all []train.Example
+	err = eachLine(f, func(n int, line []byte) error {
+		var item struct {
+			Messages []token.Message `json:"messages"`
+			train.Example
+		}
+		err := strictJSON(line, &item)
+		e := item.Example
+		if err == nil && item.Messages != nil {
+			e, err = chatExample(p.tokenizer, item.Messages)
+		}
+		switch {
+		case err != nil:
+		case len(e.Tokens) == 0 || len(e.Tokens) != len(e.Trained):
+			err = fmt.Errorf("%d tokens and %d marks; there must be as many, and one at least", len(e.Tokens), len(e.Trained))
+		case len(e.Tokens) > window:
+			err = fmt.Errorf("%d tokens, more than the model's window of %d", len(e.Tokens), window)
+		}
+		for _, id := range e.Tokens {
+			if err == nil && (id < 0 || int(id) >= rows) {
+				err = fmt.Errorf("token %d is outside the vocabulary of %d", id, rows)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("%s:%d: %w", path, n, err)
+		}
+		all = append(all, e)
+		return nil
+	})
+	if err == nil && len(all) == 0 {
+		err = fmt.Errorf("%s holds no example", path)
+	}
+	return all, err
+}
+
+// chatExample renders a chat as it would have been played: the prompt up to the
+// first assistant's turn, then turns of the assistant and of the user.
+func chatExample(t *token.Tokenizer, messages []token.Message) (e train.Example, err error) {
+	chat, err := token.NewChat(t)
+	if err != nil {
+		return e, err
+	}
+	add := func(ids []int32, own bool) {
+		e.Tokens = append(e.Tokens, ids...)
+		for range ids {
+			e.Trained = append(e.Trained, own)
+		}
+	}
+	first := 0
+	for first < len(messages) && messages[first].Role != token.Assistant {
+		first++
+	}
+	if first == len(messages) || first == 0 {
+		return e, errors.New("a chat needs a prompt and an assistant's message after it")
+	}
+	add(chat.Prompt(messages[:first]), false)
+	for i, m := range messages[first:] {
+		own := i%2 == 0
+		if (m.Role == token.Assistant) != own || !own && m.Role != token.User {
+			return e, fmt.Errorf("message %d is from %q; after the prompt assistant and user take turns", first+i+1, m.Role)
+		}
+		if own {
+			add(chat.Reply(m.Content), true)
+		} else if first+i+1 < len(messages) { // a last observation teaches nothing
+			add(chat.Observation(m.Content, true), false)
+		}
+	}
+	return e, nil
+}

@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/ssr-go/ssr/internal/atomicfile"
+	"github.com/ssr-go/ssr/internal/ui"
+	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/rl/train"
+	"github.com/ssr-go/ssr/rl/train/learner"
+	"github.com/ssr-go/ssr/rollout/selfplay"
+)
+
+type trainCmd struct {
+	Config string   `type:"existingfile" help:"Configuration in YAML; see ssr config default."`
+	Repo   string   `type:"existingdir" help:"The repository to play in."`
+	Model  string   `type:"existingdir" help:"The policy to start from."`
+	RunDir string   `name:"run" type:"path" help:"The folder to write; it must not hold a run yet."`
+	Resume string   `type:"existingdir" placeholder:"RUN" help:"Go on with a run, by its own configuration."`
+	Steps  int      `help:"Training steps of the whole run."`
+	Seed   *uint64  `help:"Seed of every draw."`
+	Set    []string `help:"Override a field of the configuration." placeholder:"KEY.KEY=VALUE" sep:"none"`
+	jsonFlag
+}
+
+const configName = "config.yaml"
+
+func (c *trainCmd) Run(ctx context.Context, o output) error {
+	conf, err := c.config()
+	if err != nil {
+		return err
+	}
+	summary, err := c.train(ctx, o, conf)
+	if err != nil {
+		if ctx.Err() != nil {
+			fmt.Fprintf(o.err, "go on with: ssr train --resume %s\n", conf.Run)
+		}
+		return err
+	}
+	metrics, err := ui.ReadMetrics(filepath.Join(conf.Run, "metrics.jsonl"))
+	if err != nil {
+		return err
+	}
+	curves := filepath.Join(conf.Run, "curves.svg")
+	if err := drawCurves(curves, filepath.Base(conf.Run), metrics); err != nil {
+		return err
+	}
+	evaluations, err := readEvaluations(filepath.Join(conf.Run, evalName))
+	if err != nil {
+		return err
+	}
+	weights := filepath.Join(summary.Checkpoint, "weights")
+	if c.JSON {
+		return printJSON(o.out, map[string]any{
+			"run": conf.Run, "steps": summary.Steps, "version": summary.Version, "skipped_updates": summary.Skipped,
+			"weights": weights, "curves": curves, "evaluations": evaluations,
+		})
+	}
+	fmt.Fprintln(o.out)
+	ui.Summary(o.out, metrics)
+	for _, e := range evaluations {
+		fmt.Fprintf(o.out, "held-out bugs after step %d: pass@1 %s (95%%)\n", e.Step, e.Pass1)
+	}
+	return check(fmt.Fprintf(o.out, "weights: %s\ncurves:  %s\n", weights, curves))
+}
+
+// config resolves what to run: a resumed run's own configuration, or the file
+// and the flags over the defaults. A new run's is written to its folder.
+func (c *trainCmd) config() (config, error) {
+	if c.Resume != "" {
+		if c.Config != "" || c.Repo != "" || c.Model != "" || c.RunDir != "" || c.Seed != nil {
+			return config{}, errors.New("--resume goes on with a run as it is; only --steps and --set can be given with it")
+		}
+		conf, err := readConfig(filepath.Join(c.Resume, configName), c.Set)
+		if errors.Is(err, fs.ErrNotExist) {
+			return conf, fmt.Errorf("%s holds no run: %w", c.Resume, err)
+		}
+		if err != nil {
+			return conf, err
+		}
+		if conf.Run, err = filepath.Abs(c.Resume); err != nil { // the folder may have been moved
+			return conf, err
+		}
+		if c.Steps > 0 {
+			conf.Train.Steps = c.Steps
+		}
+		return conf, conf.write()
+	}
+	conf, err := readConfig(c.Config, c.Set)
+	if err != nil {
+		return conf, err
+	}
+	for _, f := range []struct {
+		flag string
+		to   *string
+	}{{c.Repo, &conf.Repo}, {c.Model, &conf.Model}, {c.RunDir, &conf.Run}} {
+		if f.flag != "" {
+			*f.to = f.flag
+		}
+	}
+	if c.Steps > 0 {
+		conf.Train.Steps = c.Steps
+	}
+	if c.Seed != nil {
+		conf.Seed = *c.Seed
+	}
+	if err := errors.Join(conf.absolute(), conf.check()); err != nil {
+		return conf, err
+	}
+	if exists(filepath.Join(conf.Run, configName)) {
+		return conf, fmt.Errorf("%s already holds a run: go on with --resume %s, or choose another folder", conf.Run, conf.Run)
+	}
+	shape, err := model.ReadConfig(conf.Model)
+	if err != nil {
+		return conf, err
+	}
+	conf.fit(shape.MaxPositions)
+	return conf, conf.write()
+}
+
+// write keeps the resolved configuration in the run's folder.
+func (c config) write() error {
+	data, err := c.marshal()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(c.Run, 0o755); err != nil {
+		return err
+	}
+	return atomicfile.WriteBytes(filepath.Join(c.Run, configName), data)
+}
+
+// train plays and learns to the end.
+func (c *trainCmd) train(ctx context.Context, o output, conf config) (sum train.Summary, err error) {
+	start, err := startModel(conf)
+	if err != nil {
+		return sum, err
+	}
+	t, err := openSetup(ctx, conf, start)
+	if err != nil {
+		return sum, err
+	}
+	defer func() { err = errors.Join(err, t.Close()) }()
+	pool, err := selfplay.OpenPool(poolDir(conf))
+	if err != nil {
+		return sum, err
+	}
+	game, err := t.game(ctx, pool)
+	if err != nil {
+		return sum, err
+	}
+	l, closeReference, err := newLearner(t, conf)
+	if err != nil {
+		return sum, err
+	}
+	defer closeReference()
+
+	view := ui.NewProgress(o.err, t.generator.InFlight)
+	defer view.Close()
+	if past, err := ui.ReadMetrics(filepath.Join(conf.Run, "metrics.jsonl")); err == nil {
+		view.Resume(past)
+	}
+	evals, err := newEvaluations(t, conf.Run, func(e evaluation) {
+		view.Println(fmt.Sprintf("held-out bugs after step %d: pass@1 %s (95%%), %.0f s", e.Step, e.Pass1, e.Seconds))
+	})
+	if err != nil {
+		return sum, err
+	}
+	sum, err = train.Train(ctx, train.Options{
+		Settings: conf.Train, Dir: conf.Run, Seed: conf.Seed, Resume: c.Resume != "", OnEvent: view.OnEvent,
+	}, l, &trainGame{game, evals.before})
+	if err != nil {
+		return sum, err
+	}
+	return sum, evals.at(ctx, sum.Steps)
+}
+
+// startModel is the folder to load weights from: the newest checkpoint where
+// there is one, so that a resumed run does not need its first model again.
+func startModel(conf config) (string, error) {
+	found, err := filepath.Glob(filepath.Join(conf.Run, "checkpoints", "step-*", "weights"))
+	if err != nil {
+		return "", err
+	}
+	if len(found) > 0 {
+		return slices.Max(found), nil
+	}
+	return conf.Model, nil
+}
+
+// poolDir is where the run's bugs are: its own folder, or a fixed pool.
+func poolDir(conf config) string {
+	if conf.Game.Mode == selfplay.RepairOnly {
+		return conf.Game.Bugs
+	}
+	return filepath.Join(conf.Run, bugsDir)
+}
+
+// newLearner joins the policy to the loop, beside a frozen copy of the first
+// weights where the objective measures the divergence from them.
+func newLearner(t *setup, conf config) (train.Learner, func(), error) {
+	l := learner.New(t.policy.Policy, t.policy.tokenizer, t.policy.options)
+	if conf.Train.Loss.KLCoef == 0 {
+		return l, func() {}, nil
+	}
+	frozen, err := model.Load(conf.Model, t.policy.options)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reference policy of train.loss.kl_coef: %w", err)
+	}
+	return learner.WithReference{Learner: l, Frozen: frozen}, frozen.Close, nil
+}

@@ -1,0 +1,237 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+	"unicode/utf8"
+
+	"github.com/ssr-go/ssr/internal/atomicfile"
+	"github.com/ssr-go/ssr/internal/ui"
+	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/token"
+	"github.com/ssr-go/ssr/rl/train"
+	"github.com/ssr-go/ssr/rollout"
+	"github.com/ssr-go/ssr/rollout/selfplay"
+)
+
+type warmstartCmd struct {
+	Repo    string  `required:"" type:"existingdir" help:"The repository to play in."`
+	Out     string  `required:"" type:"path" help:"The folder to write: OUT/model, OUT/bugs, OUT/episodes.jsonl."`
+	Bugs    int     `default:"200" help:"Scripted bugs to make, each with a scripted repair."`
+	HeldOut string  `type:"existingdir" placeholder:"DIR" help:"A folder of bugs that must not be made: they are for evaluation."`
+	BugOnly bool    `name:"bugs-only" help:"Make the bugs and stop: for a held-out set, with a seed of its own."`
+	Share   float64 `default:"1" help:"Share of the solvers' episodes to learn from; less leaves self-play more to learn."`
+	Targets bool    `default:"true" negatable:"" help:"Tell injectors what to aim at, as game.seeding does."`
+	Prompts string  `default:"brief" enum:"full,brief" help:"The set of prompts: full or brief."`
+
+	Vocab        int    `default:"2048" help:"Ids of the tokenizer."`
+	Hidden       int    `default:"192" help:"Width of the model."`
+	Intermediate int    `default:"512" help:"Width of its MLP."`
+	Layers       int    `default:"4" help:"Layers."`
+	Heads        int    `default:"6" help:"Query heads."`
+	KVHeads      int    `name:"kv-heads" default:"2" help:"Key-value heads."`
+	Context      int    `default:"4096" help:"Context window in tokens."`
+	DType        string `name:"save-dtype" default:"float32" enum:"float32,bfloat16" help:"How to store the weights: float32 or bfloat16."`
+
+	sftFlags
+	InFlight int `default:"8" help:"Episodes at once."`
+	sandboxFlags
+	requirementFlags
+	jsonFlag
+}
+
+func (c *warmstartCmd) Run(ctx context.Context, o output) (err error) {
+	if exists(filepath.Join(c.Out, modelDir)) || exists(filepath.Join(c.Out, bugsDir)) {
+		return fmt.Errorf("%s holds a warm start already; choose another folder", c.Out)
+	}
+	w, err := openWorld(ctx, c.Repo, c.config())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	began := time.Now()
+	warm, err := c.play(ctx, o, w)
+	if err != nil {
+		return err
+	}
+	if err := c.keep(warm); err != nil {
+		return err
+	}
+	fmt.Fprintf(o.err, "%d scripted bugs and repairs, %.0f s\n", len(warm.Bugs), time.Since(began).Seconds())
+	if len(warm.Bugs) == 0 {
+		return errors.New("the scripted players made no valid bug: does the repository's test suite pass in a sandbox?")
+	}
+	if c.BugOnly {
+		if c.JSON {
+			return printJSON(o.out, map[string]any{"bugs": filepath.Join(c.Out, bugsDir), "count": len(warm.Bugs)})
+		}
+		return check(fmt.Fprintln(o.out, filepath.Join(c.Out, bugsDir)))
+	}
+	return c.teach(ctx, o, w.repo, warm)
+}
+
+// play has the scripted players make bugs and repair them.
+func (c *warmstartCmd) play(ctx context.Context, o output, w *world) (*selfplay.Warm, error) {
+	conf := defaultConfig()
+	conf.Run, conf.Episodes.Prompts, conf.Sandbox = c.Out, c.Prompts, c.config()
+	env, err := conf.envOptions(w.backend)
+	if err != nil {
+		return nil, err
+	}
+	exclude, err := heldOut(c.HeldOut)
+	if err != nil {
+		return nil, err
+	}
+	return selfplay.Warmstart(ctx, w.repo, selfplay.NewValidator(w.backend, w.repo, conf.validation()), selfplay.WarmstartOptions{
+		Bugs: c.Bugs, Seed: c.Seed, Exclude: exclude, Targets: c.Targets, Requirements: c.requirements(), Env: env, InFlight: c.InFlight,
+		Progress: func(kept, tried, plans int) {
+			fmt.Fprintf(o.err, "scripted episodes: %d bugs kept, %d of %d plans tried\n", kept, tried, plans)
+		},
+	})
+}
+
+// heldOut are the patch-ids of a folder's injections.
+func heldOut(dir string) (map[string]bool, error) {
+	ids := map[string]bool{}
+	if dir == "" {
+		return ids, nil
+	}
+	bugs, _, err := loadBugs(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range bugs {
+		p, err := selfplay.ParsePatch(b.Artifact.BugInject)
+		if err != nil {
+			return nil, fmt.Errorf("held-out bug %s: %w", b.ID, err)
+		}
+		ids[p.ID()] = true
+	}
+	return ids, nil
+}
+
+// keep writes the bugs and the episodes.
+func (c *warmstartCmd) keep(warm *selfplay.Warm) error {
+	pool, err := selfplay.OpenPool(filepath.Join(c.Out, bugsDir))
+	if err != nil {
+		return err
+	}
+	for _, b := range warm.Bugs {
+		if _, _, err := pool.Add(b.Artifact, b.Report); err != nil {
+			return err
+		}
+	}
+	return atomicfile.Write(filepath.Join(c.Out, "episodes.jsonl"), func(w io.Writer) error {
+		e := json.NewEncoder(w)
+		for i := range warm.Injections {
+			if err := errors.Join(e.Encode(chatOf(warm.Injections[i])), e.Encode(chatOf(warm.Solutions[i]))); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// chatOf writes an episode as ssr sft reads it.
+func chatOf(t *rollout.Trajectory) map[string][]token.Message {
+	m := append([]token.Message(nil), t.Messages...)
+	for i, turn := range t.Turns {
+		m = append(m, token.Message{Role: token.Assistant, Content: turn.Text})
+		if i+1 < len(t.Turns) {
+			m = append(m, token.Message{Role: token.User, Content: turn.Observation})
+		}
+	}
+	return map[string][]token.Message{"messages": m}
+}
+
+// teach trains a tokenizer and a fresh policy on the episodes.
+func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo, warm *selfplay.Warm) error {
+	t, err := c.tokenizer(repo, warm)
+	if err != nil {
+		return err
+	}
+	chat, err := token.NewChat(t)
+	if err != nil {
+		return err
+	}
+	examples, longest := c.examples(chat, warm)
+	if longest > c.Context {
+		return fmt.Errorf("the longest scripted episode has %d tokens, more than --context %d", longest, c.Context)
+	}
+	options := model.Options{Workers: c.Workers}
+	p, err := model.New(c.shape(t, chat), c.Seed, options)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	fmt.Fprintf(o.err, "%d episodes to learn from, the longest of %s tokens\n", len(examples), ui.Thousands(longest))
+	pol := &policy{p, t, options}
+	sum, err := pol.fit(ctx, o, train.SFTOptions{SFTSettings: c.settings(), Dir: filepath.Join(c.Out, "sft"), Seed: c.Seed}, examples)
+	if err != nil {
+		return err
+	}
+	d, err := dtype(c.DType)
+	if err != nil {
+		return err
+	}
+	out := filepath.Join(c.Out, modelDir)
+	if err := pol.save(out, d); err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(o.out, map[string]any{"model": out, "bugs": filepath.Join(c.Out, bugsDir), "episodes": len(examples), "updates": sum.Steps})
+	}
+	return check(fmt.Fprintf(o.out, "model: %s\n", out))
+}
+
+// shape is a Qwen2 of the given size.
+func (c *warmstartCmd) shape(t *token.Tokenizer, chat *token.Chat) model.Config {
+	return model.Config{
+		ModelType: "qwen2", VocabSize: t.VocabSize(), Hidden: c.Hidden, Intermediate: c.Intermediate, Layers: c.Layers,
+		Heads: c.Heads, KVHeads: c.KVHeads, HeadDim: c.Hidden / max(1, c.Heads), MaxPositions: c.Context,
+		NormEps: 1e-6, RopeTheta: 10000, TieEmbeddings: true, InitStd: 0.02, BOS: -1, EOS: chat.StopTokens()[:1],
+	}
+}
+
+// tokenizer is trained on the repository's text and on what the episodes say.
+func (c *warmstartCmd) tokenizer(repo *selfplay.Repo, warm *selfplay.Warm) (*token.Tokenizer, error) {
+	var corpus []string
+	for _, name := range repo.Files() {
+		data, err := repo.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		if utf8.Valid(data) && !bytes.ContainsRune(data, 0) {
+			corpus = append(corpus, string(data))
+		}
+	}
+	for _, t := range append(append([]*rollout.Trajectory(nil), warm.Injections...), warm.Solutions...) {
+		for _, m := range chatOf(t)["messages"] {
+			corpus = append(corpus, m.Role+"\n"+m.Content)
+		}
+	}
+	return token.Train(corpus, token.TrainOptions{VocabSize: c.Vocab, Specials: token.ChatMLSpecials})
+}
+
+// examples renders the episodes, and of the solvers' only the wanted share.
+func (c *warmstartCmd) examples(chat *token.Chat, warm *selfplay.Warm) (all []train.Example, longest int) {
+	add := func(t *rollout.Trajectory) {
+		ids, sampled := rollout.Replay(chat, t)
+		all = append(all, train.Example{Tokens: ids, Trained: sampled})
+		longest = max(longest, len(ids))
+	}
+	solvers := int(c.Share*float64(len(warm.Solutions)) + 0.5)
+	for i := range warm.Injections {
+		add(warm.Injections[i])
+		if i < solvers {
+			add(warm.Solutions[i])
+		}
+	}
+	return all, longest
+}
