@@ -34,13 +34,15 @@ type Options struct {
 	StateDir string
 	// FirstUID and UIDs are the range of host uids that sandboxes run as when
 	// the trainer is root, one each. No user or container of the host may use
-	// them. By default 1,879,048,192 and 65,536.
+	// them. By default 1,879,048,192 and 65,536; in a container whose users end
+	// below that, 30,000 and 30,000.
 	FirstUID, UIDs int
 	// Bwrap is the bubblewrap program, by default the one in PATH.
 	Bwrap string
 	// Root is the folder that holds the system the sandbox sees, by default "/".
 	Root string
-	// ReadOnly lists further folders and files of the host to show, read-only, at the same place.
+	// ReadOnly lists further folders and files of the host to show, read-only, at
+	// the same place, which must be outside the system folders, /tmp and the workspace.
 	ReadOnly []string
 	// Allow lists protections that may be missing: "filesystem", "network",
 	// "user", "syscalls". Without it, a sandbox that the kernel does not confine
@@ -51,11 +53,23 @@ type Options struct {
 	Bounds harvest.Bounds
 }
 
-const (
-	defaultFirstUID = 0x7000_0000
-	defaultUIDs     = 65536
-	slots           = 65536 // numbers without uids, when the trainer is not root
-)
+// slots is how many sandboxes can live at once when they share the trainer's uid.
+const slots = 65536
+
+// defaultUIDs is far above what distributions and container engines hand out,
+// unless this user namespace has no such uids.
+func defaultUIDs() (first, count int) {
+	text, err := os.ReadFile("/proc/self/uid_map")
+	if err == nil {
+		for line := range strings.Lines(string(text)) {
+			var inside, outside, n int
+			if _, err := fmt.Sscan(line, &inside, &outside, &n); err == nil && inside+n > 0x7001_0000 {
+				return 0x7000_0000, 0x1_0000
+			}
+		}
+	}
+	return 30_000, 30_000
+}
 
 // Backend is a sandbox.Backend. It may be used from any goroutine.
 type Backend struct {
@@ -87,19 +101,14 @@ func New(opts Options) (*Backend, error) {
 		return nil, infra("state folder", err)
 	}
 	opts.StateDir = state
-	if opts.FirstUID == 0 {
-		opts.FirstUID = defaultFirstUID
-	}
-	if opts.UIDs == 0 {
-		opts.UIDs = defaultUIDs
+	if opts.FirstUID == 0 && opts.UIDs == 0 {
+		opts.FirstUID, opts.UIDs = defaultUIDs()
 	}
 	if opts.FirstUID < 1 || opts.UIDs < 1 {
 		return nil, fmt.Errorf("uid range %d+%d: a sandbox must not run as root", opts.FirstUID, opts.UIDs)
 	}
-	for _, path := range opts.ReadOnly {
-		if !filepath.IsAbs(path) || filepath.Clean(path) == "/" {
-			return nil, fmt.Errorf("read-only path %q: give an absolute path below /", path)
-		}
+	if err := checkReadOnly(opts.ReadOnly); err != nil {
+		return nil, err
 	}
 	for _, p := range opts.Allow {
 		if _, ok := protections[p]; !ok {

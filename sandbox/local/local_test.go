@@ -3,6 +3,8 @@
 package local
 
 import (
+	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -10,7 +12,9 @@ import (
 	"github.com/ssr-go/ssr/sandbox"
 )
 
-func newBackend(t testing.TB) *Backend {
+func newBackend(t testing.TB) *Backend { return newBackendWith(t, Options{}) }
+
+func newBackendWith(t testing.TB, opts Options) *Backend {
 	t.Helper()
 	// Not t.TempDir: its parent is closed to the sandboxes' uids.
 	state, err := os.MkdirTemp(stateParent(), "ssr-test-")
@@ -20,7 +24,8 @@ func newBackend(t testing.TB) *Backend {
 	if err := os.Chmod(state, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	b, err := New(Options{StateDir: filepath.Join(state, "sandboxes")})
+	opts.StateDir = filepath.Join(state, "sandboxes")
+	b, err := New(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,5 +89,76 @@ func TestShellKeepsItsState(t *testing.T) {
 		if r.Exit != step.exit || step.exit != 1 && string(r.Stdout) != step.want {
 			t.Errorf("%q: exit %d, output %q, want %d, %q", step.command, r.Exit, r.Stdout, step.exit, step.want)
 		}
+	}
+}
+
+func TestOutOfMemoryIsSeen(t *testing.T) {
+	b := newBackend(t)
+	if b.groups.parent["memory"] == "" {
+		t.Skip("no writable memory control group")
+	}
+	x, err := b.Start(t.Context(), sandbox.Spec{Dir: t.TempDir(), Limits: sandbox.Limits{Memory: 64 << 20}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	r, err := x.Exec(t.Context(), sandbox.Cmd{Args: []string{"python3", "-c", "x = b'x' * (200 << 20)"}})
+	if err != nil || !r.OutOfMemory || r.Signal != 9 {
+		t.Errorf("%+v %v", r, err)
+	}
+	if r, err := x.Exec(t.Context(), sandbox.Cmd{Args: []string{"true"}}); err != nil || !r.OK() || r.OutOfMemory {
+		t.Errorf("afterwards: %+v %v", r, err)
+	}
+}
+
+func TestWhatMustNotBeConfigured(t *testing.T) {
+	for name, o := range map[string]Options{
+		"root uid":        {FirstUID: 0, UIDs: 10},
+		"unknown allowed": {Allow: []string{"everything"}},
+		"whole host":      {ReadOnly: []string{"/"}},
+		"relative path":   {ReadOnly: []string{"etc"}},
+		"hidden path":     {ReadOnly: []string{"/var/tmp/x"}},
+		"no bubblewrap":   {Bwrap: "/nonexistent/bwrap"},
+	} {
+		o.StateDir = t.TempDir()
+		if b, err := New(o); err == nil {
+			b.Close()
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// A cell that the kernel does not confine is refused: here one without a filter.
+func TestFailsClosed(t *testing.T) {
+	b := newBackend(t)
+	b.seccomp = nil // an empty program, which bubblewrap or the kernel refuses
+	x, err := b.Start(t.Context(), sandbox.Spec{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	if r, err := x.Exec(t.Context(), sandbox.Cmd{Args: []string{"true"}}); !errors.Is(err, sandbox.ErrInfrastructure) {
+		t.Errorf("%+v %v", r, err)
+	}
+	if err := b.verify(os.Getpid()); err == nil {
+		t.Error("the trainer itself passes for a sandbox")
+	}
+}
+
+func TestReadOnlyPathsAreShown(t *testing.T) {
+	const file, folder = "/etc/profile", "/etc/skel" // every Debian has them, no sandbox shows them
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Skip(err)
+	}
+	b := newBackendWith(t, Options{ReadOnly: []string{file, folder}})
+	x, err := b.Start(t.Context(), sandbox.Spec{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	r, err := x.Exec(t.Context(), sandbox.Cmd{Args: []string{"bash", "-c", "cat $0; test -f $1/.bashrc || exit 9; echo x > $0", file, folder}})
+	if err != nil || !bytes.Equal(r.Stdout, want) || r.Exit != 1 {
+		t.Errorf("%+v %v", r, err)
 	}
 }

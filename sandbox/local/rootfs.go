@@ -173,6 +173,22 @@ func (r *rootMaker) copy(host, name string) {
 	}
 }
 
+// checkReadOnly refuses paths that have no place of their own in the root.
+func checkReadOnly(paths []string) error {
+	for _, path := range paths {
+		if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" {
+			return fmt.Errorf("read-only path %q: give an absolute, clean path below /", path)
+		}
+		taken := append([]string{"dev", "proc", "tmp", "var/tmp", sandbox.Workdir[1:]}, systemFolders...)
+		for _, name := range taken {
+			if strings.HasPrefix(path+"/", "/"+name+"/") {
+				return fmt.Errorf("read-only path %q: the sandbox has its own /%s", path, name)
+			}
+		}
+	}
+	return nil
+}
+
 // shmSize is the room in the sandbox's own /dev/shm.
 const shmSize = 64 << 20
 

@@ -1,0 +1,209 @@
+//go:build linux
+
+package harvest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
+)
+
+// TestMain keeps the many small files of these tests in memory where it can.
+func TestMain(m *testing.M) {
+	if _, err := os.Stat("/dev/shm"); err == nil {
+		os.Setenv("TMPDIR", "/dev/shm")
+	}
+	os.Exit(m.Run())
+}
+
+func write(t testing.TB, dir string, files map[string]string) {
+	t.Helper()
+	for name, text := range files {
+		to := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(to, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func copied(t testing.TB, files map[string]string) (src, dst string, base *Base) {
+	t.Helper()
+	src, dst = t.TempDir(), t.TempDir()
+	write(t, src, files)
+	base, err := Copy(src, dst, Keep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return src, dst, base
+}
+
+func TestCopyKeepsModesLinksAndOneTime(t *testing.T) {
+	src, dst := t.TempDir(), t.TempDir()
+	write(t, src, map[string]string{"plain": "x", "run": "x", "setuid": "x", "locked/f": "x", "secret": "x"})
+	for name, mode := range map[string]uint32{"run": 0o755, "setuid": 0o4755, "secret": 0o400, "locked": 0o500} {
+		if err := unix.Chmod(filepath.Join(src, name), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("/etc/passwd", filepath.Join(src, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(filepath.Join(src, "fifo"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	base, err := Copy(src, dst, Keep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]fs.FileMode{
+		"plain": 0o644, "run": 0o755, "setuid": 0o755, "secret": 0o600, "locked": fs.ModeDir | 0o700, "locked/f": 0o644, "link": fs.ModeSymlink | 0o777,
+	} {
+		info, err := os.Lstat(filepath.Join(dst, name))
+		if err != nil || info.Mode() != want || !info.ModTime().Equal(Epoch) {
+			t.Errorf("%s: %v, want mode %v and time %v (%v)", name, info, want, Epoch, err)
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(dst, "fifo")); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("a FIFO was copied")
+	}
+	if c, err := base.Changes(t.Context(), dst, Bounds{}); err != nil || len(c) > 0 {
+		t.Errorf("changes of a fresh copy: %v %v", c, err)
+	}
+}
+
+// Whatever is done to the copy, the changes applied to the original give the copy.
+func TestChangesLeadFromOriginalToCopy(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		names := rapid.SampledFrom([]string{"a", "b", "d/a", "d/b", "d/e/c", "f/g"})
+		files := rapid.MapOf(names, rapid.SampledFrom([]string{"", "x", "y", "xx"}))
+		before, after := files.Draw(rt, "before"), files.Draw(rt, "after")
+		_, dst, base := copied(t, before)
+		for name := range before {
+			if err := os.Remove(filepath.Join(dst, name)); err != nil {
+				rt.Fatal(err)
+			}
+		}
+		write(t, dst, after)
+		changes, err := base.Changes(context.Background(), dst, Bounds{})
+		if err != nil {
+			rt.Fatal(err)
+		}
+		got := map[string]string{}
+		for k, v := range before {
+			got[k] = v
+		}
+		for _, c := range changes {
+			if old, ok := got[c.Path]; ok && !c.Deleted && old == string(c.Data) {
+				rt.Errorf("%s did not change", c.Path)
+			}
+			if c.Deleted {
+				delete(got, c.Path)
+			} else {
+				got[c.Path] = string(c.Data)
+			}
+		}
+		if fmt.Sprint(got) != fmt.Sprint(after) {
+			rt.Errorf("%v, want %v", got, after)
+		}
+	})
+}
+
+func TestBounds(t *testing.T) {
+	_, dst, base := copied(t, map[string]string{"large": strings.Repeat("x", 200), "deep/1/2/3/f": "x"})
+	write(t, dst, map[string]string{"a": strings.Repeat("x", 60), "b": strings.Repeat("x", 60), "c": strings.Repeat("x", 101)})
+	changes, err := base.Changes(t.Context(), dst, Bounds{File: 100, Total: 100, Depth: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	skipped := map[string]string{}
+	for _, c := range changes {
+		skipped[c.Path] = c.Skipped
+		if c.Deleted {
+			t.Errorf("%s is reported as deleted", c.Path)
+		}
+	}
+	together := 0
+	for _, name := range []string{"a", "b"} {
+		if skipped[name] == "too large together" {
+			together++
+		}
+	}
+	if together != 1 || skipped["c"] != "too large" || skipped["deep/1/2"] != "too deep" {
+		t.Errorf("%v", skipped)
+	}
+	if _, ok := skipped["large"]; ok {
+		t.Error("an unchanged large file is reported")
+	}
+	changes, err = base.Changes(t.Context(), dst, Bounds{Entries: 3})
+	if err != nil || len(changes) == 0 || changes[len(changes)-1].Skipped != "too many entries" {
+		t.Errorf("%v %v", changes, err)
+	}
+	for _, c := range changes {
+		if c.Deleted {
+			t.Errorf("%s: a deletion although not everything was seen", c.Path)
+		}
+	}
+}
+
+func TestRemoveAllOfHostileTrees(t *testing.T) {
+	outside := t.TempDir()
+	write(t, outside, map[string]string{"keep": "x"})
+	parent := t.TempDir()
+	dir := filepath.Join(parent, "tree")
+	write(t, dir, map[string]string{"a/b/c": "x", "e/f": "x"})
+	if err := os.Symlink(outside, filepath.Join(dir, "out")); err != nil {
+		t.Fatal(err)
+	}
+	// Far deeper than a path can name, or than there are descriptors to hold.
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3000 {
+		if err := unix.Mkdirat(fd, "d", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		next, err := unix.Openat(fd, "d", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		unix.Close(fd)
+		if fd = next; err != nil {
+			t.Fatal(err)
+		}
+	}
+	unix.Close(fd)
+	for _, name := range []string{"a/b", "a", "e"} {
+		if err := os.Chmod(filepath.Join(dir, name), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if list, _ := os.ReadDir(parent); len(list) > 0 {
+		t.Errorf("%v is left", list)
+	}
+	if _, err := os.Stat(filepath.Join(outside, "keep")); err != nil {
+		t.Error("a link was followed:", err)
+	}
+	if err := RemoveAll(dir); err != nil {
+		t.Error("removing nothing:", err)
+	}
+}
+
+func TestInGit(t *testing.T) {
+	for path, want := range map[string]bool{".git": true, ".git/x": true, "a/.git": true, "a/.git/b": true, ".gitignore": false, "a.git/b": false, "": false, "a/b": false} {
+		if inGit(path) != want {
+			t.Errorf("%q: %v", path, !want)
+		}
+	}
+}
