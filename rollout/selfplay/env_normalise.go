@@ -22,7 +22,8 @@ type Rule struct {
 
 // DefaultRules cover durations as test runners print them (0.003s, in 1.23 s,
 // 12.5ms, (7 ms), 0m0.004s), addresses of the stack, the heap and Go's heap,
-// and names of temporary files. Whole numbers outside parentheses are left
+// the times that ls -l and diff -u show of files just written, and names of
+// temporary files. Whole numbers outside parentheses are left
 // alone: they are more often code than durations.
 var DefaultRules = []Rule{
 	{`\b\d+m\d+\.\d+s\b`, "0m0.000s"},
@@ -30,6 +31,8 @@ var DefaultRules = []Rule{
 	{`\((\d+)( ?)(s|ms|µs|us|ns)\)`, "(0${2}${3})"},
 	{`\b0x(?:7[0-9a-f]|5[56])[0-9a-f]{10}\b`, "0x7f0000000000"},
 	{`\b0xc0[0-9a-f]{8}\b`, "0xc000000000"},
+	{`(?m)^([bcdlps-][rwxsStT-]{9}\S*\s+\d+\s+\S+\s+\S+\s+\d+) [A-Z][a-z]{2} [ \d]\d \d\d:\d\d `, "${1} Jan  1 00:00 "},
+	{`\b\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{9} [+-]\d{4}`, "2000-01-01 00:00:00.000000000 +0000"},
 	{`/tmp/tmp[a-z0-9_]{8}\b`, "/tmp/tmp00000000"},
 	{`/tmp/tmp\.[A-Za-z0-9]{10}\b`, "/tmp/tmp.0000000000"},
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/ssr-go/ssr/model/gen"
 	"github.com/ssr-go/ssr/model/token"
 	"github.com/ssr-go/ssr/rollout"
+	"github.com/ssr-go/ssr/sandbox"
 )
 
 // cast plays both roles without a model. What each trajectory does is drawn
@@ -177,11 +179,24 @@ func plain(t *testing.T, groups map[string]*rollout.Group) string {
 	return string(data)
 }
 
-func TestGameRewardsAndDeterminism(t *testing.T) {
+// TestGame plays whole steps on the bundled repository, in real sandboxes.
+func TestGame(t *testing.T) {
 	if testing.Short() {
 		t.Skip("plays real episodes")
 	}
 	repo := quill(t)
+	for name, test := range map[string]func(*testing.T, *Repo){
+		"rewards and determinism": testGameRewardsAndDeterminism,
+		"resume":                  testGameResumesWithoutRepeating,
+		"modes":                   testGameModes,
+		"lost sandboxes":          testGameMasksWhatInfrastructureLost,
+		"bounded solver groups":   testGameBoundsSolverGroups,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, repo) })
+	}
+}
+
+func testGameRewardsAndDeterminism(t *testing.T, repo *Repo) {
 	one := newTable(t, repo, t.TempDir(), 1, 0, nil)
 	groups, err := one.play(t, 1, nil, nil)
 	if err != nil {
@@ -248,11 +263,8 @@ func TestGameRewardsAndDeterminism(t *testing.T) {
 	}
 }
 
-func TestGameResumesWithoutRepeating(t *testing.T) {
-	if testing.Short() {
-		t.Skip("plays real episodes")
-	}
-	repo, dir := quill(t), t.TempDir()
+func testGameResumesWithoutRepeating(t *testing.T, repo *Repo) {
+	dir := t.TempDir()
 	small := func(o *GameOptions) { o.InjectorGroups = 1 }
 	whole := newTable(t, repo, t.TempDir(), 4, 0, small)
 	want, err := whole.play(t, 2, nil, nil)
@@ -312,11 +324,8 @@ func TestGameResumesWithoutRepeating(t *testing.T) {
 	}
 }
 
-func TestGameModes(t *testing.T) {
-	if testing.Short() {
-		t.Skip("plays real episodes")
-	}
-	repo, dir := quill(t), t.TempDir()
+func testGameModes(t *testing.T, repo *Repo) {
+	dir := t.TempDir()
 	inject := newTable(t, repo, dir, 4, 0, func(o *GameOptions) { o.Mode = InjectionOnly })
 	groups, err := inject.play(t, 1, nil, nil)
 	if err != nil {
@@ -354,5 +363,105 @@ func TestGameModes(t *testing.T) {
 	}
 	if after := fmt.Sprint(repair.pool.IDs(1), repair.pool.IDs(2)); after != before {
 		t.Errorf("the fixed pool changed from %s to %s", before, after)
+	}
+}
+
+// faultyBackend loses every third sandbox at its start.
+type faultyBackend struct {
+	sandbox.Backend
+	starts atomic.Int64
+}
+
+func (b *faultyBackend) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
+	if b.starts.Add(1)%3 == 0 {
+		return nil, fmt.Errorf("%w: host out of disk", sandbox.ErrInfrastructure)
+	}
+	return b.Backend.Start(ctx, spec)
+}
+
+func testGameMasksWhatInfrastructureLost(t *testing.T, repo *Repo) {
+	tb := newTable(t, repo, t.TempDir(), 4, 0, func(o *GameOptions) {
+		o.Env.Backend = &faultyBackend{Backend: o.Env.Backend}
+	})
+	groups, err := tb.play(t, 3, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := 0
+	for _, g := range groups {
+		for _, tr := range g.Trajectories {
+			switch {
+			case tr.Status == rollout.Failed:
+				failed++
+				if k := tr.FailureKind(); k != rollout.FailSandbox && k != FailUnplayed {
+					t.Errorf("%s failed by %s", tr.ID, tr.Failure)
+				}
+			case tr.Status != rollout.Scored:
+				t.Errorf("%s ended as %s", tr.ID, tr.Status)
+			case g.Role == rollout.Injector && tr.Outcome == OutcomeValid:
+				d, _ := DetailOf[InjectorDetail](tr)
+				rate, known := solveRate(groups["s00003-b"+d.Bug])
+				if !known || d.SolveRate == nil || *d.SolveRate != rate || tr.Reward != InjectorReward(Alpha, rate) {
+					t.Errorf("%s: reward %v of solve rate %v, known %v", tr.ID, tr.Reward, rate, known)
+				}
+			}
+		}
+	}
+	if failed == 0 {
+		t.Error("no fault struck")
+	}
+}
+
+func testGameBoundsSolverGroups(t *testing.T, repo *Repo) {
+	tb := newTable(t, repo, t.TempDir(), 4, 0, func(o *GameOptions) { o.MaxSolverGroups = 1 })
+	groups, err := tb.play(t, 1, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	solvers, rewarded, unplayed := 0, map[string]bool{}, 0
+	for _, g := range groups {
+		if g.Role == rollout.Solver {
+			solvers++
+			continue
+		}
+		for _, tr := range g.Trajectories {
+			d, _ := DetailOf[InjectorDetail](tr)
+			switch {
+			case tr.FailureKind() == FailUnplayed:
+				unplayed++
+			case tr.Outcome == OutcomeValid:
+				rewarded[d.Bug] = true
+			}
+		}
+	}
+	if solvers != 1 || len(rewarded) != 1 || unplayed == 0 {
+		t.Errorf("%d solver groups, %d bugs rewarded, %d injections masked; want 1, 1 and some", solvers, len(rewarded), unplayed)
+	}
+}
+
+func TestDrawsBelongToTheirLabels(t *testing.T) {
+	if Draw(1, "a", 2).Uint64() != Draw(1, "a", 2).Uint64() {
+		t.Error("the same labels draw differently")
+	}
+	seen := map[uint64]string{}
+	for _, d := range []struct {
+		name string
+		x    uint64
+	}{{"1 a 2", Draw(1, "a", 2).Uint64()}, {"1 a 3", Draw(1, "a", 3).Uint64()}, {"2 a 2", Draw(2, "a", 2).Uint64()}, {"1 a2", Draw(1, "a2").Uint64()}, {"12 a", Draw(12, "a").Uint64()}} {
+		if other, ok := seen[d.x]; ok {
+			t.Errorf("%s and %s draw alike", d.name, other)
+		}
+		seen[d.x] = d.name
+	}
+	count := map[Strategy]int{}
+	for i := range 4000 {
+		count[drawStrategy(Draw(1, i), map[Strategy]float64{Removal: 3, History: 1, Direct: 0}, func(Strategy) bool { return true })]++
+	}
+	// Binomial with n 4000 and p 3/4: standard deviation 27.
+	if count[Direct] != 0 || count[Removal] < 2860 || count[Removal] > 3140 {
+		t.Errorf("weights 3:1:0 drew %v of 4000", count)
+	}
+	if n := secondOrderGroups(0.25, 9); n != 3 {
+		t.Errorf("a quarter beside 9 groups is %d, want 3", n)
 	}
 }
