@@ -126,17 +126,19 @@ func (c *bugValidateCmd) Run(ctx context.Context, o output) (err error) {
 
 // printReport shows the checks and what they found.
 func printReport(out *os.File, r selfplay.Report) {
-	t := ui.NewTable(out, table.Row{"check", "", "expected", "seen"})
 	for _, c := range r.Checks {
 		mark := "not reached"
 		if c.OK != nil {
 			mark = map[bool]string{true: "ok", false: "refused"}[*c.OK]
 		}
-		t.AppendRow(table.Row{c.Name, mark, ui.Printable(c.Expected), ui.Printable(c.Seen)})
+		fmt.Fprintf(out, "%-17s %-12s%s\n", c.Name, mark, ui.Printable(c.Seen))
 	}
-	t.Render()
 	if !r.Valid {
-		fmt.Fprintf(out, "refused by the check %s\n", r.Refusal())
+		for _, c := range r.Checks {
+			if c.Name == r.Refusal() {
+				fmt.Fprintf(out, "refused by the check %s, which expects: %s\n", c.Name, ui.Printable(c.Expected))
+			}
+		}
 		return
 	}
 	fmt.Fprintf(out, "valid: %d tests fail to pass, %d pass to pass\n", len(r.FailToPass), len(r.PassToPass))
