@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
 
 	"github.com/ssr-go/ssr/model/gen"
 	"github.com/ssr-go/ssr/model/token"
@@ -184,6 +185,7 @@ func TestGame(t *testing.T) {
 	if testing.Short() {
 		t.Skip("plays real episodes")
 	}
+	t.Cleanup(func() { goleak.VerifyNone(t) })
 	repo := quill(t)
 	for name, test := range map[string]func(*testing.T, *Repo){
 		"rewards and determinism": testGameRewardsAndDeterminism,
