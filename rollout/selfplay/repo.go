@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 )
 
 // Limits of a plain folder, against a --repo that names a whole disk by mistake.
@@ -29,9 +30,10 @@ const (
 // folder is never written and no program named by its configuration is run.
 // A Repo is safe for concurrent use.
 type Repo struct {
-	work   string // private folder: base/, injector/, trees/, git/
-	head   string // commit, "" for a plain folder
-	format string // git object format
+	work   string   // private folder: base/, trees/, scratch/, git/
+	lock   *os.File // held while work is in use
+	head   string   // commit, "" for a plain folder
+	format string   // git object format
 	base   map[string]entry
 	dirs   map[string]bool // every folder of base, "" not included
 	sorted []string        // regular files of base
@@ -58,15 +60,12 @@ func OpenRepo(ctx context.Context, dir string) (_ *Repo, err error) {
 	} else if !info.IsDir() {
 		return nil, fmt.Errorf("open repository: %s is not a folder", dir)
 	}
-	work, err := os.MkdirTemp("", "ssr-repo-")
+	work, lock, err := workFolder()
 	if err != nil {
 		return nil, hostError("open repository", err)
 	}
-	if work, err = filepath.EvalSymlinks(work); err != nil {
-		return nil, hostError("open repository", err)
-	}
 	r := &Repo{
-		work: work, format: "sha1", base: map[string]entry{}, dirs: map[string]bool{},
+		work: work, lock: lock, format: "sha1", base: map[string]entry{}, dirs: map[string]bool{},
 		trees: map[string]*preparedTree{}, patched: map[string]patchResult{},
 	}
 	defer func() {
@@ -104,10 +103,58 @@ func OpenRepo(ctx context.Context, dir string) (_ *Repo, err error) {
 
 // Close removes every prepared tree. Call it after the last sandbox has started.
 func (r *Repo) Close() error {
-	if err := os.RemoveAll(r.work); err != nil {
+	if err := errors.Join(os.RemoveAll(r.work), r.lock.Close()); err != nil {
 		return fmt.Errorf("remove prepared trees: %w", err)
 	}
 	return nil
+}
+
+const (
+	workPrefix = "ssr-repo-"
+	lockName   = "lock"
+)
+
+// workFolder makes a private folder, with a lock on it that ends with the
+// process, and removes those whose processes have ended without Close.
+func workFolder() (dir string, lock *os.File, err error) {
+	tmp, err := filepath.EvalSymlinks(os.TempDir())
+	if err != nil {
+		return "", nil, err
+	}
+	if old, err := filepath.Glob(filepath.Join(tmp, workPrefix+"*")); err == nil {
+		for _, dir := range old {
+			if lock, err := lockFolder(dir, os.O_RDWR); err == nil {
+				os.RemoveAll(dir)
+				lock.Close()
+			}
+		}
+	}
+	// Only a locked folder gets the name that others may remove.
+	fresh, err := os.MkdirTemp(tmp, "ssr-new-")
+	if err != nil {
+		return "", nil, err
+	}
+	if lock, err = lockFolder(fresh, os.O_RDWR|os.O_CREATE); err == nil {
+		dir = filepath.Join(tmp, workPrefix+strings.TrimPrefix(filepath.Base(fresh), "ssr-new-"))
+		err = os.Rename(fresh, dir)
+	}
+	if err != nil {
+		os.RemoveAll(fresh)
+	}
+	return dir, lock, err
+}
+
+// lockFolder takes a folder's lock; it fails when somebody holds it.
+func lockFolder(dir string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, lockName), flags, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // Files lists the snapshot's regular files, sorted.

@@ -355,3 +355,26 @@ func TestOpenRepoSaysWhatIsWrong(t *testing.T) {
 		}
 	}
 }
+
+// A process that was killed leaves its folder; the next one removes it, but
+// never a folder in use.
+func TestAbandonedFoldersAreSwept(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	dir := t.TempDir()
+	writeTree(t, dir, calcFiles)
+	abandoned, err := OpenRepo(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	live := openRepo(t, dir)
+	abandoned.lock.Close() // as the kernel does at the process's end
+	third := openRepo(t, dir)
+	if _, err := os.Stat(abandoned.work); err == nil {
+		t.Error("the abandoned folder is still there")
+	}
+	for _, r := range []*Repo{live, third} {
+		if _, err := r.InjectorTree(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}

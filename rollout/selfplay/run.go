@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -68,7 +69,7 @@ func (e *badRun) Error() string { return e.seen }
 func (v *Validator) runScript(ctx context.Context, tree *Tree, script []byte) ([]byte, error) {
 	v.counters.scripts.Add(1)
 	res, err := v.exec(ctx, tree.Dir, maxLogBytes, sandbox.Cmd{
-		Args:    []string{"bash", "-c", "exec 2>&1\n" + string(script), TestScriptName},
+		Args:    []string{"bash", "-c", scriptArgument(script), sandbox.Workdir + "/" + TestScriptName},
 		Stdin:   bytes.NewReader(nil),
 		Timeout: v.opts.Timeout,
 	})
@@ -84,6 +85,16 @@ func (v *Validator) runScript(ctx context.Context, tree *Tree, script []byte) ([
 		return res.Stdout, &badRun{"the script filled its disk", false}
 	}
 	return append(res.Stdout, res.Stderr...), nil
+}
+
+// bashSource is a script's way to find itself beside $0.
+var bashSource = regexp.MustCompile(`\$\{BASH_SOURCE(?:\[0\])?([^\[\w])`)
+
+// scriptArgument is a script as bash -c runs it like a file at the workspace's
+// root: there BASH_SOURCE is unset, so $0 takes its place.
+func scriptArgument(script []byte) string {
+	text := bashSource.ReplaceAllString(string(script), "$${0$1")
+	return "exec 2>&1\n" + strings.ReplaceAll(text, "$BASH_SOURCE", "$0")
 }
 
 // runParser turns a log into results in a sandbox of its own that holds only

@@ -250,11 +250,18 @@ func (v *Validator) measureOriginal(ctx context.Context, a Artifact) (*originalR
 	inputs := [][]byte{logs[0], logs[0], nil, truncated(logs[0]), logs[1]}
 	parsed := make([]results, len(inputs))
 	parseErrs := make([]error, len(inputs))
-	err = inParallel(len(inputs), func(i int) error {
+	parse := func(i int) error {
 		parsed[i], parseErrs[i] = v.runParser(ctx, a.TestParser, inputs[i])
 		return onlyInfrastructure(parseErrs[i])
-	})
-	if err != nil {
+	}
+	// A parser that fails at once, or hangs, is not asked four times more.
+	if err := parse(0); err != nil {
+		return nil, err
+	}
+	if parseErrs[0] != nil {
+		return &originalRun{logBytes: len(logs[0]), parserErr: parseErrs[0]}, nil
+	}
+	if err := inParallel(len(inputs)-1, func(i int) error { return parse(i + 1) }); err != nil {
 		return nil, err
 	}
 	o := &originalRun{logBytes: len(logs[0]), results: parsed[0]}
