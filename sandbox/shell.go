@@ -45,14 +45,14 @@ func (s *Shell) Run(ctx context.Context, command string) (Result, error) {
 // shellScript takes the state file as $1 and the command on stdin: an argument
 // could not be longer than 128 KiB. It is one line, so that bash's messages
 // about the command say "line 1". A trap that the command sets on EXIT
-// replaces ours, hence the second call of save.
+// replaces ours, hence the call of save at the end, too.
 var shellScript = strings.Join([]string{
 	`exec 2>&1`,
 	`IFS= read -r -d '' __ssr_command`,
 	`exec </dev/null`,
 	`__ssr_state=$1; set --`,
 	`if [[ -r $__ssr_state ]]; then . "$__ssr_state"; fi`,
-	`__ssr_save() { { set +eux; export -p; printf 'cd -- %q 2>/dev/null || { echo "shell: the folder is gone, back in /workspace"; cd /workspace; }\n' "$PWD"; } 2>/dev/null >|"$__ssr_state.new" && command -p mv -f -- "$__ssr_state.new" "$__ssr_state"; }`,
+	`__ssr_save() { [[ ${__ssr_saved-} ]] && return; __ssr_saved=1; { set +eux; export -p; printf 'cd -- %q 2>/dev/null || { echo "shell: the folder is gone, back in /workspace"; cd /workspace; }\n' "$PWD"; } 2>/dev/null >|"$__ssr_state.new" && command -p mv -f -- "$__ssr_state.new" "$__ssr_state"; }`,
 	`trap '__ssr_save' EXIT`,
 	`eval "$__ssr_command"`,
 	`__ssr_status=$?`,

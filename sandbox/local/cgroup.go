@@ -218,11 +218,10 @@ func (x *group) cpu() (time.Duration, bool) {
 
 // kills counts the processes that the memory limit has killed.
 func (x *group) kills() int64 {
-	dir, ok := x.dirs["memory"]
-	if !ok {
+	if x == nil || x.dirs["memory"] == "" {
 		return 0
 	}
-	file := "memory.oom_control"
+	dir, file := x.dirs["memory"], "memory.oom_control"
 	if x.v2 {
 		file = "memory.events"
 	}

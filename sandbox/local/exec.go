@@ -46,7 +46,12 @@ func (x *box) Exec(ctx context.Context, cmd sandbox.Cmd) (sandbox.Result, error)
 		return sandbox.Result{}, infra("exec", err)
 	}
 	defer p.close()
+	kills := x.group.kills()
 	if err := x.send(ctx, folder, cmd.Args, env, p); err != nil {
+		if x.group.kills() > kills {
+			// Its files leave no memory to start anything: its own doing.
+			return sandbox.Result{Exit: -1, Signal: int(syscall.SIGKILL), OutOfMemory: true, Wall: time.Since(begin)}, nil
+		}
 		return sandbox.Result{}, err
 	}
 	p.run(cmd.Stdin, x.limits.Output)

@@ -162,3 +162,25 @@ func TestReadOnlyPathsAreShown(t *testing.T) {
 		t.Errorf("%+v %v", r, err)
 	}
 }
+
+// Files in /dev/shm count as memory. A sandbox that fills its memory with them
+// has not lost its infrastructure.
+func TestFilesThatFillTheMemory(t *testing.T) {
+	b := newBackend(t)
+	x, err := b.Start(t.Context(), sandbox.Spec{Dir: t.TempDir(), Limits: sandbox.Limits{Memory: 48 << 20, Disk: 400 << 20}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	for range 2 {
+		r, err := x.Exec(t.Context(), sandbox.Cmd{Args: []string{"bash", "-c", "for i in 1 2 3; do head -c 100M /dev/zero > f$i; done; sleep 0.1"}})
+		t.Logf("%+v", r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x.(*box).dropCell()
+	}
+	if _, err := x.Harvest(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
