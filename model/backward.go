@@ -13,31 +13,37 @@ type tape[F float] struct {
 	last    *torch.Tensor // [T, C] residual stream before the final norm
 	rstd    *torch.Tensor // [T]
 	hidden  *torch.Tensor // [T, C] after the final norm
-	rows    []int
-	targets []int32
+	rows    []int         // the rows that the head is computed for
+	targets []int32       // and the tokens that they predict
+	logits  *torch.Tensor // [len(rows), V], or nil to compute them again
+	scores  scores[F]
 }
 
-// attend is attention within the sequences of a segment.
-func (t *tape[F]) attend(p *Policy) Attend[F] {
+// attendWithin is attention within the sequences of a segment. layers, if not
+// nil, receive the logs of its denominators.
+func attendWithin[F float](p *Policy, seg segment, layers []*activations) Attend[F] {
 	shape := p.attention()
 	return func(layer int, qkv, out []F) {
 		q, k, v := SplitQKV(p, qkv)
 		var lse []F
-		if l := t.layers[layer].lse; l != nil {
-			lse = torch.Data[F](l)
+		if layers != nil && layers[layer].lse != nil {
+			lse = torch.Data[F](layers[layer].lse)
 		}
-		native.AttentionForward(shape, q, k, v, t.seg.offsets, out, lse)
+		native.AttentionForward(shape, q, k, v, seg.offsets, out, lse)
 	}
 }
 
-// record runs the forward pass of a segment and keeps what backward needs.
-func record[F float](p *Policy, scope *torch.Scope, seg segment) *tape[F] {
+// record runs the forward pass of a segment and keeps what backward needs. mask
+// says which tokens of the batch are predicted, as segment.predicted has it.
+func record[F float](p *Policy, scope *torch.Scope, seg segment, mask []bool) *tape[F] {
 	n := len(seg.tokens)
 	t := &tape[F]{seg: seg, scope: scope}
+	t.rows, t.targets = seg.predicted(mask)
 	x := p.embed(scope, seg.tokens)
 	t.last, t.rstd, t.hidden = x, scope.Empty(n), scope.Empty(n, p.config.Hidden)
-	attend := t.attend(p)
-	for i := range p.weights.Layers {
+	t.layers = make([]*activations, len(p.weights.Layers))
+	attend := attendWithin[F](p, seg, t.layers)
+	for i := range t.layers {
 		var a *activations
 		if p.options.Recompute {
 			a = &activations{input: scope.Empty(n, p.config.Hidden)}
@@ -45,7 +51,7 @@ func record[F float](p *Policy, scope *torch.Scope, seg segment) *tape[F] {
 		} else {
 			a = p.newActivations(scope, n, true)
 		}
-		t.layers = append(t.layers, a)
+		t.layers[i] = a
 		s := scope.Nest()
 		if p.options.Recompute {
 			layerForward(p, s, i, x, seg.positions, attend, p.newActivations(s, n, false))
@@ -55,6 +61,10 @@ func record[F float](p *Policy, scope *torch.Scope, seg segment) *tape[F] {
 		s.Close()
 	}
 	rms[F](p, x, p.weights.Norm, t.hidden, t.rstd)
+	if p.keepsLogits() {
+		t.logits = scope.Empty(len(t.rows), p.config.VocabSize)
+	}
+	t.scores = score[F](p, scope, t.hidden, t.rows, t.targets, t.logits)
 	return t
 }
 
@@ -64,7 +74,7 @@ func (t *tape[F]) backward(p *Policy, grad *Weights, dlogprobs []F) {
 	s := t.scope.Nest()
 	defer s.Close()
 	dx := s.Empty(t.hidden.Shape()...)
-	scoreBackward(p, s, grad, t.hidden, t.rows, t.targets, dlogprobs, dx)
+	t.scoreBackward(p, s, grad, dlogprobs, dx)
 	rmsBackward[F](t.last, p.weights.Norm, t.rstd, dx, dx, grad.Norm)
 	for i := len(t.layers) - 1; i >= 0; i-- {
 		inner := s.Nest()
@@ -84,10 +94,9 @@ func (t *tape[F]) layerBackward(p *Policy, s *torch.Scope, layer int, dx *torch.
 		a = p.newActivations(s, n, true)
 		x := s.Empty(n, c.Hidden)
 		torch.Copy(x, t.layers[layer].input)
-		attend := t.attend(p)
-		t.layers[layer] = a // attend leaves the denominators here
+		t.layers[layer] = a
 		again := s.Nest()
-		layerForward(p, again, layer, x, t.seg.positions, attend, a)
+		layerForward(p, again, layer, x, t.seg.positions, attendWithin[F](p, t.seg, t.layers), a)
 		again.Close()
 	}
 	norm, dnorm := s.Empty(n, c.Hidden), s.Empty(n, c.Hidden)

@@ -26,26 +26,37 @@ func Load(dir string, o Options) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := openWeights(dir)
-	if err != nil {
-		return nil, fmt.Errorf("model: %w", err)
-	}
-	defer files.close()
 	p, err := newPolicy(c, o)
 	if err != nil {
 		return nil, err
 	}
+	if err := p.LoadWeights(dir); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// LoadWeights replaces the weights by those of a checkpoint of the same shape.
+// After an error they may be a mixture.
+func (p *Policy) LoadWeights(dir string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	files, err := openWeights(dir)
+	if err != nil {
+		return fmt.Errorf("model: %w", err)
+	}
+	defer files.close()
 	for _, param := range p.params {
 		t, err := files.tensor(param.Name)
 		if err == nil {
 			err = p.read(param, t)
 		}
 		if err != nil {
-			p.Close()
-			return nil, fmt.Errorf("model: %s: %w", dir, err)
+			return fmt.Errorf("model: %s: %w", dir, err)
 		}
 	}
-	return p, nil
+	return p.refresh()
 }
 
 // read fills a parameter from a stored tensor.

@@ -34,9 +34,17 @@ func Forward[F float](p *Policy, s *torch.Scope, tokens, positions []int32, atte
 // Logits is hidden [R, C] times the head: [R, V], owned by the scope.
 func Logits(p *Policy, s *torch.Scope, hidden *torch.Tensor) *torch.Tensor {
 	out := s.Empty(hidden.Shape()[0], p.config.VocabSize)
-	torch.MatMul(out, hidden, p.weights.Head.WT)
-	p.round(out)
+	if p.flat.DType() == torch.Float64 {
+		project[float64](p, out, hidden)
+	} else {
+		project[float32](p, out, hidden)
+	}
 	return out
+}
+
+func project[F float](p *Policy, out, hidden *torch.Tensor) {
+	apply[F](p.weights.Head, hidden, out, false)
+	p.round(out)
 }
 
 // embed gathers the rows of tokens: [T, C].
@@ -84,36 +92,36 @@ func layerForward[F float](p *Policy, s *torch.Scope, layer int, x *torch.Tensor
 	}
 	norm := s.Empty(x.Shape()...)
 	rms[F](p, x, w.InputNorm, norm, a.rstd1)
-	torch.MatMul(a.qkv, norm, w.QKV.WT)
-	if w.QKV.Bias != nil {
-		a.qkv.AddRow(w.QKV.Bias)
+	apply[F](w.QKV, norm, a.qkv, false)
+	p.round(a.qkv)
+	if p.options.DType == torch.BFloat16 {
+		rotate(p, a.qkv, positions, rotateBF16)
+	} else {
+		rotate(p, a.qkv, positions, native.Rope[F])
 	}
-	p.round(a.qkv)
-	rotate[F](p, a.qkv, positions, native.Rope[F])
-	p.round(a.qkv)
 	attend(layer, torch.Data[F](a.qkv), torch.Data[F](a.att))
 	p.round(a.att)
-	p.addProduct(s, x, a.att, w.Out)
+	addProduct[F](p, s, x, a.att, w.Out)
 
 	if a.middle != nil {
 		torch.Copy(a.middle, x)
 	}
 	rms[F](p, x, w.PostNorm, norm, a.rstd2)
-	torch.MatMul(a.gateUp, norm, w.GateUp.WT)
+	apply[F](w.GateUp, norm, a.gateUp, false)
 	p.round(a.gateUp)
 	act := s.Empty(len(positions), c.Intermediate)
 	swiglu[F](p, a.gateUp, act)
-	p.addProduct(s, x, act, w.Down)
+	addProduct[F](p, s, x, act, w.Down)
 }
 
 // addProduct adds y @ Wᵀ to the residual stream.
-func (p *Policy) addProduct(s *torch.Scope, x, y *torch.Tensor, l Linear) {
+func addProduct[F float](p *Policy, s *torch.Scope, x, y *torch.Tensor, l Linear) {
 	if p.options.DType != torch.BFloat16 {
-		torch.AddMatMul(x, y, l.WT)
+		apply[F](l, y, x, true)
 		return
 	}
 	out := s.Empty(x.Shape()...)
-	torch.MatMul(out, y, l.WT)
+	apply[F](l, y, out, false)
 	p.round(out)
 	x.Add(out)
 	p.round(x)
@@ -124,8 +132,11 @@ func rms[F float](p *Policy, x, weight, y, rstd *torch.Tensor) {
 	if rstd != nil {
 		r = torch.Data[F](rstd)
 	}
+	if p.options.DType == torch.BFloat16 {
+		rmsBF16(x, weight, y, p.config.NormEps)
+		return
+	}
 	native.RMSNorm(torch.Data[F](x), torch.Data[F](weight), x.Shape()[0], 0, 0, p.config.NormEps, torch.Data[F](y), r)
-	p.round(y)
 }
 
 // rotate applies turn (native.Rope or its inverse) to the queries and keys.
@@ -137,9 +148,12 @@ func rotate[F float](p *Policy, qkv *torch.Tensor, positions []int32, turn func(
 }
 
 func swiglu[F float](p *Policy, gateUp, act *torch.Tensor) {
+	if p.options.DType == torch.BFloat16 {
+		swigluBF16(gateUp, act)
+		return
+	}
 	gu, d := torch.Data[F](gateUp), p.config.Intermediate
 	native.SwiGLU(gu, gu[d:], gateUp.Shape()[0], d, 2*d, 0, torch.Data[F](act))
-	p.round(act)
 }
 
 // attention is the shape that the kernels take, for rows of qkv.

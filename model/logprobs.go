@@ -32,18 +32,7 @@ func logprobs[F float](ctx context.Context, p *Policy, tokens []int32, offsets [
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			s := p.lanes[worker].scratch.Scope()
-			t := &tape[F]{seg: seg, layers: make([]*activations, p.config.Layers)}
-			for i := range t.layers {
-				t.layers[i] = &activations{} // no denominators to keep
-			}
-			hidden := Forward(p, s, seg.tokens, seg.positions, t.attend(p))
-			rows, targets := seg.predicted(nil)
-			lp, _ := score[F](p, s, hidden, rows, targets)
-			for i, r := range rows {
-				out[seg.first+r+1] = float64(lp[i])
-			}
-			s.Close()
+			scoreSegment[F](p, p.lanes[worker].scratch, seg, out)
 		}
 		return nil
 	})
@@ -51,6 +40,18 @@ func logprobs[F float](ctx context.Context, p *Policy, tokens []int32, offsets [
 		return nil, fmt.Errorf("model: logprobs: %w", err)
 	}
 	return out, nil
+}
+
+// scoreSegment fills in a segment's part of the batch's log-probabilities.
+func scoreSegment[F float](p *Policy, scratch *torch.Arena, seg segment, out []float64) {
+	s := scratch.Scope()
+	defer s.Close()
+	hidden := Forward(p, s, seg.tokens, seg.positions, attendWithin[F](p, seg, nil))
+	rows, targets := seg.predicted(nil)
+	sc := score[F](p, s, hidden, rows, targets, nil)
+	for i, r := range rows {
+		out[seg.first+r+1] = float64(sc.logprobs[i])
+	}
 }
 
 // Accumulate is the seam between the policy and an objective. It runs a packed
@@ -99,25 +100,22 @@ func accumulate[F float](ctx context.Context, p *Policy, tokens []int32, offsets
 	fn func(logprobs, entropies []float64) ([]float64, error)) (err error) {
 	dealt := segments(tokens, offsets, p.pool.Size())
 	tapes := make([][]*tape[F], p.pool.Size())
-	defer func() {
-		for worker := range tapes {
-			for i := len(tapes[worker]) - 1; i >= 0; i-- {
-				tapes[worker][i].scope.Close()
-			}
-		}
-	}()
+	for _, l := range p.lanes {
+		// Closes, on every way out, the scopes of the tapes too.
+		defer l.training.Scope().Close()
+	}
 	logprobs, entropies := make([]float64, len(tokens)), make([]float64, len(tokens))
 	err = p.each(ctx, func(worker int) error {
 		for _, seg := range dealt[worker] {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			t := record[F](p, p.lanes[worker].training.Scope(), seg)
+			scope := p.lanes[worker].training.Scope()
+			t := record[F](p, scope, seg, mask)
 			tapes[worker] = append(tapes[worker], t)
-			t.rows, t.targets = seg.predicted(mask)
-			lp, ent := score[F](p, t.scope, t.hidden, t.rows, t.targets)
 			for i, r := range t.rows {
-				logprobs[seg.first+r+1], entropies[seg.first+r+1] = float64(lp[i]), float64(ent[i])
+				logprobs[seg.first+r+1] = float64(t.scores.logprobs[i])
+				entropies[seg.first+r+1] = float64(t.scores.entropies[i])
 			}
 		}
 		return nil

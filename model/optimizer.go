@@ -105,6 +105,9 @@ func step[F float](p *Policy, o AdamW, clipNorm float64) (float64, error) {
 	if err != nil {
 		return norm, err
 	}
+	if err := p.refresh(); err != nil {
+		return norm, err
+	}
 	p.version.Add(1)
 	return norm, nil
 }

@@ -96,7 +96,23 @@ func New(c Config, seed uint64, o Options) (*Policy, error) {
 			return 0
 		})
 	}
-	return p, nil
+	return p, p.refresh()
+}
+
+// refresh brings the packed copies up to date with the weights.
+func (p *Policy) refresh() error {
+	return p.each(context.Background(), func(worker int) error {
+		for i, l := range p.weights.linears() {
+			switch {
+			case i%p.pool.Size() != worker:
+			case p.flat.DType() == torch.Float64:
+				pack[float64](l)
+			default:
+				pack[float32](l)
+			}
+		}
+		return nil
+	})
 }
 
 func (p *Policy) fill(t *torch.Tensor, next func() float64) {
@@ -136,6 +152,7 @@ func newPolicy(c Config, o Options) (p *Policy, err error) {
 		params[i].Tensor = p.flat.View(params[i].offset, params[i].shape...)
 	}
 	p.weights = newWeights(c, params, p.flat)
+	p.weights.needPacked()
 	if compute == torch.Float64 {
 		p.rope64 = newRotary[float64](c)
 	} else {
@@ -185,7 +202,7 @@ func (p *Policy) Version() int64 { return p.version.Load() }
 func (p *Policy) SetVersion(v int64) { p.version.Store(v) }
 
 // Parameters lists the tensors of the checkpoint, in the order of the forward
-// pass. Writing to them is allowed only while nothing else uses the policy.
+// pass. They are to be read, inside Read; LoadWeights replaces them.
 func (p *Policy) Parameters() []Parameter { return p.params }
 
 // Workers are the policy's CPU workers; generation shares them with training.

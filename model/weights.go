@@ -32,10 +32,22 @@ func (p Parameter) len() int {
 
 // Linear is a projection: y = x @ Wᵀ + Bias.
 type Linear struct {
-	// W is [out, in]; WT is its transposed view.
-	W, WT *torch.Tensor
+	W *torch.Tensor // [out, in]
 	// Bias is [out], or nil.
 	Bias *torch.Tensor
+	// packed is W again in the layout of native.Linear; nil in a gradient.
+	packed *torch.Tensor
+}
+
+// apply computes y = x @ Wᵀ + Bias, or adds it to y. Its rows have the same bits
+// in any batch, which a product through libtorch's BLAS has not.
+func apply[F float](l Linear, x, y *torch.Tensor, add bool) {
+	var bias []F
+	if l.Bias != nil {
+		bias = torch.Data[F](l.Bias)
+	}
+	out, in := l.W.Shape()[0], l.W.Shape()[1]
+	native.Linear(torch.Data[F](x), torch.Data[F](l.packed), bias, x.Shape()[0], in, out, 0, 0, torch.Data[F](y), add)
 }
 
 // Layer holds the weights of one decoder layer. The three attention projections
@@ -123,10 +135,7 @@ func newWeights(c Config, params []Parameter, flat *torch.Tensor) *Weights {
 		next += n
 		return t
 	}
-	linear := func(n, out, in int) Linear {
-		t := take(n, out, in)
-		return Linear{W: t, WT: own(t.T())}
-	}
+	linear := func(n, out, in int) Linear { return Linear{W: take(n, out, in)} }
 	h, q, qkv := c.Hidden, c.Heads*c.HeadDim, (c.Heads+2*c.KVHeads)*c.HeadDim
 	w.Embedding = take(1, c.VocabSize, h)
 	for range c.Layers {
@@ -142,11 +151,34 @@ func newWeights(c Config, params []Parameter, flat *torch.Tensor) *Weights {
 	}
 	w.Norm = take(1, h)
 	if c.TieEmbeddings {
-		w.Head = Linear{W: w.Embedding, WT: own(w.Embedding.T())}
+		w.Head = Linear{W: w.Embedding}
 	} else {
 		w.Head = linear(1, c.VocabSize, h)
 	}
 	return w
+}
+
+// linears are the projections of a forward pass.
+func (w *Weights) linears() []*Linear {
+	out := []*Linear{&w.Head}
+	for i := range w.Layers {
+		l := &w.Layers[i]
+		out = append(out, &l.QKV, &l.Out, &l.GateUp, &l.Down)
+	}
+	return out
+}
+
+// needPacked allocates the packed copies.
+func (w *Weights) needPacked() {
+	for _, l := range w.linears() {
+		n := native.PackedLen(l.W.Shape()[1], l.W.Shape()[0])
+		l.packed = torch.New(torch.Weights, l.W.DType(), n)
+		w.views = append(w.views, l.packed)
+	}
+}
+
+func pack[F float](l *Linear) {
+	native.Pack(torch.Data[F](l.W), l.W.Shape()[0], l.W.Shape()[1], torch.Data[F](l.packed))
 }
 
 func (w *Weights) free() {

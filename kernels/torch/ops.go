@@ -37,14 +37,6 @@ func (t *Tensor) Add(other *Tensor) {
 	inPlace("add_", func(c *lib.Ctensor) { lib.AtgAdd_(c, t.c, other.c) })
 }
 
-// AddRow adds a vector [n] to every row of t [m, n].
-func (t *Tensor) AddRow(row *Tensor) {
-	if len(t.shape) != 2 || len(row.shape) != 1 || row.shape[0] != t.shape[1] {
-		failf("AddRow", "%v += %v", t, row)
-	}
-	inPlace("add_", func(c *lib.Ctensor) { lib.AtgAdd_(c, t.c, row.c) })
-}
-
 // Zero sets every element to 0.
 func (t *Tensor) Zero() {
 	inPlace("zero_", func(c *lib.Ctensor) { lib.AtgZero_(c, t.c) })

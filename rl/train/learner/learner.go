@@ -72,19 +72,9 @@ func (l *Learner) Save(dir string) error {
 }
 
 // Load reads back what Save wrote, into the same tensors.
-func (l *Learner) Load(dir string) (err error) {
-	saved, err := model.Load(dir, l.options)
-	if err != nil {
+func (l *Learner) Load(dir string) error {
+	if err := l.policy.LoadWeights(dir); err != nil {
 		return err
-	}
-	defer saved.Close()
-	defer torch.Catch(&err)
-	from, to := saved.Parameters(), l.policy.Parameters()
-	if len(from) != len(to) {
-		return fmt.Errorf("learner: %s holds %d tensors, the policy has %d: another model", dir, len(from), len(to))
-	}
-	for i := range to {
-		torch.Copy(to[i].Tensor, from[i].Tensor)
 	}
 	return l.policy.LoadOptimizer(filepath.Join(dir, optimizerFile))
 }
