@@ -36,7 +36,7 @@ func random(t *testing.T, c Config, o Options) *Policy {
 			p.fill(param.Tensor, func() float64 { return 1 + 0.3*r.NormFloat64() })
 		}
 	}
-	if err := p.refresh(); err != nil {
+	if err := p.Refresh(); err != nil {
 		t.Fatal(err)
 	}
 	return p
@@ -104,7 +104,7 @@ func TestGradient(t *testing.T) {
 						keep := w[i]
 						defer func() { w[i] = keep }()
 						w[i] += x
-						if err := p.refresh(); err != nil {
+						if err := p.Refresh(); err != nil {
 							t.Fatal(err)
 						}
 						lp, err := p.Logprobs(context.Background(), tokens, offsets)

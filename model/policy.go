@@ -99,6 +99,14 @@ func New(c Config, seed uint64, o Options) (*Policy, error) {
 	return p, p.refresh()
 }
 
+// Refresh makes the policy see what was written to its Parameters. Load,
+// LoadWeights and Step need no Refresh.
+func (p *Policy) Refresh() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.refresh()
+}
+
 // refresh brings the packed copies up to date with the weights.
 func (p *Policy) refresh() error {
 	return p.each(context.Background(), func(worker int) error {
@@ -202,7 +210,8 @@ func (p *Policy) Version() int64 { return p.version.Load() }
 func (p *Policy) SetVersion(v int64) { p.version.Store(v) }
 
 // Parameters lists the tensors of the checkpoint, in the order of the forward
-// pass. They are to be read, inside Read; LoadWeights replaces them.
+// pass. Who writes to them does so while nothing else uses the policy, and calls
+// Refresh afterwards.
 func (p *Policy) Parameters() []Parameter { return p.params }
 
 // Workers are the policy's CPU workers; generation shares them with training.

@@ -440,6 +440,9 @@ func TestDivergedPolicyIsAnError(t *testing.T) {
 	p := tiny(t, 1)
 	e := start(t, p, Options{})
 	torch.Data[float32](p.Parameters()[0].Tensor)[3] = float32(math.NaN())
+	if err := p.Refresh(); err != nil {
+		t.Fatal(err)
+	}
 	_, err := e.Generate(t.Context(), gen.Request{ID: "a", Tokens: []int32{1, 2}, MaxTokens: 3})
 	if err == nil || !strings.Contains(err.Error(), "not finite") {
 		t.Errorf("NaN weights: %v", err)
