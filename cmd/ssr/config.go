@@ -168,6 +168,9 @@ type document struct {
 	data []byte
 }
 
+// setFlag begins the names of documents that are overrides.
+const setFlag = "--set "
+
 // override turns "a.b=v" into the document "{a: {b: v}}".
 func override(s string) (document, error) {
 	key, value, ok := strings.Cut(s, "=")
@@ -182,7 +185,7 @@ func override(s string) (document, error) {
 	for i := len(keys) - 1; i >= 0; i-- {
 		text = "{" + keys[i] + ": " + text + "}"
 	}
-	return document{"--set " + s, []byte(text)}, nil
+	return document{setFlag + s, []byte(text)}, nil
 }
 
 // parseConfig lays documents over the defaults. An objective brings its own
@@ -227,12 +230,29 @@ func load(d document, v *config) error {
 		return nil
 	}
 	var all *yaml.LoadErrors
-	if !errors.As(err, &all) {
-		return fmt.Errorf("configuration %s: %w", d.name, err)
+	var one *yaml.LoadError
+	var mistakes []*yaml.LoadError
+	switch {
+	case errors.As(err, &all):
+		mistakes = all.Errors
+	case errors.As(err, &one):
+		mistakes = []*yaml.LoadError{one}
+	default:
+		return fmt.Errorf("configuration: %s: %w", d.name, err)
 	}
-	lines := []string{fmt.Sprintf("configuration %s:", d.name)}
-	for _, e := range all.Errors {
-		lines = append(lines, "  "+e.Error())
+	lines := []string{"configuration:"}
+	for _, m := range mistakes {
+		where := d.name
+		if !strings.HasPrefix(where, setFlag) {
+			where = fmt.Sprintf("%s:%d:%d", d.name, m.Mark.Line, m.Mark.Column)
+		}
+		text := m.Message
+		if field, ok := strings.CutPrefix(text, "field "); ok {
+			if name, _, ok := strings.Cut(field, " not found in type "); ok {
+				text = "unknown field " + name
+			}
+		}
+		lines = append(lines, fmt.Sprintf("  %s: %s", where, text))
 	}
 	return errors.New(strings.Join(lines, "\n"))
 }
