@@ -40,7 +40,9 @@ lint: setup ## formatting, vet, staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
 	  [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
 	@$(cgo) $(GO) vet ./...
-	@$(cgo) $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+	@# The tool without cgo, since its flags are for the code it reads.
+	@CGO_ENABLED=0 GOBIN=$(CURDIR)/.toolchain/bin $(GO) install honnef.co/go/tools/cmd/staticcheck@v0.8.2
+	@$(cgo) .toolchain/bin/staticcheck ./...
 
 bench: build ## tokens and episodes per second, as JSON
 	@bin/ssr bench --json
