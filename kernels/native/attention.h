@@ -1,39 +1,39 @@
 // Causal attention. Shapes: T tokens, H query heads, G = H / KV heads that share
 // a key head, D head dimension, BK tokens of a key block (SSR_BLOCK).
 //
-// A row is one query of one head. Its keys are visited in blocks of BK from the
-// first token on; within a block the scores are complete dot products, the
+// A row is one query of one head. Its keys are visited in spans of SPAN from the
+// first token on; within a span the scores are complete dot products, the
 // running maximum moves at most once, and keys are added in ascending order.
 // Nothing in that depends on which other rows share the tile, which is why the
 // packed forward pass and the cached one agree bit for bit.
 
 constexpr long BK = SSR_BLOCK;
-constexpr long TILE = 48; // rows of a query tile, at most
+constexpr long SPAN = 4 * BK; // keys between two looks at the running maximum
+constexpr long TILE = 24;     // rows of a query tile, at most
 
-// softmax_row folds the scores s[BK] of one block, n of them valid, into the
-// running maximum and sum of a row, and turns s into weights (0 past n).
+// softmax_row folds the scores s[SPAN] of one span, n of them valid, into the
+// running maximum and sum of a row, and turns s into weights: 0 from n to upto.
 // It returns the factor by which what was accumulated must be scaled.
-template <class F> INLINE F softmax_row(F *s, long n, F &m, F &l) {
+template <class F> INLINE F softmax_row(F *s, long n, long upto, F &m, F &l) {
   constexpr int L = lanes<F>;
-  constexpr int NV = BK / L;
   const vec<F> ninf = splat<F>(-INFINITY);
-  vec<F> x[NV], mx = ninf;
-  for (int i = 0; i < NV; i++) {
-    x[i] = load(s + i * L);
-    if (n < BK) x[i] = first(F(), i * L, n) ? x[i] : ninf;
-    mx = x[i] > mx ? x[i] : mx;
-  }
+  const long full = n / L * L, end = (n + L - 1) / L * L;
+  if (full < n) store(s + full, first(F(), full, n) ? load(s + full) : ninf);
+  vec<F> mx = ninf;
+  for (long j = 0; j < end; j += L) mx = maxv(load(s + j), mx);
   F bm = hmax(mx), alpha = 1;
   if (bm > m) {
     alpha = sexp<F>(m - bm);
     m = bm;
   }
   vec<F> sum = {};
-  for (int i = 0; i < NV; i++) {
-    x[i] = vexp(x[i] - m);
-    sum += x[i];
-    store(s + i * L, x[i]);
+  const vec<F> vm = splat<F>(m);
+  for (long j = 0; j < end; j += L) {
+    vec<F> p = vexp(load(s + j) - vm);
+    sum += p;
+    store(s + j, p);
   }
+  for (long j = end; j < upto; j += L) store(s + j, vec<F>{});
   l = fma(l, alpha, hsum(sum));
   return alpha;
 }
@@ -43,34 +43,43 @@ template <class F> struct Rows {
   long n;        // rows
   const F *q;    // [n, D], already scaled
   F *o;          // [n, D]
-  F *s;          // [n, BK]
+  F *s;          // [n, SPAN]
   long pos[TILE]; // position of each row's query in its sequence
   F m[TILE], l[TILE];
 };
 
-// visit adds key block b (keys base … base+BK) to every row of the tile.
-// kt is [D, BK]; v has row stride ldv.
-template <class F> static void visit(Rows<F> &t, long D, long base, const F *kt, const F *v, long ldv) {
+// visit adds the span of keys that begins at base to every row of the tile.
+// block(b) says where key block b is: keys [D, BK], and values with a row stride.
+template <class F, class Block> static void visit(Rows<F> &t, long D, long base, const Block &block) {
   long most = 0;
   for (long r = 0; r < t.n; r++) most = t.pos[r] + 1 - base > most ? t.pos[r] + 1 - base : most;
   if (most <= 0) return;
-  if (most > BK) most = BK;
-  mm<F>(t.q, D, 1, kt, BK, t.n, BK, D, t.s, BK, false);
+  if (most > SPAN) most = SPAN;
+  const F *kt, *v;
+  long ldv;
+  for (long j = 0; j < most; j += BK) {
+    block((base + j) / BK, kt, v, ldv);
+    mm<F>(t.q, D, 1, kt, BK, t.n, BK, D, t.s + j, SPAN, false);
+  }
+  const long upto = (most + BK - 1) / BK * BK;
   for (long r = 0; r < t.n; r++) {
-    F *s = t.s + r * BK;
+    F *s = t.s + r * SPAN;
     long n = t.pos[r] + 1 - base;
     if (n <= 0) {
-      for (long j = 0; j < BK; j++) s[j] = 0;
+      memset(s, 0, sizeof(F) * upto);
       continue;
     }
-    F alpha = softmax_row<F>(s, n < BK ? n : BK, t.m[r], t.l[r]);
+    F alpha = softmax_row<F>(s, n < SPAN ? n : SPAN, upto, t.m[r], t.l[r]);
     if (alpha != 1) {
       F *o = t.o + r * D;
       // The added zero turns -0 into +0, so that a later weight of 0 changes no bit.
       for (long d = 0; d < D; d++) o[d] = o[d] * alpha + F(0);
     }
   }
-  mm<F>(t.s, BK, 1, v, ldv, t.n, D, most, t.o, D, true);
+  for (long j = 0; j < most; j += BK) {
+    block((base + j) / BK, kt, v, ldv);
+    mm<F>(t.s + j, SPAN, 1, v, ldv, t.n, D, most - j < BK ? most - j : BK, t.o, D, true);
+  }
 }
 
 template <class F> static void begin(Rows<F> &t, long D) {
@@ -109,7 +118,7 @@ template <class F> struct Attention {
   // block(b) says where key block b is.
   template <class Block>
   void rows(const F *q, F *out, F *lse, long h, long i0, long i1, long past, const Block &block) const {
-    F *buf = rows_.get<F>(TILE * (2 * D + BK));
+    F *buf = rows_.get<F>(TILE * (2 * D + SPAN));
     for (long g0 = 0; g0 < G(); g0 += TILE) {
       long g1 = g0 + TILE < G() ? g0 + TILE : G(), ng = g1 - g0, step = TILE / ng;
       for (long i = i0; i < i1; i += step) {
@@ -127,12 +136,7 @@ template <class F> struct Attention {
             t.pos[r] = past + x;
           }
         begin(t, D);
-        for (long b = 0; b * BK <= past + ie - 1; b++) {
-          const F *kt, *v;
-          long ld;
-          block(b, kt, v, ld);
-          visit<F>(t, D, b * BK, kt, v, ld);
-        }
+        for (long base = 0; base < past + ie; base += SPAN) visit<F>(t, D, base, block);
         for (long x = i, r = 0; x < ie; x++)
           for (long g = g0; g < g1; g++, r++)
             finish<F>(t, r, D, out + x * ldo + (h * G() + g) * D, lse ? lse + x * H + h * G() + g : nullptr);

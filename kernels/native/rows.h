@@ -31,8 +31,7 @@ template <class F> static F row_max(const F *x, long n) {
   vec<F> m = splat<F>(-INFINITY);
   long i = 0;
   for (; i + L <= n; i += L) {
-    vec<F> v = load(x + i);
-    m = v > m ? v : m;
+    m = maxv(load(x + i), m);
   }
   F s = hmax(m);
   for (; i < n; i++) s = maxs(x[i], s);

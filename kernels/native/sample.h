@@ -4,18 +4,32 @@ static thread_local Scratch sample_;
 
 struct Candidate {
   float z; // logit
+  float w; // its weight after temperature, at most 1
   int32_t id;
 };
 // Better is the order of candidates: the higher logit, the lower id on a tie.
 struct Better {
   bool operator()(const Candidate &a, const Candidate &b) const { return a.z > b.z || (a.z == b.z && a.id < b.id); }
 };
-struct Worse {
-  bool operator()(const Candidate &a, const Candidate &b) const { return Better()(b, a); }
-};
-struct ByID {
-  bool operator()(const Candidate &a, const Candidate &b) const { return a.id < b.id; }
-};
+
+// reach returns the candidate at which the weights of c[n], best first, add up to
+// mass; the worst one when they never do. It reorders c and takes linear time.
+static Candidate reach(Candidate *c, long n, double mass) {
+  for (;;) {
+    long half = n / 2;
+    if (half == 0) return c[0];
+    std::nth_element(c, c + half, c + n, Better());
+    double sum = 0;
+    for (long i = 0; i < half; i++) sum += c[i].w;
+    if (sum >= mass) {
+      n = half;
+    } else {
+      mass -= sum;
+      c += half;
+      n -= half;
+    }
+  }
+}
 
 INLINE int32_t argmax(const float *x, long V) {
   float m = row_max(x, V);
@@ -65,38 +79,35 @@ static int32_t sample(const float *x, long V, double temperature, long topk, dou
       kept = total;
       weight = w[id];
     } else {
-      Candidate *c = sample_.get<Candidate>(V);
+      float *w = sample_.get<float>(4 * V);
+      Candidate *c = (Candidate *)(w + V), worst = {-INFINITY, 0, int32_t(V)};
+      each<float>(V, [&](long i, long k) { put(w + i, vexp((get(x + i, k) - mx) * inv), k); });
+      for (long i = 0; i < V; i++) c[i] = {x[i], w[i], int32_t(i)};
       long n = V;
-      for (long i = 0; i < V; i++) c[i] = {x[i], int32_t(i)};
       if (topk > 0 && topk < V) {
-        std::nth_element(c, c + topk, c + V, Better());
+        std::nth_element(c, c + topk - 1, c + V, Better());
         n = topk;
+        worst = c[n - 1];
       }
-      double total = 0;
-      for (long i = 0; i < n; i++) total += sexp<float>((c[i].z - mx) * inv);
       if (topp > 0 && topp < 1) {
-        // Pop the best until their share reaches topp; they gather at the end.
-        std::make_heap(c, c + n, Worse());
-        double sum = 0;
-        long left = n;
-        while (left > 0 && (left == n || sum < topp * total)) {
-          std::pop_heap(c, c + left, Worse());
-          left--;
-          sum += sexp<float>((c[left].z - mx) * inv);
-        }
-        c += left;
-        n -= left;
+        double total = 0;
+        for (long i = 0; i < n; i++) total += c[i].w;
+        // What is this light cannot matter even all together.
+        const double light = (1 - topp) * total / double(n);
+        long heavy = 0;
+        for (long i = 0; i < n; i++)
+          if (c[i].w > light) c[heavy++] = c[i];
+        worst = reach(c, heavy, topp * total);
       }
-      std::sort(c, c + n, ByID());
-      kept = 0;
-      for (long i = 0; i < n; i++) kept += sexp<float>((c[i].z - mx) * inv);
+      auto keeps = [&](long i) { return x[i] > worst.z || (x[i] == worst.z && i <= worst.id); };
+      for (long i = 0; i < V; i++)
+        if (keeps(i)) kept += w[i];
       double want = u * kept, at = 0;
-      for (long i = 0; i < n; i++) {
-        double wi = sexp<float>((c[i].z - mx) * inv);
-        if (wi <= 0) continue;
-        id = c[i].id;
-        weight = wi;
-        at += wi;
+      for (long i = 0; i < V; i++) {
+        if (!keeps(i) || w[i] <= 0) continue;
+        id = int32_t(i);
+        weight = w[i];
+        at += weight;
         if (at > want) break;
       }
     }

@@ -47,26 +47,59 @@ template <class T> INLINE T fma(T a, T b, T c) {
 #endif
 
 // hsum and hmax reduce by halves, always in this order.
-INLINE float hsum(vf v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
 INLINE double hsum(vd v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 INLINE float maxs(float a, float b) { return a > b ? a : b; }
 INLINE double maxs(double a, double b) { return a > b ? a : b; }
+#if USE_FMA
+INLINE __m128 low(vf v) { return _mm256_castps256_ps128((__m256)v); }
+INLINE __m128 high(vf v) { return _mm256_extractf128_ps((__m256)v, 1); }
+INLINE float hsum(vf v) {
+  __m128 s = _mm_add_ps(low(v), high(v));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+INLINE float hmax(vf v) {
+  __m128 s = _mm_max_ps(low(v), high(v));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+#else
+INLINE float hsum(vf v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
 INLINE float hmax(vf v) {
   return maxs(maxs(maxs(v[0], v[4]), maxs(v[2], v[6])), maxs(maxs(v[1], v[5]), maxs(v[3], v[7])));
 }
+#endif
 INLINE double hmax(vd v) { return maxs(maxs(v[0], v[2]), maxs(v[1], v[3])); }
 
 // first is a mask of the lanes j with i + j < n.
 INLINE vi32 first(float, long i, long n) { return vi32{0, 1, 2, 3, 4, 5, 6, 7} + int32_t(i) < int32_t(n); }
 INLINE vi64 first(double, long i, long n) { return vi64{0, 1, 2, 3} + int64_t(i) < int64_t(n); }
 
+// maxv is the larger of each pair, b where a is NaN.
+#if USE_FMA
+INLINE vf maxv(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE vd maxv(vd a, vd b) { return (vd)_mm256_max_pd((__m256d)a, (__m256d)b); }
+#else
+template <class T> INLINE T maxv(T a, T b) { return a > b ? a : b; }
+#endif
+
+// clamp limits x to [lo, hi]; a NaN stays one.
+#if USE_FMA
+INLINE vf clamp(vf x, vf lo, vf hi) { return (vf)_mm256_min_ps((__m256)hi, _mm256_max_ps((__m256)lo, (__m256)x)); }
+INLINE vd clamp(vd x, vd lo, vd hi) { return (vd)_mm256_min_pd((__m256d)hi, _mm256_max_pd((__m256d)lo, (__m256d)x)); }
+#else
+template <class T> INLINE T clamp(T x, T lo, T hi) {
+  x = x < lo ? lo : x;
+  return x > hi ? hi : x;
+}
+#endif
+
 // exp for arguments of any size: 0 below the smallest normal result (and at
 // -inf), saturating at the largest finite power above. Error below 1.5 units in
 // the last place. Cody-Waite reduction and a Taylor polynomial on |r| ≤ ln2/2.
 INLINE vf vexp(vf x0) {
   const vf lo = splat<float>(-87.33654f), hi = splat<float>(88.37626f);
-  vf x = x0 < lo ? lo : x0;
-  x = x > hi ? hi : x;
+  vf x = clamp(x0, lo, hi);
   const float magic = 12582912.f; // 1.5·2^23: adding it rounds to an integer
   vf t = fma(x, splat<float>(1.44269504088896341f), splat<float>(magic));
   vf n = t - magic;
@@ -85,8 +118,7 @@ INLINE vf vexp(vf x0) {
 }
 INLINE vd vexp(vd x0) {
   const vd lo = splat<double>(-708.39641853226408), hi = splat<double>(709.4);
-  vd x = x0 < lo ? lo : x0;
-  x = x > hi ? hi : x;
+  vd x = clamp(x0, lo, hi);
   const double magic = 6755399441055744.; // 1.5·2^52
   vd t = fma(x, splat<double>(1.4426950408889634074), splat<double>(magic));
   vd n = t - magic;
@@ -137,11 +169,21 @@ INLINE void tile(const F *A, long ars, long acs, const F *B, long ldb, long K, F
   for (int r = 0; r < MR; r++)
     for (int n = 0; n < NV; n++) acc[r][n] = add ? load(C + r * ldc + n * L) : vec<F>{};
   for (long k = 0; k < K; k++) {
-    vec<F> b[NV];
-    for (int n = 0; n < NV; n++) b[n] = load(B + k * ldb + n * L);
-    for (int r = 0; r < MR; r++) {
-      vec<F> a = splat<F>(A[r * ars + k * acs]);
-      for (int n = 0; n < NV; n++) acc[r][n] = fma(a, b[n], acc[r][n]);
+    // The shorter side waits in registers, of which the sums take 12 of 16.
+    if (NV > MR) {
+      vec<F> a[MR];
+      for (int r = 0; r < MR; r++) a[r] = splat<F>(A[r * ars + k * acs]);
+      for (int n = 0; n < NV; n++) {
+        vec<F> b = load(B + k * ldb + n * L);
+        for (int r = 0; r < MR; r++) acc[r][n] = fma(a[r], b, acc[r][n]);
+      }
+    } else {
+      vec<F> b[NV];
+      for (int n = 0; n < NV; n++) b[n] = load(B + k * ldb + n * L);
+      for (int r = 0; r < MR; r++) {
+        vec<F> a = splat<F>(A[r * ars + k * acs]);
+        for (int n = 0; n < NV; n++) acc[r][n] = fma(a, b[n], acc[r][n]);
+      }
     }
   }
   for (int r = 0; r < MR; r++)
