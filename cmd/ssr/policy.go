@@ -16,7 +16,6 @@ import (
 type policy struct {
 	*model.Policy
 	tokenizer *token.Tokenizer
-	options   model.Options
 }
 
 // openPolicy loads a model folder; the caller closes it.
@@ -33,7 +32,7 @@ func openPolicy(dir string, o model.Options) (*policy, error) {
 		p.Close()
 		return nil, fmt.Errorf("%s: the tokenizer has %d ids, the model's embedding only %d rows", dir, t.VocabSize(), rows)
 	}
-	return &policy{p, t, o}, nil
+	return &policy{p, t}, nil
 }
 
 // generator is an engine that knows which trajectories it is generating for.

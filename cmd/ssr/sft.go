@@ -71,7 +71,7 @@ func (p *policy) fit(ctx context.Context, o output, opts train.SFTOptions, examp
 	view := ui.NewProgress(o.err, nil)
 	defer view.Close()
 	opts.OnEvent = view.OnEvent
-	return train.SFT(ctx, opts, learner.New(p.Policy, p.tokenizer, p.options), examples)
+	return train.SFT(ctx, opts, learner.New(p.Policy, p.tokenizer), examples)
 }
 
 // finish saves the model into dir, draws the curves and reports.

@@ -205,11 +205,11 @@ func poolDir(conf config) string {
 // newLearner joins the policy to the loop, beside a frozen copy of the first
 // weights where the objective measures the divergence from them.
 func newLearner(t *setup, conf config) (train.Learner, func(), error) {
-	l := learner.New(t.policy.Policy, t.policy.tokenizer, t.policy.options)
+	l := learner.New(t.policy.Policy, t.policy.tokenizer)
 	if conf.Train.Loss.KLCoef == 0 {
 		return l, func() {}, nil
 	}
-	frozen, err := model.Load(conf.Model, t.policy.options)
+	frozen, err := model.Load(conf.Model, model.Options{Workers: conf.Policy.Workers})
 	if err != nil {
 		return nil, nil, fmt.Errorf("reference policy of train.loss.kl_coef: %w", err)
 	}

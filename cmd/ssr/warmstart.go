@@ -164,14 +164,13 @@ func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo,
 	if longest > c.Context {
 		return fmt.Errorf("the longest scripted episode has %d tokens, more than --context %d", longest, c.Context)
 	}
-	options := model.Options{Workers: c.Workers}
-	p, err := model.New(c.shape(t, chat), c.Seed, options)
+	p, err := model.New(c.shape(t, chat), c.Seed, model.Options{Workers: c.Workers})
 	if err != nil {
 		return err
 	}
 	defer p.Close()
 	fmt.Fprintf(o.err, "%d episodes to learn from, the longest of %s tokens\n", len(examples), ui.Thousands(longest))
-	pol := &policy{p, t, options}
+	pol := &policy{p, t}
 	sum, err := pol.fit(ctx, o, train.SFTOptions{SFTSettings: c.settings(), Dir: filepath.Join(c.Out, "sft"), Seed: c.Seed}, examples)
 	if err != nil {
 		return err

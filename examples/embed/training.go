@@ -99,7 +99,7 @@ func Train(ctx context.Context, job Job, dir string, follow func(train.Event)) (
 	settings.Schedule.Warmup = 0
 	return train.Train(ctx, train.Options{
 		Settings: settings, Dir: dir, Seed: job.Seed, Resume: true, OnEvent: follow,
-	}, learner.New(policy, tokenizer, options), game{played})
+	}, learner.New(policy, tokenizer), game{played})
 }
 
 func environment(backend sandbox.Backend) (selfplay.EnvOptions, error) {

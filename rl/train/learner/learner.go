@@ -24,16 +24,13 @@ const optimizerFile = "optimizer.safetensors"
 type Learner struct {
 	policy    *model.Policy
 	tokenizer *token.Tokenizer
-	options   model.Options
 }
 
 var _ train.Learner = (*Learner)(nil)
 
-// New returns a learner of a float32 or float64 policy that was loaded or made
-// with options. The policy stays the caller's to close.
-func New(p *model.Policy, t *token.Tokenizer, o model.Options) *Learner {
-	return &Learner{policy: p, tokenizer: t, options: o}
-}
+// New returns a learner of a float32 or float64 policy, which stays the
+// caller's to close.
+func New(p *model.Policy, t *token.Tokenizer) *Learner { return &Learner{p, t} }
 
 // Version counts the updates of the weights.
 func (l *Learner) Version() int64 { return l.policy.Version() }
