@@ -59,18 +59,27 @@ func (c *sftCmd) Run(ctx context.Context, o output) error {
 	if err != nil {
 		return err
 	}
-	sum, err := p.fit(ctx, o, train.SFTOptions{SFTSettings: c.settings(), Dir: c.Out, Seed: c.Seed, Resume: c.Resume}, examples)
+	sum, err := p.fit(ctx, o, train.SFTOptions{SFTSettings: c.settings(), Dir: c.Out, Seed: c.Seed, Resume: c.Resume}, examples, nil)
 	if err != nil {
 		return err
 	}
 	return p.finish(o, c.Out, c.DType, sum, c.JSON)
 }
 
-// fit fine-tunes the policy under the live view.
-func (p *policy) fit(ctx context.Context, o output, opts train.SFTOptions, examples []train.Example) (train.Summary, error) {
+// fit fine-tunes the policy under the live view. afterEpoch, where not nil, may
+// end it, and says what it has to say in a line.
+func (p *policy) fit(ctx context.Context, o output, opts train.SFTOptions, examples []train.Example,
+	afterEpoch func(ctx context.Context, epoch int) (line string, stop bool, err error)) (train.Summary, error) {
 	view := ui.NewProgress(o.err, nil)
 	defer view.Close()
 	opts.OnEvent = view.OnEvent
+	if afterEpoch != nil {
+		opts.AfterEpoch = func(ctx context.Context, epoch int) (bool, error) {
+			line, stop, err := afterEpoch(ctx, epoch)
+			view.Println(line)
+			return stop, err
+		}
+	}
 	return train.SFT(ctx, opts, learner.New(p.Policy, p.tokenizer), examples)
 }
 

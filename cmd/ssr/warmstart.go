@@ -8,12 +8,16 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/ssr-go/ssr/internal/atomicfile"
 	"github.com/ssr-go/ssr/internal/ui"
 	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/gen"
 	"github.com/ssr-go/ssr/model/token"
 	"github.com/ssr-go/ssr/rl/train"
 	"github.com/ssr-go/ssr/rollout"
@@ -39,6 +43,7 @@ type warmstartCmd struct {
 	Context      int    `default:"4096" help:"Context window in tokens."`
 	DType        string `name:"save-dtype" default:"float32" enum:"float32,bfloat16" help:"How to store the weights: float32 or bfloat16."`
 
+	Until float64 `default:"1" help:"Stop after an epoch in which this share of sampled turns are well-formed tool calls; above 1: never."`
 	sftFlags
 	InFlight int `default:"8" help:"Episodes at once."`
 	sandboxFlags
@@ -171,7 +176,16 @@ func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo,
 	defer p.Close()
 	fmt.Fprintf(o.err, "%d episodes to learn from, the longest of %s tokens\n", len(examples), ui.Thousands(longest))
 	pol := &policy{p, t}
-	sum, err := pol.fit(ctx, o, train.SFTOptions{SFTSettings: c.settings(), Dir: filepath.Join(c.Out, "sft"), Seed: c.Seed}, examples)
+	g, err := pol.newGenerator(policyConfig{})
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	opts := train.SFTOptions{SFTSettings: c.settings(), Dir: filepath.Join(c.Out, "sft"), Seed: c.Seed}
+	sum, err := pol.fit(ctx, o, opts, examples, func(ctx context.Context, epoch int) (string, bool, error) {
+		spoken, err := speaks(ctx, g, chat, examples, c.Seed, epoch)
+		return fmt.Sprintf("epoch %d: %.0f%% of turns are well-formed calls", epoch, 100*spoken), spoken >= c.Until, err
+	})
 	if err != nil {
 		return err
 	}
@@ -187,6 +201,36 @@ func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo,
 		return printJSON(o.out, map[string]any{"model": out, "bugs": filepath.Join(c.Out, bugsDir), "episodes": len(examples), "updates": sum.Steps})
 	}
 	return check(fmt.Fprintf(o.out, "model: %s\n", out))
+}
+
+// speaks samples a turn at every place where the first examples have one of the
+// policy's, and returns the share that are well-formed calls.
+func speaks(ctx context.Context, g *generator, chat *token.Chat, examples []train.Example, seed uint64, epoch int) (float64, error) {
+	const episodes, longest = 24, 512
+	var spoken, turns atomic.Int64
+	group, ctx := errgroup.WithContext(ctx)
+	for i, e := range examples[:min(episodes, len(examples))] {
+		for at := 1; at < len(e.Tokens); at++ {
+			if !e.Trained[at] || e.Trained[at-1] {
+				continue
+			}
+			group.Go(func() error {
+				id := fmt.Sprintf("epoch%d-%d-%d", epoch, i, at)
+				defer g.Release(id)
+				done, err := g.Generate(ctx, gen.Request{
+					ID: id, Seed: seed, Tokens: e.Tokens[:at], MaxTokens: longest, Sampling: gen.Sampling{Temperature: 1},
+					StopTokens: chat.StopTokens(), StopStrings: token.Plain.StopStrings(),
+				})
+				turns.Add(1)
+				if _, bad := token.Plain.ParseCall(chat.Text(done.Tokens)); err == nil && bad == nil {
+					spoken.Add(1)
+				}
+				return err
+			})
+		}
+	}
+	err := group.Wait()
+	return float64(spoken.Load()) / float64(max(1, turns.Load())), err
 }
 
 // shape is a Qwen2 of the given size.
