@@ -111,7 +111,7 @@ func (p Panel) draw(b *bufio.Writer, width, height int) {
 	for _, t := range ticks(ys.min, ys.max, 5) {
 		y := px(ys.at(t))
 		fmt.Fprintf(b, `<path d="M%d %sH%s" stroke="#e4e4e4"/>`, left, y, px(w-right))
-		fmt.Fprintf(b, `<text x="%d" y="%s" text-anchor="end" dominant-baseline="middle">%s</text>`+"\n", left-6, y, p.label(t))
+		fmt.Fprintf(b, `<text x="%d" y="%s" text-anchor="end" dy=".35em">%s</text>`+"\n", left-6, y, p.label(t))
 	}
 	for _, t := range ticks(xs.min, xs.max, 6) {
 		x := px(xs.at(t))
@@ -154,8 +154,10 @@ func (p Panel) ranges() (x, y axis) {
 	switch {
 	case p.Max > p.Min:
 		y.min, y.max = p.Min, p.Max
+	case y.min == 0 && y.max == 0:
+		y.max = 1
 	case y.min == y.max:
-		d := math.Max(math.Abs(y.min)*0.1, 1e-9)
+		d := math.Abs(y.min) * 0.1
 		y.min, y.max = y.min-d, y.max+d
 	default:
 		d := (y.max - y.min) * 0.05
