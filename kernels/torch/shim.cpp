@@ -8,6 +8,8 @@ extern "C" {
 
 const char *ssr_torch_version(void) { return TORCH_VERSION; }
 
+int ssr_torch_get_threads(void) { return at::get_num_threads(); }
+
 void ssr_torch_threads(int n) {
   at::set_num_threads(n);
   // A BLAS of the pthread kind has threads of its own. The function is looked

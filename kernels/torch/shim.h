@@ -10,6 +10,8 @@ const char *ssr_torch_version(void);
 // and OpenBLAS's, for the whole process.
 void ssr_torch_threads(int n);
 
+int ssr_torch_get_threads(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -38,6 +38,9 @@ func init() {
 // Version is libtorch's, for instance "2.6.0".
 func Version() string { return C.GoString(C.ssr_torch_version()) }
 
+// threads is how many threads libtorch spreads an operation over.
+func threads() int { return int(C.ssr_torch_get_threads()) }
+
 // Error is a failed operation.
 type Error struct {
 	Op     string

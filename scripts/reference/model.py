@@ -95,7 +95,7 @@ def check(folder):
                 sys.exit(f"transformers warned: {record.getMessage()}")
 
     transformers.logging.get_logger("transformers").addHandler(Fail())
-    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     if any(info.values()):
         sys.exit(f"loading: {info}")
     with torch.no_grad():
