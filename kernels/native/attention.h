@@ -23,7 +23,8 @@ template <class F> INLINE F softmax_row(F *s, long n, long upto, F &m, F &l) {
   for (long j = 0; j < end; j += L) mx = maxv(load(s + j), mx);
   F bm = hmax(mx), alpha = 1;
   if (bm > m) {
-    alpha = sexp<F>(m - bm);
+    // Before the first span there is nothing to scale.
+    if (m > -INFINITY) alpha = sexp<F>(m - bm);
     m = bm;
   }
   vec<F> sum = {};
