@@ -7,7 +7,7 @@ GO ?= go
 cgo = eval "$$(scripts/env.sh)" &&
 # Packages that build and pass without cgo, libtorch or a GPU.
 pure = ./kernels/device/... ./model/token/... ./model/gen/... ./model/sched/... \
-       ./model/safetensors/... ./sandbox/... ./rollout/... ./rl \
+       ./model/safetensors/... ./sandbox/... ./rollout/... ./rl ./rl/train \
        ./internal/...
 
 .PHONY: help setup build demo test test-pure test-race verify lint bench clean
