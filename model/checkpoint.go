@@ -26,19 +26,29 @@ func Load(dir string, o Options) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
+	files, err := openWeights(dir)
+	if err != nil {
+		return nil, fmt.Errorf("model: %w", err)
+	}
+	defer files.close()
+	// Before any memory is taken: the file may be of another model.
+	params, _ := layout(c)
+	if err := files.check(params); err != nil {
+		return nil, fmt.Errorf("model: %s: %w", dir, err)
+	}
 	p, err := newPolicy(c, o)
 	if err != nil {
 		return nil, err
 	}
-	if err := p.LoadWeights(dir); err != nil {
+	if err := p.readAll(files); err != nil {
 		p.Close()
-		return nil, err
+		return nil, fmt.Errorf("model: %s: %w", dir, err)
 	}
 	return p, nil
 }
 
 // LoadWeights replaces the weights by those of a checkpoint of the same shape.
-// After an error they may be a mixture.
+// When it is of another, nothing changes.
 func (p *Policy) LoadWeights(dir string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -47,29 +57,49 @@ func (p *Policy) LoadWeights(dir string) error {
 		return fmt.Errorf("model: %w", err)
 	}
 	defer files.close()
+	if err := files.check(p.params); err != nil {
+		return fmt.Errorf("model: %s: %w", dir, err)
+	}
+	if err := p.readAll(files); err != nil {
+		return fmt.Errorf("model: %s: %w", dir, err)
+	}
+	return nil
+}
+
+// readAll fills the parameters from files that have been checked.
+func (p *Policy) readAll(files *shards) error {
 	for _, param := range p.params {
-		t, err := files.tensor(param.Name)
-		if err == nil {
-			err = p.read(param, t)
-		}
-		if err != nil {
-			return fmt.Errorf("model: %s: %w", dir, err)
+		if err := p.read(param.Tensor, param.Name, files.tensor); err != nil {
+			return err
 		}
 	}
 	return p.refresh()
 }
 
-// read fills a parameter from a stored tensor.
-func (p *Policy) read(param Parameter, t safetensors.Tensor) error {
-	if !slices.EqualFunc(t.Shape, param.shape, func(a int64, b int) bool { return a == int64(b) }) {
-		return fmt.Errorf("tensor %s has shape %v; config.json asks for %v", param.Name, t.Shape, param.shape)
+// read fills a tensor from a stored one.
+func (p *Policy) read(to *torch.Tensor, name string, from func(string) (safetensors.Tensor, error)) error {
+	t, err := from(name)
+	if err != nil {
+		return err
+	}
+	if err := checkStored(t, to.Shape()); err != nil {
+		return err
 	}
 	next, err := decoder(t)
 	if err != nil {
-		return fmt.Errorf("tensor %s: %w", param.Name, err)
+		return err
 	}
-	p.fill(param.Tensor, next)
+	p.fill(to, next)
 	return nil
+}
+
+// checkStored says what keeps a stored tensor from filling one of a shape.
+func checkStored(t safetensors.Tensor, shape []int) error {
+	if !slices.EqualFunc(t.Shape, shape, func(a int64, b int) bool { return a == int64(b) }) {
+		return fmt.Errorf("tensor %s has shape %v; config.json asks for %v", t.Name, t.Shape, shape)
+	}
+	_, err := decoder(t)
+	return err
 }
 
 // decoder returns the elements of a stored tensor one after the other.
@@ -92,7 +122,7 @@ func decoder(t safetensors.Tensor) (func() float64, error) {
 	case safetensors.F16:
 		return func() float64 { return fromFloat16(binary.LittleEndian.Uint16(take(2))) }, nil
 	}
-	return nil, fmt.Errorf("dtype %s is not supported for weights; want F32, F64, BF16 or F16", t.DType)
+	return nil, fmt.Errorf("tensor %s: dtype %s is not supported for weights; want F32, F64, BF16 or F16", t.Name, t.DType)
 }
 
 // shards are the open weight files of a checkpoint.
@@ -146,6 +176,20 @@ func (s *shards) tensor(name string) (safetensors.Tensor, error) {
 		return safetensors.Tensor{}, fmt.Errorf("the index has no tensor %s", name)
 	}
 	return f.Tensor(name)
+}
+
+// check says which parameter the files lack or have in another shape.
+func (s *shards) check(params []Parameter) error {
+	for _, param := range params {
+		t, err := s.tensor(param.Name)
+		if err == nil {
+			err = checkStored(t, param.shape)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *shards) close() {
@@ -280,10 +324,7 @@ func (p *Policy) LoadOptimizer(path string) error {
 			break // nothing was stored
 		}
 		for _, m := range p.momentsOf(param) {
-			t, err := f.Tensor(param.Name + m.suffix)
-			if err == nil {
-				err = p.read(Parameter{Name: t.Name, Tensor: m.view, shape: param.shape}, t)
-			}
+			err := p.read(m.view, param.Name+m.suffix, f.Tensor)
 			m.view.Free()
 			if err != nil {
 				return fmt.Errorf("model: optimizer: %s: %w", path, err)

@@ -151,7 +151,7 @@ func TestLoadNamesWhatIsWrong(t *testing.T) {
 		{"dtype", func(_ string, ts []safetensors.Tensor) []safetensors.Tensor {
 			ts[1].DType = safetensors.I32
 			return ts
-		}, "model.layers.0.input_layernorm.weight: dtype I32 is not supported for weights"},
+		}, "tensor model.layers.0.input_layernorm.weight: dtype I32 is not supported for weights"},
 		{"config", func(dir string, ts []safetensors.Tensor) []safetensors.Tensor {
 			os.Remove(filepath.Join(dir, "config.json"))
 			return ts

@@ -218,15 +218,15 @@ func (c Config) Validate() error {
 		return fmt.Errorf("model_type %q is not supported", c.ModelType)
 	}
 	for _, f := range []struct {
-		name string
-		v    int
+		name    string
+		v, most int // most is far beyond any model: a damaged file must not ask for all memory
 	}{
-		{"vocab_size", c.VocabSize}, {"hidden_size", c.Hidden}, {"intermediate_size", c.Intermediate},
-		{"num_hidden_layers", c.Layers}, {"num_attention_heads", c.Heads}, {"num_key_value_heads", c.KVHeads},
-		{"head_dim", c.HeadDim}, {"max_position_embeddings", c.MaxPositions},
+		{"vocab_size", c.VocabSize, 1 << 24}, {"hidden_size", c.Hidden, 1 << 20}, {"intermediate_size", c.Intermediate, 1 << 22},
+		{"num_hidden_layers", c.Layers, 1 << 12}, {"num_attention_heads", c.Heads, 1 << 12}, {"num_key_value_heads", c.KVHeads, 1 << 12},
+		{"head_dim", c.HeadDim, 1 << 12}, {"max_position_embeddings", c.MaxPositions, 1 << 22},
 	} {
-		if f.v <= 0 {
-			return fmt.Errorf("%s is %d or missing; want a positive number", f.name, f.v)
+		if f.v <= 0 || f.v > f.most {
+			return fmt.Errorf("%s is %d or missing; want 1 to %d", f.name, f.v, f.most)
 		}
 	}
 	switch {

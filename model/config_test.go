@@ -74,6 +74,7 @@ func TestConfigRefusals(t *testing.T) {
 		{`"rms_norm_eps": 1e-06,`, ``, "rms_norm_eps is 0 or missing"},
 		{`"num_key_value_heads": 2`, `"num_key_value_heads": 3`, "num_attention_heads 14 is not a multiple of num_key_value_heads 3"},
 		{`"use_sliding_window": false`, `"use_sliding_window": true`, "use_sliding_window true is not supported"},
+		{`"max_position_embeddings": 32768`, `"max_position_embeddings": 1099511627776`, "max_position_embeddings is 1099511627776"},
 		{`"silu"`, `"gelu"`, `hidden_act "gelu" is not supported`},
 		{`"rope_theta": 1000000.0`, `"rope_scaling": {"type": "yarn", "factor": 4.0}`, `rope scaling "yarn" is not supported for qwen2`},
 		{`"vocab_size": 151936`, `"vocab_size": "many"`, "vocab_size"},
