@@ -18,6 +18,18 @@ import (
 	"github.com/ssr-go/ssr/model/token"
 )
 
+// policy is the one bundled with the library, which earns rewards to learn from,
+// or a fresh one.
+func policy(t *testing.T, repo string) string {
+	t.Helper()
+	const bundled = "../../testdata/policy"
+	if _, err := os.Stat(filepath.Join(bundled, "config.json")); err == nil {
+		return bundled
+	}
+	t.Log("no bundled policy: a fresh one plays, and gets no reward to learn from")
+	return freshModel(t, repo)
+}
+
 // freshModel writes a very small policy that knows nothing, with a tokenizer of
 // the repository's text.
 func freshModel(t *testing.T, repo string) string {
@@ -109,12 +121,13 @@ func TestService(t *testing.T) {
 
 	call(t, "GET", server.URL+"/runs/1", "", http.StatusNotFound)
 	call(t, "POST", server.URL+"/runs", `{"steps": 1}`, http.StatusBadRequest)
-	job := fmt.Sprintf(`{"repo": %q, "model": %q, "steps": 2, "seed": 7}`, repo, freshModel(t, repo))
+	job := fmt.Sprintf(`{"repo": %q, "model": %q, "steps": 2, "seed": 7}`, repo, policy(t, repo))
 	call(t, "POST", server.URL+"/runs", job, http.StatusAccepted)
 	p := await(t, server.URL+"/runs/1")
 	if p.State != "done" || p.Step != 2 || p.Last == nil {
 		t.Fatalf("progress at the end: %+v", p)
 	}
+	t.Logf("after two steps: version %d, %d tokens trained on in the last", p.Last.Version, p.Last.TrainedTokens)
 	if p.Last.SampledTokens == 0 || p.Last.Roles["injector"].Episodes != 4 {
 		t.Errorf("metrics of the last step: %+v", p.Last.PlayMetrics)
 	}
