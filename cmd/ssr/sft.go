@@ -13,6 +13,7 @@ import (
 	"github.com/ssr-go/ssr/model/token"
 	"github.com/ssr-go/ssr/rl/train"
 	"github.com/ssr-go/ssr/rl/train/learner"
+	"github.com/ssr-go/ssr/rollout"
 )
 
 // sftFlags are the settings of supervised fine-tuning.
@@ -123,7 +124,7 @@ func readExamples(path string, p *policy) ([]train.Example, error) {
 	var all []train.Example
 	err = eachLine(f, func(n int, line []byte) error {
 		var item struct {
-			Messages []token.Message `json:"messages"`
+			episode
 			train.Example
 		}
 		err := strictJSON(line, &item)
@@ -153,6 +154,13 @@ func readExamples(path string, p *policy) ([]train.Example, error) {
 		err = fmt.Errorf("%s holds no example", path)
 	}
 	return all, err
+}
+
+// episode is a line of recorded chat.
+type episode struct {
+	// Role is the part that the assistant plays, where it plays one.
+	Role     rollout.Role    `json:"role,omitempty"`
+	Messages []token.Message `json:"messages"`
 }
 
 // chatExample renders a chat as it would have been played: the prompt up to the

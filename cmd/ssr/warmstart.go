@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -25,14 +27,15 @@ import (
 )
 
 type warmstartCmd struct {
-	Repo    string  `required:"" type:"existingdir" help:"The repository to play in."`
-	Out     string  `required:"" type:"path" help:"The folder to write: OUT/model, OUT/bugs, OUT/episodes.jsonl."`
-	Bugs    int     `default:"200" help:"Scripted bugs to make, each with a scripted repair."`
-	HeldOut string  `type:"existingdir" placeholder:"DIR" help:"A folder of bugs that must not be made: they are for evaluation."`
-	BugOnly bool    `name:"bugs-only" help:"Make the bugs and stop: for a held-out set, with a seed of its own."`
-	Share   float64 `default:"1" help:"Share of the solvers' episodes to learn from; less leaves self-play more to learn."`
-	Targets bool    `default:"true" negatable:"" help:"Tell injectors what to aim at, as game.seeding does."`
-	Prompts string  `default:"brief" enum:"full,brief" help:"The set of prompts: full or brief."`
+	Repo     string  `required:"" type:"existingdir" help:"The repository to play in."`
+	Out      string  `required:"" type:"path" help:"The folder to write: OUT/model, OUT/bugs, OUT/episodes.jsonl."`
+	Bugs     int     `default:"200" help:"Scripted bugs to make, each with a scripted repair."`
+	HeldOut  string  `type:"existingdir" placeholder:"DIR" help:"A folder of bugs that must not be made: they are for evaluation."`
+	Episodes string  `type:"existingfile" placeholder:"FILE" help:"Learn from these episodes (an earlier OUT/episodes.jsonl) instead of playing new ones."`
+	BugOnly  bool    `name:"bugs-only" help:"Make the bugs and stop: for a held-out set, with a seed of its own."`
+	Share    float64 `default:"1" help:"Share of the solvers' episodes to learn from; less leaves self-play more to learn."`
+	Targets  bool    `default:"true" negatable:"" help:"Tell injectors what to aim at, as game.seeding does."`
+	Prompts  string  `default:"brief" enum:"full,brief" help:"The set of prompts: full or brief."`
 
 	Vocab        int    `default:"2048" help:"Ids of the tokenizer."`
 	Hidden       int    `default:"192" help:"Width of the model."`
@@ -52,7 +55,7 @@ type warmstartCmd struct {
 }
 
 func (c *warmstartCmd) Run(ctx context.Context, o output) (err error) {
-	if exists(filepath.Join(c.Out, modelDir)) || exists(filepath.Join(c.Out, bugsDir)) {
+	if exists(filepath.Join(c.Out, modelDir)) || c.Episodes == "" && exists(filepath.Join(c.Out, bugsDir)) {
 		return fmt.Errorf("%s holds a warm start already; choose another folder", c.Out)
 	}
 	w, err := openWorld(ctx, c.Repo, c.config())
@@ -60,25 +63,44 @@ func (c *warmstartCmd) Run(ctx context.Context, o output) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
+	if c.Episodes == "" {
+		c.Episodes = filepath.Join(c.Out, "episodes.jsonl")
+		if err := c.record(ctx, o, w); err != nil {
+			return err
+		}
+	}
+	if c.BugOnly {
+		return nil
+	}
+	episodes, err := readEpisodes(c.Episodes)
+	if err != nil {
+		return err
+	}
+	return c.teach(ctx, o, w.repo, episodes)
+}
+
+// record has the scripted players play, and writes their bugs and episodes.
+func (c *warmstartCmd) record(ctx context.Context, o output, w *world) error {
 	began := time.Now()
 	warm, err := c.play(ctx, o, w)
 	if err != nil {
 		return err
 	}
+	if len(warm.Bugs) == 0 {
+		return errors.New("the scripted players made no valid bug: does the repository's test suite pass in a sandbox?")
+	}
 	if err := c.keep(warm); err != nil {
 		return err
 	}
 	fmt.Fprintf(o.err, "%d scripted bugs and repairs, %.0f s\n", len(warm.Bugs), time.Since(began).Seconds())
-	if len(warm.Bugs) == 0 {
-		return errors.New("the scripted players made no valid bug: does the repository's test suite pass in a sandbox?")
+	if !c.BugOnly {
+		return nil
 	}
-	if c.BugOnly {
-		if c.JSON {
-			return printJSON(o.out, map[string]any{"bugs": filepath.Join(c.Out, bugsDir), "count": len(warm.Bugs)})
-		}
-		return check(fmt.Fprintln(o.out, filepath.Join(c.Out, bugsDir)))
+	bugs := filepath.Join(c.Out, bugsDir)
+	if c.JSON {
+		return printJSON(o.out, map[string]any{"bugs": bugs, "count": len(warm.Bugs)})
 	}
-	return c.teach(ctx, o, w.repo, warm)
+	return check(fmt.Fprintln(o.out, bugs))
 }
 
 // play has the scripted players make bugs and repair them.
@@ -132,10 +154,10 @@ func (c *warmstartCmd) keep(warm *selfplay.Warm) error {
 			return err
 		}
 	}
-	return atomicfile.Write(filepath.Join(c.Out, "episodes.jsonl"), func(w io.Writer) error {
+	return atomicfile.Write(c.Episodes, func(w io.Writer) error {
 		e := json.NewEncoder(w)
 		for i := range warm.Injections {
-			if err := errors.Join(e.Encode(chatOf(warm.Injections[i])), e.Encode(chatOf(warm.Solutions[i]))); err != nil {
+			if err := errors.Join(e.Encode(episodeOf(warm.Injections[i])), e.Encode(episodeOf(warm.Solutions[i]))); err != nil {
 				return err
 			}
 		}
@@ -143,21 +165,38 @@ func (c *warmstartCmd) keep(warm *selfplay.Warm) error {
 	})
 }
 
-// chatOf writes an episode as ssr sft reads it.
-func chatOf(t *rollout.Trajectory) map[string][]token.Message {
-	m := append([]token.Message(nil), t.Messages...)
+// episodeOf writes a trajectory as ssr sft reads it.
+func episodeOf(t *rollout.Trajectory) episode {
+	e := episode{Role: t.Role, Messages: slices.Clone(t.Messages)}
 	for i, turn := range t.Turns {
-		m = append(m, token.Message{Role: token.Assistant, Content: turn.Text})
+		e.Messages = append(e.Messages, token.Message{Role: token.Assistant, Content: turn.Text})
 		if i+1 < len(t.Turns) {
-			m = append(m, token.Message{Role: token.User, Content: turn.Observation})
+			e.Messages = append(e.Messages, token.Message{Role: token.User, Content: turn.Observation})
 		}
 	}
-	return map[string][]token.Message{"messages": m}
+	return e
+}
+
+func readEpisodes(path string) (all []episode, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	err = eachLine(f, func(n int, line []byte) error {
+		var e episode
+		if err := strictJSON(line, &e); err != nil {
+			return fmt.Errorf("%s:%d: %w", path, n, err)
+		}
+		all = append(all, e)
+		return nil
+	})
+	return all, err
 }
 
 // teach trains a tokenizer and a fresh policy on the episodes.
-func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo, warm *selfplay.Warm) error {
-	t, err := c.tokenizer(repo, warm)
+func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo, episodes []episode) error {
+	t, err := c.tokenizer(repo, episodes)
 	if err != nil {
 		return err
 	}
@@ -165,7 +204,10 @@ func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo,
 	if err != nil {
 		return err
 	}
-	examples, longest := c.examples(chat, warm)
+	examples, longest, err := c.examples(t, episodes)
+	if err != nil {
+		return err
+	}
 	if longest > c.Context {
 		return fmt.Errorf("the longest scripted episode has %d tokens, more than --context %d", longest, c.Context)
 	}
@@ -243,7 +285,7 @@ func (c *warmstartCmd) shape(t *token.Tokenizer, chat *token.Chat) model.Config 
 }
 
 // tokenizer is trained on the repository's text and on what the episodes say.
-func (c *warmstartCmd) tokenizer(repo *selfplay.Repo, warm *selfplay.Warm) (*token.Tokenizer, error) {
+func (c *warmstartCmd) tokenizer(repo *selfplay.Repo, episodes []episode) (*token.Tokenizer, error) {
 	var corpus []string
 	for _, name := range repo.Files() {
 		data, err := repo.ReadFile(name)
@@ -254,8 +296,8 @@ func (c *warmstartCmd) tokenizer(repo *selfplay.Repo, warm *selfplay.Warm) (*tok
 			corpus = append(corpus, string(data))
 		}
 	}
-	for _, t := range append(append([]*rollout.Trajectory(nil), warm.Injections...), warm.Solutions...) {
-		for _, m := range chatOf(t)["messages"] {
+	for _, e := range episodes {
+		for _, m := range e.Messages {
 			corpus = append(corpus, m.Role+"\n"+m.Content)
 		}
 	}
@@ -263,18 +305,26 @@ func (c *warmstartCmd) tokenizer(repo *selfplay.Repo, warm *selfplay.Warm) (*tok
 }
 
 // examples renders the episodes, and of the solvers' only the wanted share.
-func (c *warmstartCmd) examples(chat *token.Chat, warm *selfplay.Warm) (all []train.Example, longest int) {
-	add := func(t *rollout.Trajectory) {
-		ids, sampled := rollout.Replay(chat, t)
-		all = append(all, train.Example{Tokens: ids, Trained: sampled})
-		longest = max(longest, len(ids))
-	}
-	solvers := int(c.Share*float64(len(warm.Solutions)) + 0.5)
-	for i := range warm.Injections {
-		add(warm.Injections[i])
-		if i < solvers {
-			add(warm.Solutions[i])
+func (c *warmstartCmd) examples(t *token.Tokenizer, episodes []episode) (all []train.Example, longest int, err error) {
+	left := 0
+	for _, e := range episodes {
+		if e.Role == rollout.Solver {
+			left++
 		}
 	}
-	return all, longest
+	left = int(c.Share*float64(left) + 0.5)
+	for i, e := range episodes {
+		if e.Role == rollout.Solver {
+			if left--; left < 0 {
+				continue
+			}
+		}
+		x, err := chatExample(t, e.Messages)
+		if err != nil {
+			return nil, 0, fmt.Errorf("%s: episode %d: %w", c.Episodes, i+1, err)
+		}
+		all = append(all, x)
+		longest = max(longest, len(x.Tokens))
+	}
+	return all, longest, nil
 }
