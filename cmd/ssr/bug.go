@@ -207,7 +207,7 @@ func (c *bugVerdictCmd) report(ctx context.Context, v *selfplay.Validator) (self
 }
 
 type bugListCmd struct {
-	Run_ string `arg:"" name:"run" type:"existingdir" help:"A run's folder, or a folder of bugs."`
+	Dir string `arg:"" name:"run" type:"existingdir" help:"A run's folder, or a folder of bugs."`
 	jsonFlag
 }
 
@@ -222,7 +222,7 @@ type bugLine struct {
 }
 
 func (c *bugListCmd) Run(o output) error {
-	bugs, dirs, err := loadBugs(c.Run_)
+	bugs, dirs, err := loadBugs(c.Dir)
 	if err != nil {
 		return err
 	}

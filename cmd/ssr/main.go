@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -52,6 +51,7 @@ func main() { os.Exit(run(os.Args[1:], output{os.Stdout, os.Stderr})) }
 func run(args []string, o output) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second interrupt ends the process at once
 
 	var c commands
 	exited := -1
@@ -61,7 +61,6 @@ func run(args []string, o output) int {
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.Writers(o.out, o.err),
 		kong.Exit(func(code int) { exited = code; panic(exitNow{}) }),
-		kong.Vars{"strategies": "removal, history, direct or mixed"},
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(o),
 	)
@@ -122,5 +121,3 @@ type jsonFlag struct {
 
 // check returns the first error of printing a result.
 func check(_ int, err error) error { return err }
-
-var _ io.Writer = output{}.out

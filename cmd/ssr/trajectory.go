@@ -23,7 +23,7 @@ type trajectoryCmd struct {
 }
 
 type trajectoryListCmd struct {
-	Run_ string `arg:"" name:"run" type:"existingdir" help:"The run's folder."`
+	Dir  string `arg:"" name:"run" type:"existingdir" help:"The run's folder."`
 	Step int    `help:"Only this step; 0 for all."`
 	Role string `enum:"injector,solver,all" default:"all" help:"Only this role: injector or solver."`
 	jsonFlag
@@ -43,7 +43,7 @@ type episodeLine struct {
 
 func (c *trajectoryListCmd) Run(o output) error {
 	lines := []episodeLine{}
-	err := train.Trajectories(c.Run_, func(step int, f train.Finished) error {
+	err := train.Trajectories(c.Dir, func(step int, f train.Finished) error {
 		for _, t := range f.Group.Trajectories {
 			if (c.Step == 0 || c.Step == step) && (c.Role == "all" || c.Role == string(t.Role)) {
 				lines = append(lines, episodeLine{t.ID, step, string(t.Role), string(t.Status), t.Outcome, t.Reward, len(t.Turns), len(t.Tokens)})
@@ -66,15 +66,15 @@ func (c *trajectoryListCmd) Run(o output) error {
 }
 
 type trajectoryShowCmd struct {
-	Run_ string `arg:"" name:"run" type:"existingdir" help:"The run's folder."`
-	ID   string `arg:"" help:"The episode, as listed by ssr trajectory list."`
+	Dir string `arg:"" name:"run" type:"existingdir" help:"The run's folder."`
+	ID  string `arg:"" help:"The episode, as listed by ssr trajectory list."`
 	jsonFlag
 }
 
 func (c *trajectoryShowCmd) Run(o output) error {
-	t, err := train.FindTrajectory(c.Run_, c.ID)
+	t, err := train.FindTrajectory(c.Dir, c.ID)
 	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%w; ssr trajectory list %s shows what there is", err, c.Run_)
+		return fmt.Errorf("%w; ssr trajectory list %s shows what there is", err, c.Dir)
 	}
 	if err != nil {
 		return err
