@@ -27,7 +27,7 @@ type benchCmd struct {
 	New     int           `default:"64" help:"New tokens of each sequence."`
 	Train   int           `default:"16" help:"Sequences of a training step."`
 	Length  int           `default:"512" help:"Tokens of each training sequence."`
-	Seconds time.Duration `default:"10s" help:"Time for each part."`
+	Budget  time.Duration `name:"seconds" default:"10s" help:"Time for each part."`
 	Workers int           `help:"CPU workers; 0 means one per core."`
 	Parts   []string      `default:"sampling,training,sandbox" enum:"sampling,training,sandbox" help:"What to measure."`
 	sandboxFlags
@@ -140,7 +140,7 @@ func (c *benchCmd) sampling(ctx context.Context, p *model.Policy, b *benchmark) 
 	var g errgroup.Group
 	for i := range c.Batch {
 		g.Go(func() error {
-			for k := 0; time.Since(began) < c.Seconds; k++ {
+			for k := 0; time.Since(began) < c.Budget; k++ {
 				if err := one(fmt.Sprintf("bench-%d-%d", i, k), prompts[i], c.New); err != nil {
 					return err
 				}
@@ -184,7 +184,7 @@ func (c *benchCmd) training(ctx context.Context, p *model.Policy, b *benchmark) 
 	}
 	began := time.Now()
 	n := 0
-	for ; time.Since(began) < c.Seconds; n++ {
+	for ; time.Since(began) < c.Budget; n++ {
 		if err := step(); err != nil {
 			return err
 		}
@@ -221,7 +221,7 @@ func (c *benchCmd) sandbox(ctx context.Context, b *benchmark) (err error) {
 	g, gctx := errgroup.WithContext(ctx)
 	for range b.Workers {
 		g.Go(func() error {
-			for time.Since(began) < c.Seconds {
+			for time.Since(began) < c.Budget {
 				spent, err := sandboxEpisode(gctx, backend, dir)
 				if err != nil {
 					return err

@@ -242,7 +242,7 @@ func uniqueSplice(lines []string, start, end int, with []string, limit int) (spl
 			s.new = append(s.new, lines[end:b]...)
 			return s, true
 		}
-		above := a > 0 && (blank(lines[a-1]) == false || b == len(lines))
+		above := a > 0 && (!blank(lines[a-1]) || b == len(lines))
 		switch {
 		case above && (start-a <= b-end || b == len(lines)):
 			a--

@@ -108,7 +108,7 @@ func TestReuseOfTheOriginalsRuns(t *testing.T) {
 // Each case is a valid artifact but for one thing, and is refused by exactly
 // that check (paper section 2.3); later checks are not reached.
 func TestRefusals(t *testing.T) {
-	r, v := calcValidator(t, Options{Timeout: 3 * time.Second, ReuseOriginal: true})
+	r, v := calcValidator(t, Options{Timeout: 8 * time.Second, ReuseOriginal: true})
 	parser := func(from, to string) func(*Artifact) {
 		return func(a *Artifact) {
 			if !strings.Contains(calcParser, from) {
