@@ -11,7 +11,8 @@ import (
 )
 
 // state is what a checkpoint holds beside the learner's own: everything the
-// next step depends on, so that it can be taken again from here.
+// next step depends on, so that it can be taken again from here. It holds
+// nothing that was measured: a run's seed decides it to the last byte.
 type state struct {
 	Step    int   `json:"step"`
 	Version int64 `json:"version"`
@@ -21,8 +22,6 @@ type state struct {
 	SkippedInRow int `json:"skipped_in_row"`
 	// Unhealthy counts steps in a row that the guard complained about.
 	Unhealthy int `json:"unhealthy"`
-	// MetricsBytes is the length of metrics.jsonl after Step.
-	MetricsBytes int64 `json:"metrics_bytes"`
 	// Rules is the fingerprint of the settings the run began with.
 	Rules json.RawMessage `json:"rules"`
 	// Game is the game's state after Step.

@@ -1,10 +1,14 @@
 package train
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -229,12 +233,29 @@ func deviation(x []float64) float64 {
 // metricsFile is metrics.jsonl.
 type metricsFile struct{ file *appendFile }
 
-func openMetrics(dir string, size int64) (*metricsFile, error) {
-	f, err := openAppend(filepath.Join(dir, metricsName), size)
+// openMetrics opens the folder's file for the steps after step: lines of later
+// ones, which a crash undid, and a torn end are cut off.
+func openMetrics(dir string, step int) (*metricsFile, error) {
+	path := filepath.Join(dir, metricsName)
+	data, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open metrics: %w", err)
+	}
+	kept := 0
+	for line := range bytes.Lines(data) {
+		var m struct {
+			Step int `json:"step"`
+		}
+		if line[len(line)-1] != '\n' || json.Unmarshal(line, &m) != nil || m.Step > step {
+			break
+		}
+		kept += len(line)
+	}
+	file, err := openAppend(path, int64(kept))
 	if err != nil {
 		return nil, fmt.Errorf("open metrics: %w", err)
 	}
-	return &metricsFile{f}, nil
+	return &metricsFile{file}, nil
 }
 
 func (m *metricsFile) write(line *Metrics) error {

@@ -58,7 +58,7 @@ func openRun(dir string, resume bool, keep int, rules string, l Learner, g Game)
 			}
 		}
 	}
-	if r.metrics, err = openMetrics(dir, r.state.MetricsBytes); err != nil {
+	if r.metrics, err = openMetrics(dir, r.state.Step); err != nil {
 		return nil, err
 	}
 	if !ok {
@@ -72,11 +72,7 @@ func (r *run) commit(next state, m *Metrics) error {
 	if err := r.metrics.write(m); err != nil {
 		return err
 	}
-	size, err := r.metrics.file.size()
-	if err != nil {
-		return fmt.Errorf("metrics: %w", err)
-	}
-	next.Version, next.MetricsBytes = m.Version, size
+	next.Version = m.Version
 	r.state = next
 	return nil
 }
