@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Limits of a plain folder, against a --repo that names a whole disk by mistake.
@@ -111,7 +112,10 @@ func (r *Repo) Close() error {
 
 const (
 	workPrefix = "ssr-repo-"
+	newPrefix  = "ssr-new-"
 	lockName   = "lock"
+	// maxNew is far beyond the moment that a folder has newPrefix.
+	maxNew = time.Minute
 )
 
 // workFolder makes a private folder, with a lock on it that ends with the
@@ -129,13 +133,20 @@ func workFolder() (dir string, lock *os.File, err error) {
 			}
 		}
 	}
-	// Only a locked folder gets the name that others may remove.
-	fresh, err := os.MkdirTemp(tmp, "ssr-new-")
+	// Only a locked folder gets the name that others may remove at once.
+	if old, err := filepath.Glob(filepath.Join(tmp, newPrefix+"*")); err == nil {
+		for _, dir := range old {
+			if info, err := os.Lstat(dir); err == nil && info.IsDir() && time.Since(info.ModTime()) > maxNew {
+				os.RemoveAll(dir)
+			}
+		}
+	}
+	fresh, err := os.MkdirTemp(tmp, newPrefix)
 	if err != nil {
 		return "", nil, err
 	}
 	if lock, err = lockFolder(fresh, os.O_RDWR|os.O_CREATE); err == nil {
-		dir = filepath.Join(tmp, workPrefix+strings.TrimPrefix(filepath.Base(fresh), "ssr-new-"))
+		dir = filepath.Join(tmp, workPrefix+strings.TrimPrefix(filepath.Base(fresh), newPrefix))
 		err = os.Rename(fresh, dir)
 	}
 	if err != nil {
