@@ -7,7 +7,7 @@ set -euo pipefail
 
 say() { echo "setup: $*"; }
 
-# have PACKAGE COMMAND: whether COMMAND, or for a package without one its file, is there.
+# need PACKAGE COMMAND: notes PACKAGE unless COMMAND (or a file of that path) is there.
 missing=()
 need() {
   if [ -e "$2" ] || command -v "$2" >/dev/null 2>&1; then return; fi
@@ -24,7 +24,11 @@ need git git
 need python3 python3
 need bubblewrap bwrap
 need ca-certificates /etc/ssl/certs/ca-certificates.crt
-if [ "$kind" = none ]; then need mmdebstrap mmdebstrap; fi
+if [ "$kind" = none ]; then
+  need mmdebstrap mmdebstrap
+  # Without root, mmdebstrap unpacks in a user namespace.
+  if [ "$(id -u)" != 0 ]; then need uidmap newuidmap; fi
+fi
 
 if [ ${#missing[@]} -gt 0 ]; then
   install="apt-get install -y --no-install-recommends ${missing[*]}"
