@@ -34,6 +34,8 @@ type warmstartCmd struct {
 	Episodes string  `type:"existingfile" placeholder:"FILE" help:"Learn from these episodes (an earlier OUT/episodes.jsonl) instead of playing new ones."`
 	BugOnly  bool    `name:"bugs-only" help:"Make the bugs and stop: for a held-out set, with a seed of its own."`
 	Share    float64 `default:"1" help:"Share of the solvers' episodes to learn from; less leaves self-play more to learn."`
+	Text     bool    `default:"true" negatable:"" help:"Learn the repository's text and what tools show, not the policy's turns alone."`
+	Drills   int     `default:"300" help:"Examples of random text to copy; see docs/log.md."`
 	Targets  bool    `default:"true" negatable:"" help:"Tell injectors what to aim at, as game.seeding does."`
 	Prompts  string  `default:"brief" enum:"full,brief" help:"The set of prompts: full or brief."`
 
@@ -224,7 +226,11 @@ func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo,
 	}
 	defer g.Close()
 	opts := train.SFTOptions{SFTSettings: c.settings(), Dir: filepath.Join(c.Out, "sft"), Seed: c.Seed}
-	sum, err := pol.fit(ctx, o, opts, examples, func(ctx context.Context, epoch int) (string, bool, error) {
+	lessons, err := c.lessons(t, repo, examples)
+	if err != nil {
+		return err
+	}
+	sum, err := pol.fit(ctx, o, opts, lessons, func(ctx context.Context, epoch int) (string, bool, error) {
 		spoken, err := speaks(ctx, g, chat, examples, c.Seed, epoch)
 		return fmt.Sprintf("epoch %d: %.0f%% of turns are well-formed calls", epoch, 100*spoken), spoken >= c.Until, err
 	})
@@ -284,17 +290,43 @@ func (c *warmstartCmd) shape(t *token.Tokenizer, chat *token.Chat) model.Config 
 	}
 }
 
-// tokenizer is trained on the repository's text and on what the episodes say.
-func (c *warmstartCmd) tokenizer(repo *selfplay.Repo, episodes []episode) (*token.Tokenizer, error) {
-	var corpus []string
+// lessons are what the policy learns from: the episodes, the repository's text,
+// and drills.
+func (c *warmstartCmd) lessons(t *token.Tokenizer, repo *selfplay.Repo, episodes []train.Example) ([]train.Example, error) {
+	all := append(slices.Clone(episodes), train.CopyDrills(c.Drills, t.VocabSize(), c.Seed)...)
+	if !c.Text {
+		return all, nil
+	}
+	copy(all, train.WholeText(episodes))
+	texts, err := readTexts(repo)
+	for _, text := range texts {
+		all = append(all, train.Pieces(t.Encode(text), pieceTokens)...)
+	}
+	return all, err
+}
+
+// pieceTokens is about the length of an episode.
+const pieceTokens = 600
+
+// readTexts reads the repository's text files.
+func readTexts(repo *selfplay.Repo) (texts []string, err error) {
 	for _, name := range repo.Files() {
 		data, err := repo.ReadFile(name)
 		if err != nil {
 			return nil, err
 		}
 		if utf8.Valid(data) && !bytes.ContainsRune(data, 0) {
-			corpus = append(corpus, string(data))
+			texts = append(texts, string(data))
 		}
+	}
+	return texts, nil
+}
+
+// tokenizer is trained on the repository's text and on what the episodes say.
+func (c *warmstartCmd) tokenizer(repo *selfplay.Repo, episodes []episode) (*token.Tokenizer, error) {
+	corpus, err := readTexts(repo)
+	if err != nil {
+		return nil, err
 	}
 	for _, e := range episodes {
 		for _, m := range e.Messages {
