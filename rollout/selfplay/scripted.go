@@ -31,6 +31,9 @@ type Recipe struct {
 
 	// View shows a function.
 	View string `json:"view" yaml:"view"`
+	// Rewrite, optional, replaces a function by Text. The oracle solver uses it to
+	// restore a function as a whole; without it, by an edit of the lines that differ.
+	Rewrite string `json:"rewrite,omitempty" yaml:"rewrite,omitempty"`
 	// Setup writes the test script, the parser and the list of test files.
 	Setup string `json:"setup" yaml:"setup"`
 	// Failing saves the injection's diff, runs the tests and prints the names of
@@ -51,6 +54,7 @@ type RecipeData struct {
 	TestModule     string // TestFile without extension, dots for slashes
 	Test           string // a failing test, for Weaken
 	Commit         string // for Show
+	Text           string // for Rewrite
 }
 
 // PythonRecipe is for Python code tested with unittest.
@@ -65,6 +69,11 @@ func PythonRecipe() Recipe {
 		Joined:   `^\s*(elif|else|except|finally|case)\b`,
 		Fixed:    `^(import |from |global |nonlocal |class |@|"""|'''|r"""|#)`,
 		View:     `sed -n '/def {{.Function}}(/,/^$/p' {{.File}}`,
+		Rewrite: `cat > /tmp/new.py <<'END'
+{{.Text}}
+
+END
+sed -i -e '/def {{.Function}}(/r /tmp/new.py' -e '/def {{.Function}}(/,/^$/d' {{.File}}`,
 		Setup: `echo 'python3 -m unittest -v {{.TestModule}} 2>&1' > test_script.sh
 echo {{.TestFile}} > test_files.txt
 cat > test_parser.py <<'END'
@@ -111,7 +120,7 @@ func (r Recipe) compile() (*recipe, error) {
 	if c.code.function != nil && c.code.function.NumSubexp() < 1 {
 		errs = append(errs, errors.New("function: needs a group around the name"))
 	}
-	for name, text := range map[string]string{"view": r.View, "setup": r.Setup, "failing": r.Failing, "weaken": r.Weaken, "log": r.Log, "show": r.Show} {
+	for name, text := range map[string]string{"view": r.View, "rewrite": r.Rewrite, "setup": r.Setup, "failing": r.Failing, "weaken": r.Weaken, "log": r.Log, "show": r.Show} {
 		t, err := template.New(name).Option("missingkey=error").Parse(text)
 		if err != nil {
 			errs = append(errs, err)

@@ -13,8 +13,7 @@ import (
 )
 
 // Solver returns the oracle solver of a bug: it knows the original, views the
-// function that the injection changed, restores it with one edit a file, and
-// submits.
+// function that the injection changed, restores it, and submits.
 func (p *Planner) Solver(ctx context.Context, bug Bug, protocol token.Protocol) (rollout.TextPlayer, error) {
 	inject, err := ParsePatch(bug.Artifact.BugInject)
 	if err != nil {
@@ -63,22 +62,39 @@ func (p *Planner) repair(s *scriptedSolver, file string, broken, original []stri
 	if start == end && len(with) == 0 {
 		return nil
 	}
+	for _, f := range p.recipe.functions(broken) {
+		if f.start > start || f.end < end {
+			continue
+		}
+		data := p.recipe.data(file, f, "")
+		view, err := p.recipe.command("view", data)
+		if err != nil {
+			return err
+		}
+		s.calls = append(s.calls, token.Call{Name: ToolBash, Body: view})
+		if p.recipe.Rewrite == "" {
+			return s.edit(file, broken, start, end, with)
+		}
+		data.Text = strings.Join(slices.Concat(broken[f.start:start], with, broken[end:f.end]), "\n")
+		rewrite, err := p.recipe.command("rewrite", data)
+		if err != nil {
+			return err
+		}
+		s.calls = append(s.calls, token.Call{Name: ToolBash, Body: rewrite})
+		return nil
+	}
+	view := fmt.Sprintf("sed -n '%d,%dp' %s", max(1, start-5), min(len(broken), end+5), file)
+	s.calls = append(s.calls, token.Call{Name: ToolBash, Body: view})
+	return s.edit(file, broken, start, end, with)
+}
+
+// edit adds the call that puts other lines in the place of some.
+func (s *scriptedSolver) edit(file string, broken []string, start, end int, with []string) error {
 	edit, ok := uniqueSplice(broken, start, end, with, len(broken))
 	if !ok {
 		return fmt.Errorf("no unique place to restore in %s", file)
 	}
-	view := fmt.Sprintf("sed -n '%d,%dp' %s", max(1, start-5), min(len(broken), end+5), file)
-	for _, f := range p.recipe.functions(broken) {
-		if f.start <= start && end <= f.end {
-			var err error
-			if view, err = p.recipe.command("view", p.recipe.data(file, f, "")); err != nil {
-				return err
-			}
-		}
-	}
-	s.calls = append(s.calls,
-		token.Call{Name: ToolBash, Body: view},
-		token.Call{Name: ToolEdit, Body: token.FormatEdit(file, strings.Join(edit.old, "\n"), strings.Join(edit.new, "\n"))})
+	s.calls = append(s.calls, token.Call{Name: ToolEdit, Body: token.FormatEdit(file, strings.Join(edit.old, "\n"), strings.Join(edit.new, "\n"))})
 	return nil
 }
 
