@@ -84,11 +84,10 @@ type GameOptions struct {
 // Game plays the steps of a run. Play, State and Restore are called by one
 // goroutine.
 type Game struct {
-	opts    GameOptions
-	runner  *rollout.Runner
-	worlds  []*world
-	started atomic.Int64 // sandboxes since they were last counted
-	state   gameState
+	opts   GameOptions
+	runner *rollout.Runner
+	worlds []*world
+	state  gameState
 }
 
 // world is a repository with what it takes to play in it.
@@ -126,7 +125,7 @@ func NewGame(runner *rollout.Runner, opts GameOptions) (*Game, error) {
 		return nil, err
 	}
 	g := &Game{opts: opts, runner: runner, state: gameState{SecondOrder: map[string][]string{}}}
-	g.opts.Env.Backend = &countedBackend{opts.Env.Backend, &g.started}
+	g.opts.Env.Backend = countedBackend{opts.Env.Backend}
 	g.opts.Env = g.opts.Env.withDefaults()
 	for _, r := range opts.Repos {
 		w := &world{GameRepo: r}
@@ -225,7 +224,6 @@ func (g *Game) Play(ctx context.Context, step int, done []*rollout.Group, finish
 		}
 		s.done[d.ID] = d
 	}
-	g.started.Store(0)
 	if g.opts.Mode == RepairOnly {
 		s.repair()
 	} else {
@@ -269,7 +267,6 @@ func (s *stepPlay) end(group *rollout.Group, counts map[string]float64) bool {
 	}
 	s.finishing.Lock()
 	defer s.finishing.Unlock()
-	counts["sandboxes"] += float64(s.started.Swap(0))
 	if err := s.finish(group, counts); err != nil {
 		s.cancel(fmt.Errorf("record group %s: %w", group.ID, err))
 		return false
@@ -294,12 +291,13 @@ func (s *stepPlay) attempt(w *world, bug Bug) *attempt {
 	}
 	s.all.Go(func() {
 		defer close(a.ended)
-		group, err := w.solvers.Play(s.ctx, id, s.step, bug, s.opts.SolversPerBug)
+		ctx, sandboxes := countSandboxes(s.ctx)
+		group, err := w.solvers.Play(ctx, id, s.step, bug, s.opts.SolversPerBug)
 		if err != nil {
 			s.cancel(err)
 			return
 		}
-		if s.end(group, episodeCounts(group)) {
+		if s.end(group, episodeCounts(group, sandboxes)) {
 			a.group = group
 		}
 	})
@@ -392,8 +390,8 @@ func secondOrderGroups(fraction float64, first int) int {
 }
 
 // episodeCounts are a group's figures that its trajectories do not spell out.
-func episodeCounts(g *rollout.Group) map[string]float64 {
-	c := map[string]float64{"episodes": float64(len(g.Trajectories))}
+func episodeCounts(g *rollout.Group, sandboxes *atomic.Int64) map[string]float64 {
+	c := map[string]float64{"episodes": float64(len(g.Trajectories)), "sandboxes": float64(sandboxes.Load())}
 	for _, t := range g.Trajectories {
 		for _, turn := range t.Turns {
 			c["tool_calls"]++
@@ -439,16 +437,30 @@ func DetailOf[T any](t *rollout.Trajectory) (T, error) {
 	return d, nil
 }
 
-// countedBackend counts the sandboxes it starts.
-type countedBackend struct {
-	sandbox.Backend
-	started *atomic.Int64
+// sandboxCounter is the key of a context's counter of sandboxes.
+type sandboxCounter struct{}
+
+// countSandboxes counts what is started under the context: the sandboxes of one
+// group, whichever others play beside it. So the figure of a run that was
+// killed and resumed is that of one that was not.
+func countSandboxes(ctx context.Context) (context.Context, *atomic.Int64) {
+	n := new(atomic.Int64)
+	return context.WithValue(ctx, sandboxCounter{}, n), n
 }
 
-func (b *countedBackend) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
+// uncounted is for what is done once and remembered for all groups of a
+// process: it is no group's own.
+func uncounted(ctx context.Context) context.Context {
+	return context.WithValue(ctx, sandboxCounter{}, nil)
+}
+
+// countedBackend counts the sandboxes it starts.
+type countedBackend struct{ sandbox.Backend }
+
+func (b countedBackend) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
 	box, err := b.Backend.Start(ctx, spec)
-	if err == nil {
-		b.started.Add(1)
+	if n, ok := ctx.Value(sandboxCounter{}).(*atomic.Int64); ok && err == nil {
+		n.Add(1)
 	}
 	return box, err
 }

@@ -148,12 +148,13 @@ func (s *stepPlay) injectorGroup(p injectorPlan) (*rollout.Group, bool) {
 				return s.scoreInjector(ctx, p, env.(*InjectorEnv), t)
 			}}
 	}
-	if err := s.runner.Run(s.ctx, tasks, func(t *rollout.Trajectory) { g.Trajectories = append(g.Trajectories, t) }); err != nil {
+	ctx, sandboxes := countSandboxes(s.ctx)
+	if err := s.runner.Run(ctx, tasks, func(t *rollout.Trajectory) { g.Trajectories = append(g.Trajectories, t) }); err != nil {
 		s.cancel(err)
 		return nil, false
 	}
 	sortTrajectories(g)
-	return g, s.end(g, episodeCounts(g))
+	return g, s.end(g, episodeCounts(g, sandboxes))
 }
 
 // scoreInjector validates what was submitted. A valid bug is pooled; its reward

@@ -208,7 +208,7 @@ func (v *Validator) runOriginal(ctx context.Context, a Artifact) (*originalRun, 
 	}
 	key := string(a.TestScript) + "\x00" + string(a.TestParser)
 	o, remembered, err := v.originals.do(ctx, key, func() (*originalRun, bool, error) {
-		o, err := v.measureOriginal(ctx, a)
+		o, err := v.measureOriginal(uncounted(ctx), a)
 		return o, err == nil && !transient(o.parserErr) && !transient(o.scriptErr), err
 	})
 	if remembered {

@@ -67,7 +67,7 @@ func (v *Validator) verdict(ctx context.Context, a Artifact, report Report, patc
 
 	key := a.ID() + strings.Join(required, "\x00")
 	j, _, err := v.judges.do(ctx, key, func() (*judge, bool, error) {
-		j, err := v.newJudge(ctx, a, required)
+		j, err := v.newJudge(uncounted(ctx), a, required)
 		return j, true, err
 	})
 	if err != nil {
