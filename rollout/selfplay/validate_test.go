@@ -147,7 +147,7 @@ func TestRefusals(t *testing.T) {
 		{"parser invents a status", parser(`"failed"`, `"broken"`), CheckBug, `"broken" for test`},
 		{"parser answers true", parser(`"passed" if`, `True if`), CheckParser, `"true" for test`},
 		{"parser repeats a test", parser(dump, `print('{"a": "passed", "a": "passed"}')`), CheckParser, `test "a" twice`},
-		{"parser hangs", parser("out = {}", "while True: pass"), CheckParser, "past 3s"},
+		{"parser hangs", parser("out = {}", "while True: pass"), CheckParser, "past 8s"},
 		{"parser floods", parser("out = {}", "while True: print('x' * 65536)"), CheckParser, "more than 2 MiB"},
 		{"parser fails on an empty log", parser(dump, dump+"\nassert out"), CheckParser, "on an empty log"},
 		{"parser fails on a truncated log", parser(dump, "assert not out or len(out) > 5\n"+dump), CheckParser, "on a truncated log"},
@@ -158,7 +158,7 @@ func TestRefusals(t *testing.T) {
 		{"script does not exist for bash", script("((("), CheckScript, "0 tests"},
 		{"script fails on the original", script(calcScript + "echo 'test_x (a.b) ... FAIL'"), CheckScript, "1 of 7 tests fail on the original: a.b"},
 		{"script is flaky", script(calcScript + `echo "test_x (a.r$RANDOM$RANDOM) ... ok"`), CheckScript, "two runs differ"},
-		{"script hangs", script(calcScript + "sleep 60"), CheckScript, "past 3s"},
+		{"script hangs", script(calcScript + "sleep 60"), CheckScript, "past 8s"},
 		{"script floods", script(calcScript + "yes"), CheckScript, "more than 4 MiB"},
 
 		{"bug empty", rawBug(""), CheckScope, "no changed file"},
@@ -170,7 +170,7 @@ func TestRefusals(t *testing.T) {
 		{"bug is a link", rawBug("diff --git a/l b/l\nnew file mode 120000\n--- /dev/null\n+++ b/l\n@@ -0,0 +1 @@\n+/etc/passwd\n\\ No newline at end of file\n"), CheckScope, "symbolic link"},
 
 		{"bug breaks nothing", bug(edits{"calc/arith.py": {"Arithmetic", "Sums"}}), CheckBug, "0 tests"},
-		{"bug hangs the tests", bug(edits{"calc/arith.py": {"return a - b", "while True: pass"}}), CheckBug, "past 3s"},
+		{"bug hangs the tests", bug(edits{"calc/arith.py": {"return a - b", "while True: pass"}}), CheckBug, "past 8s"},
 		{"weakening empty", rawWeaken(""), CheckWeakening, "no changed file"},
 		{"weakening does not apply", rawWeaken("--- a/tests/test_arith.py\n+++ b/tests/test_arith.py\n@@ -1 +1 @@\n-nothing\n+b\n"), CheckWeakening, "does not apply"},
 		{"weakening hides nothing", weaken(edits{"tests/test_arith.py": {"1024", "1024.0"}}), CheckWeakening, "all 2 still fail"},
