@@ -83,7 +83,9 @@ type Engine struct {
 	scope  *torch.Scope
 }
 
-// New starts an engine over a policy, which must outlive it. Close ends it.
+// New starts an engine over a policy, which must outlive it. Close ends it. The
+// cache is keyed by Policy.Version: weights that are replaced without a new
+// version (LoadWeights, Refresh) need a new engine, or SetVersion.
 func New(p *model.Policy, o Options) (e *Engine, err error) {
 	defer torch.Catch(&err)
 	if p.Parameters()[0].Tensor.DType() != torch.Float32 {

@@ -47,7 +47,7 @@ def ours(args):
 def peer(args, root, threads):
     spec = {"prompt": args.prompt, "new": args.new, "batch": args.batch, "train": args.train, "length": args.length,
             "batches": sorted({min(32, args.batch), args.batch})}
-    env = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1", **threads}
+    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1", **threads}
     return run(["chroot", root, "python3", "/tmp/ssr-bench-peer.py", json.dumps(spec)], env)
 
 
