@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The measurements of docs/results: self-play over three seeds, then repair-only
+# on the first run's bugs and injection-only beside it. Each run goes to
+# runs/experiment/NAME and is measured on the held-out bugs before and after.
+# A run that was interrupted goes on; one that is complete is left alone.
+#   scripts/experiment.sh [NAME ...]     default: all five
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+out=runs/experiment
+[ -d runs/world/quill ] || scripts/make-world.sh runs/world/quill quill
+run() { # run NAME SEED [FLAG ...]
+  local name=$1 seed=$2
+  shift 2
+  if [ -e $out/$name/config.yaml ]; then
+    bin/ssr train --resume $out/$name
+  else
+    bin/ssr train --config testdata/demo.yaml --run $out/$name --seed "$seed" "$@"
+  fi
+}
+[ $# -gt 0 ] || set -- self-play-1 self-play-2 self-play-3 repair-only injection-only
+for name in "$@"; do
+  echo "== $name"
+  case $name in
+  self-play-*) run "$name" "${name#self-play-}" ;;
+  repair-only) run repair-only 1 --set game.mode=repair-only --set game.bugs=$out/self-play-1/bugs --set game.solver_groups=5 ;;
+  injection-only) run injection-only 1 --set game.mode=injection-only --set game.signal=validation --set game.injector_groups=4 --set game.injectors_per_prompt=8 ;;
+  *) echo "experiment: unknown run $name" >&2; exit 2 ;;
+  esac
+done
