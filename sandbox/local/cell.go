@@ -96,10 +96,13 @@ func (c *cell) start(ctx context.Context, b *Backend, s slot, theirs *os.File, c
 		argv = append(argv, "--seccomp", "4")
 	}
 	argv = append(argv, "--as-pid-1", "--", pid1Path)
+	// No parent-death signal yet: it would kill bubblewrap while its child waits
+	// to be let go, for ever. Bubblewrap asks for the signal before it lets it go;
+	// when the trainer has died by then, the first process finds its channel closed.
 	c.bwrap, err = b.spawn.start(argv, &os.ProcAttr{
 		Dir: "/", Env: []string{},
 		Files: []*os.File{null, null, complaints, theirs, program},
-		Sys:   &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL, Credential: cred},
+		Sys:   &syscall.SysProcAttr{Setsid: true, Credential: cred},
 	}, g)
 	if err != nil {
 		return infra("start bubblewrap", err)

@@ -66,8 +66,8 @@ func (r spawn) run() spawned {
 	return spawned{p, err}
 }
 
-// start runs argv[0], a path, in a control group, which may be nil. attr asks
-// for a parent-death signal.
+// start runs argv[0], a path, in a control group, which may be nil. The program
+// asks for its parent-death signal itself.
 func (s *spawner) start(argv []string, attr *os.ProcAttr, g *group) (*os.Process, error) {
 	reply := make(chan spawned, 1)
 	select {
