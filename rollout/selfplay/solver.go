@@ -1,11 +1,14 @@
 package selfplay
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/ssr-go/ssr/model/token"
 	"github.com/ssr-go/ssr/rollout"
@@ -138,9 +141,37 @@ type SolverDetail struct {
 	Bug   string `json:"bug"`
 	Order int    `json:"order"`
 	// Patch is what was handed in, "" for nothing.
-	Patch string `json:"patch"`
+	Patch PatchText `json:"patch"`
 	// Verdict is nil where nothing was handed in.
 	Verdict *Verdict `json:"verdict,omitempty"`
+}
+
+// PatchText is a patch, byte for byte. In JSON it is a string or, where it is
+// not UTF-8, which a string there cannot hold, {"base64": "…"}: a patch that
+// was read back must give the same bug as the one that was handed in.
+type PatchText string
+
+type encodedPatch struct {
+	Base64 []byte `json:"base64"`
+}
+
+// MarshalJSON implements json.Marshaler.
+func (p PatchText) MarshalJSON() ([]byte, error) {
+	if utf8.ValidString(string(p)) {
+		return json.Marshal(string(p))
+	}
+	return json.Marshal(encodedPatch{[]byte(p)})
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (p *PatchText) UnmarshalJSON(data []byte) error {
+	if bytes.HasPrefix(data, []byte("{")) {
+		var e encodedPatch
+		err := json.Unmarshal(data, &e)
+		*p = PatchText(e.Base64)
+		return err
+	}
+	return json.Unmarshal(data, (*string)(p))
 }
 
 // Play has the policy attempt a bug and judges each attempt in a fresh sandbox.
@@ -170,7 +201,7 @@ func scoreSolver(ctx context.Context, v *Validator, bug Bug, env *SolverEnv, t *
 	patch, ok := env.Patch()
 	handedIn := ok && (t.Outcome == OutcomeSubmitted || t.Outcome == OutcomeEnded)
 	if handedIn {
-		d.Patch = string(patch)
+		d.Patch = PatchText(patch)
 		d.Verdict = &Verdict{Reason: "the patch is empty"}
 		if len(patch) > 0 {
 			verdict, err := v.Verdict(ctx, bug.Artifact, bug.Report, patch, bug.Failed)
