@@ -283,7 +283,7 @@ func (p *Policy) SaveOptimizer(path string) error {
 	defer p.mu.RUnlock()
 	metadata := map[string]string{"version": strconv.FormatInt(p.Version(), 10), "steps": "0"}
 	var tensors []safetensors.Tensor
-	if p.moments != nil {
+	if p.moments != nil && p.moments.steps > 0 { // before the first they are zero, loaded or not
 		metadata["steps"] = strconv.FormatInt(p.moments.steps, 10)
 		for _, param := range p.params {
 			for _, m := range p.momentsOf(param) {
