@@ -1,11 +1,16 @@
 package selfplay
 
-import "regexp"
+import (
+	"regexp"
+	"slices"
+	"strings"
+)
 
 // Normaliser rewrites the parts of a tool's output that differ from run to run,
 // so that the same seed gives the same tokens.
 type Normaliser struct {
-	rules []rule
+	rules      []rule
+	complaints bool // order those of a pipeline
 }
 
 type rule struct {
@@ -37,7 +42,9 @@ var DefaultRules = []Rule{
 	{`/tmp/tmp\.[A-Za-z0-9]{10}\b`, "/tmp/tmp.0000000000"},
 }
 
-// DefaultNormaliser applies DefaultRules.
+// DefaultNormaliser applies DefaultRules, and orders what several programs in a
+// row complain about: those of a pipeline run side by side, and which is heard
+// first is up to the kernel.
 func DefaultNormaliser() *Normaliser { return defaultNormaliser }
 
 var defaultNormaliser = func() *Normaliser {
@@ -45,6 +52,7 @@ var defaultNormaliser = func() *Normaliser {
 	if err != nil {
 		panic(err)
 	}
+	n.complaints = true
 	return n
 }()
 
@@ -66,5 +74,38 @@ func (n *Normaliser) Rewrite(s string) string {
 	for _, r := range n.rules {
 		s = r.pattern.ReplaceAllString(s, r.with)
 	}
+	if n.complaints {
+		s = orderComplaints(s)
+	}
 	return s
+}
+
+// complaint is a line such as "grep: x: No such file or directory".
+var complaint = regexp.MustCompile(`^([a-z][\w.+-]*): .*(?:No such file or directory|command not found|Permission denied|Is a directory|Not a directory|Broken pipe)\n$`)
+
+// orderComplaints sorts adjacent complaints by program; each program's own stay
+// in their order.
+func orderComplaints(s string) string {
+	type line struct{ text, program string }
+	var lines []line
+	for text := range strings.Lines(s) {
+		l := line{text: text}
+		if m := complaint.FindStringSubmatch(text); m != nil {
+			l.program = m[1]
+		}
+		lines = append(lines, l)
+	}
+	for from := 0; from < len(lines); {
+		to := from
+		for to < len(lines) && lines[to].program != "" {
+			to++
+		}
+		slices.SortStableFunc(lines[from:to], func(a, b line) int { return strings.Compare(a.program, b.program) })
+		from = to + 1
+	}
+	var b strings.Builder
+	for _, l := range lines {
+		b.WriteString(l.text)
+	}
+	return b.String()
 }

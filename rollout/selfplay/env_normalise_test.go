@@ -15,6 +15,10 @@ func TestDefaultNormaliser(t *testing.T) {
 		"drwxr-xr-x 2 agent agent 9 Jan  1  2000 calc": "drwxr-xr-x 2 agent agent 9 Jan  1  2000 calc",
 		"--- a\t2026-11-21 09:22:33.123456789 +0000":   "--- a\t2000-01-01 00:00:00.000000000 +0000",
 		"/tmp/tmpab12cd34/x /tmp/tmp.AbCdEf0123":       "/tmp/tmp00000000/x /tmp/tmp.0000000000",
+		// A pipeline's complaints come in an order of their own.
+		"a\npython3: can't open file 'p': [Errno 2] No such file or directory\nbash: s: No such file or directory\nb\n": "a\nbash: s: No such file or directory\npython3: can't open file 'p': [Errno 2] No such file or directory\nb\n",
+		"sed: z: Is a directory\nsed: a: Is a directory\n":                                                              "sed: z: Is a directory\nsed: a: Is a directory\n",
+		"name: x\nage: y\n": "name: x\nage: y\n",
 		// Code and data stay as they are.
 		"PRIME = 0x100000001b3; MASK = 0xdeadbeef":       "PRIME = 0x100000001b3; MASK = 0xdeadbeef",
 		`self.assertEqual(units.duration(90), "1m 30s")`: `self.assertEqual(units.duration(90), "1m 30s")`,
