@@ -33,8 +33,6 @@ typedef struct {
   X(void, linear, F,                                                                                                  \
     (const F *x, long ldx, const F *panels, const F *bias, long M, long N, long K, F *y, long ldy, int add),          \
     (x, ldx, panels, bias, M, N, K, y, ldy, add))                                                                     \
-  X(void, outer, F, (const F *a, long lda, const F *b, long ldb, long R, long M, long N, F *c, long ldc),             \
-    (a, lda, b, ldb, R, M, N, c, ldc))                                                                                \
   X(void, rmsnorm, F, (const F *x, const F *w, long R, long D, long ldx, long ldy, double eps, F *y, F *rstd),        \
     (x, w, R, D, ldx, ldy, eps, y, rstd))                                                                             \
   X(void, rmsnorm_backward, F,                                                                                        \

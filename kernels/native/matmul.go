@@ -21,30 +21,20 @@ const panel = 16
 // PackedLen is the length of a packed operand with n columns of k terms.
 func PackedLen(k, n int) int { return (n + panel - 1) / panel * panel * k }
 
-// Pack lays W [out, in] out for Linear computing x·Wᵀ; packed has
-// PackedLen(in, out) elements.
+// Pack lays W [out, in] out for Linear; packed has PackedLen(in, out) elements.
 func Pack[F Float](w []F, out, in int, packed []F) {
-	doPack("Pack", w, 1, in, in, out, packed)
-}
-
-// PackTransposed lays W [out, in] out for Linear computing dy·W, the gradient of
-// x; packed has PackedLen(out, in) elements.
-func PackTransposed[F Float](w []F, out, in int, packed []F) {
-	doPack("PackTransposed", w, in, 1, out, in, packed)
-}
-
-func doPack[F Float](op string, w []F, rs, cs, k, n int, packed []F) {
-	if k <= 0 || n <= 0 || len(w) < k*n || len(packed) < PackedLen(k, n) {
-		panic(fmt.Sprintf("native.%s: %d weights for %d×%d, %d packed, want %d", op, len(w), k, n, len(packed), PackedLen(k, n)))
+	if in <= 0 || out <= 0 || len(w) < in*out || len(packed) < PackedLen(in, out) {
+		panic(fmt.Sprintf("native.Pack: %d weights for %d×%d, %d packed, want %d", len(w), out, in, len(packed), PackedLen(in, out)))
 	}
+	rs, cs, k, n := C.long(1), C.long(in), C.long(in), C.long(out)
 	if single[F]() {
-		C.ssr_pack_float(f32(w), C.long(rs), C.long(cs), C.long(k), C.long(n), f32(packed))
+		C.ssr_pack_float(f32(w), rs, cs, k, n, f32(packed))
 	} else {
-		C.ssr_pack_double(f64(w), C.long(rs), C.long(cs), C.long(k), C.long(n), f64(packed))
+		C.ssr_pack_double(f64(w), rs, cs, k, n, f64(packed))
 	}
 }
 
-// Linear computes y[R, n] = x[R, k]·B + bias for a packed B [k, n]; bias may be
+// Linear computes y[R, n] = x[R, k]·Wᵀ + bias for a packed W [n, k]; bias may be
 // nil; with add it adds to y instead. Strides of 0 mean dense rows.
 func Linear[F Float](x, packed, bias []F, rows, k, n, ldx, ldy int, y []F, add bool) {
 	const op = "Linear"
@@ -64,21 +54,5 @@ func Linear[F Float](x, packed, bias []F, rows, k, n, ldx, ldy int, y []F, add b
 		C.ssr_linear_float(f32(x), lx, f32(packed), f32(bias), M, N, K, f32(y), ly, a)
 	} else {
 		C.ssr_linear_double(f64(x), lx, f64(packed), f64(bias), M, N, K, f64(y), ly, a)
-	}
-}
-
-// WeightGradient adds dyᵀ·x to dw [out, in], for dy [R, out] and x [R, in] with
-// row strides lddy and ldx (0 for dense). The order of addition is that of the rows.
-func WeightGradient[F Float](dy, x []F, rows, out, in, lddy, ldx int, dw []F) {
-	const op = "WeightGradient"
-	lddy, ldx = stridden(lddy, out), stridden(ldx, in)
-	need(op, "dy", dy, rows, lddy, out)
-	need(op, "x", x, rows, ldx, in)
-	need(op, "dw", dw, out, in, in)
-	R, M, N, la, lb := C.long(rows), C.long(out), C.long(in), C.long(lddy), C.long(ldx)
-	if single[F]() {
-		C.ssr_outer_float(f32(dy), la, f32(x), lb, R, M, N, f32(dw), N)
-	} else {
-		C.ssr_outer_double(f64(dy), la, f64(x), lb, R, M, N, f64(dw), N)
 	}
 }

@@ -8,8 +8,6 @@ template <class F> constexpr long panel_width = 2 * lanes<F>;
 constexpr long KC = 384; // terms per pass: a panel's share stays in the first-level cache
 constexpr long MC = 96;  // rows per pass: a block of A stays in the second-level cache
 
-static thread_local Scratch left_, right_;
-
 // pack reads B[k, n] at w[k·rs + n·cs].
 template <class F> static void pack(const F *w, long rs, long cs, long K, long N, F *panels) {
   constexpr long P = panel_width<F>;
@@ -63,25 +61,6 @@ static void linear(const F *x, long ldx, const F *panels, const F *bias, long M,
       if (bias)
         for (long r = 0; r < rows; r++)
           for (long j = 0; j < c; j++) out[r * ldy + j] += bias[n + j];
-    }
-  }
-}
-
-// c[M, N] += aᵀ·b with a [R, M] and b [R, N]: the gradient of a weight.
-template <class F>
-static void outer(const F *a, long lda, const F *b, long ldb, long R, long M, long N, F *c, long ldc) {
-  constexpr long P = panel_width<F>;
-  const long full = (N + P - 1) / P * P;
-  F *right = right_.get<F>(KC * full), *left = left_.get<F>(MC * KC);
-  for (long r = 0; r < R; r += KC) {
-    long K = R - r < KC ? R - r : KC;
-    pack(b + r * ldb, ldb, 1L, K, N, right);
-    for (long m = 0; m < M; m += MC) {
-      long rows = M - m < MC ? M - m : MC;
-      for (long k = 0; k < K; k++)
-        for (long i = 0; i < rows; i++) left[i * K + k] = a[(r + k) * lda + m + i];
-      for (long n = 0; n < N; n += P)
-        strips(left, K, right + n * K, rows, K, c + m * ldc + n, ldc, N - n < P ? N - n : P, true);
     }
   }
 }
