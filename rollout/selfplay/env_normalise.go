@@ -81,31 +81,25 @@ func (n *Normaliser) Rewrite(s string) string {
 }
 
 // complaint is a line such as "grep: x: No such file or directory".
-var complaint = regexp.MustCompile(`^([a-z][\w.+-]*): .*(?:No such file or directory|command not found|Permission denied|Is a directory|Not a directory|Broken pipe)\n$`)
+var complaint = regexp.MustCompile(`^([a-z][\w.+-]*): .*(?:No such file or directory|command not found|Permission denied|Is a directory|Not a directory|Broken pipe)$`)
 
 // orderComplaints sorts adjacent complaints by program; each program's own stay
 // in their order.
 func orderComplaints(s string) string {
-	type line struct{ text, program string }
-	var lines []line
-	for text := range strings.Lines(s) {
-		l := line{text: text}
-		if m := complaint.FindStringSubmatch(text); m != nil {
-			l.program = m[1]
+	lines := strings.Split(s, "\n")
+	program := func(line string) string {
+		if m := complaint.FindStringSubmatch(line); m != nil {
+			return m[1]
 		}
-		lines = append(lines, l)
+		return ""
 	}
 	for from := 0; from < len(lines); {
 		to := from
-		for to < len(lines) && lines[to].program != "" {
+		for to < len(lines) && program(lines[to]) != "" {
 			to++
 		}
-		slices.SortStableFunc(lines[from:to], func(a, b line) int { return strings.Compare(a.program, b.program) })
+		slices.SortStableFunc(lines[from:to], func(a, b string) int { return strings.Compare(program(a), program(b)) })
 		from = to + 1
 	}
-	var b strings.Builder
-	for _, l := range lines {
-		b.WriteString(l.text)
-	}
-	return b.String()
+	return strings.Join(lines, "\n")
 }

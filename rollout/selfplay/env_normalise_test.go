@@ -18,6 +18,7 @@ func TestDefaultNormaliser(t *testing.T) {
 		// A pipeline's complaints come in an order of their own.
 		"a\npython3: can't open file 'p': [Errno 2] No such file or directory\nbash: s: No such file or directory\nb\n": "a\nbash: s: No such file or directory\npython3: can't open file 'p': [Errno 2] No such file or directory\nb\n",
 		"sed: z: Is a directory\nsed: a: Is a directory\n":                                                              "sed: z: Is a directory\nsed: a: Is a directory\n",
+		"python3: p: Permission denied\nbash: s: No such file or directory":                                             "bash: s: No such file or directory\npython3: p: Permission denied",
 		"name: x\nage: y\n": "name: x\nage: y\n",
 		// Code and data stay as they are.
 		"PRIME = 0x100000001b3; MASK = 0xdeadbeef":       "PRIME = 0x100000001b3; MASK = 0xdeadbeef",

@@ -11,8 +11,8 @@ import (
 // a resumed step must make the same second-order bugs of them.
 func TestPatchIsJournaledByteForByte(t *testing.T) {
 	for patch, want := range map[PatchText]string{
-		"":                 `""`,
-		"+naïve < \u2028\n": "\"+naïve \\u003c \\u2028\\n\"",
+		"":                   `""`,
+		"+naïve < \u2028\n":  "\"+naïve \\u003c \\u2028\\n\"",
 		"+room = \xff\xfe\n": `{"base64":"K3Jvb20gPSD//go="}`,
 	} {
 		data, err := json.Marshal(patch)
