@@ -263,3 +263,26 @@ func TestMemoryIsReturned(t *testing.T) {
 		}
 	}
 }
+
+// TestOptimizerBeforeFirstStep: a state without moments is the same file
+// whether or not it has been loaded before.
+func TestOptimizerBeforeFirstStep(t *testing.T) {
+	p := random(t, tiny("qwen2", true), Options{})
+	var files [2][]byte
+	for i := range files {
+		path := filepath.Join(t.TempDir(), "optimizer.safetensors")
+		if err := p.SaveOptimizer(path); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.LoadOptimizer(path); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if files[i], err = os.ReadFile(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !slices.Equal(files[0], files[1]) {
+		t.Errorf("saved %d bytes, after loading them %d", len(files[0]), len(files[1]))
+	}
+}
