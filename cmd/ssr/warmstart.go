@@ -33,10 +33,12 @@ type warmstartCmd struct {
 	HeldOut  string  `type:"existingdir" placeholder:"DIR" help:"A folder of bugs that must not be made: they are for evaluation."`
 	Episodes string  `type:"existingfile" placeholder:"FILE" help:"Learn from these episodes (an earlier OUT/episodes.jsonl) instead of playing new ones."`
 	BugOnly  bool    `name:"bugs-only" help:"Make the bugs and stop: for a held-out set, with a seed of its own."`
+	Strategy string  `enum:"removal,history,both" default:"both" help:"How the scripted bugs are made: removal, history, or both as far as the history goes. A held-out set of both leaves a short history nothing to learn from."`
 	Share    float64 `default:"1" help:"Share of the solvers' episodes to learn from; less leaves self-play more to learn."`
 	Text     bool    `default:"true" negatable:"" help:"Learn the repository's text and what tools show, not the policy's turns alone."`
 	Drills   int     `default:"300" help:"Examples of random text to copy; see docs/log.md."`
 	Targets  bool    `default:"true" negatable:"" help:"Tell injectors what to aim at, as game.seeding does."`
+	Turns    int     `default:"16" help:"Turns that feedback counts down from: episodes.limits.turns of the game that is to follow."`
 	Prompts  string  `default:"brief" enum:"full,brief" help:"The set of prompts: full or brief."`
 
 	Vocab        int    `default:"2048" help:"Ids of the tokenizer."`
@@ -117,8 +119,12 @@ func (c *warmstartCmd) play(ctx context.Context, o output, w *world) (*selfplay.
 	if err != nil {
 		return nil, err
 	}
+	var strategies map[selfplay.Strategy]float64 // nil: both, evenly
+	if c.Strategy != "both" {
+		strategies = map[selfplay.Strategy]float64{selfplay.Strategy(c.Strategy): 1}
+	}
 	return selfplay.Warmstart(ctx, w.repo, selfplay.NewValidator(w.backend, w.repo, conf.validation()), selfplay.WarmstartOptions{
-		Bugs: c.Bugs, Seed: c.Seed, Exclude: exclude, Targets: c.Targets, Requirements: c.requirements(), Env: env, InFlight: c.InFlight,
+		Bugs: c.Bugs, Seed: c.Seed, Strategies: strategies, Exclude: exclude, Targets: c.Targets, Requirements: c.requirements(), Env: env, Turns: c.Turns, InFlight: c.InFlight,
 		Progress: func(kept, tried, plans int) {
 			fmt.Fprintf(o.err, "scripted episodes: %d bugs kept, %d of %d plans tried\n", kept, tried, plans)
 		},

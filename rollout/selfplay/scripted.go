@@ -31,8 +31,9 @@ type Recipe struct {
 
 	// View shows a function.
 	View string `json:"view" yaml:"view"`
-	// Rewrite, optional, replaces a function by Text. The oracle solver uses it to
-	// restore a function as a whole; without it, by an edit of the lines that differ.
+	// Rewrite, optional, replaces a function by Text. With it the injector breaks, and
+	// the oracle solver restores, a function as a whole; without it, by an edit of the
+	// lines that differ.
 	Rewrite string `json:"rewrite,omitempty" yaml:"rewrite,omitempty"`
 	// Setup writes the test script, the parser and the list of test files.
 	Setup string `json:"setup" yaml:"setup"`

@@ -2,6 +2,7 @@ package selfplay
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -14,6 +15,11 @@ type function struct {
 	name       string
 	start, end int // header included
 	body       int // first line of the body
+}
+
+// spliced is the function's text with lines[start:end], which lie in it, replaced.
+func (f function) spliced(lines []string, start, end int, with []string) string {
+	return strings.Join(slices.Concat(lines[f.start:start], with, lines[end:f.end]), "\n")
 }
 
 // removal is a change by which statements disappear from a function.

@@ -23,6 +23,7 @@ type Plan struct {
 
 	fn       function
 	edit     splice
+	text     string // the function as the plan leaves it
 	testFile string
 }
 
@@ -130,7 +131,7 @@ func (p *Planner) removals(file string, lines []string) {
 		}
 		for _, r := range p.recipe.removals(lines, f, planLines) {
 			if edit, ok := uniqueSplice(lines, r.start, r.end, r.with, blockLines); ok {
-				p.plans = append(p.plans, Plan{Strategy: Removal, File: file, Function: f.name, fn: f, edit: edit, testFile: test})
+				p.plans = append(p.plans, Plan{Strategy: Removal, File: file, Function: f.name, fn: f, edit: edit, text: f.spliced(lines, r.start, r.end, r.with), testFile: test})
 			}
 		}
 	}
@@ -205,7 +206,8 @@ func (p *Planner) reverts(file string, lines []string, log string) {
 		for _, f := range functions {
 			if f.start <= at+start && at+end <= f.end {
 				if test := p.recipe.testFile(p.files, p.repo.ReadFile, file, f.name); test != "" {
-					p.plans = append(p.plans, Plan{Strategy: History, File: file, Function: f.name, Commit: commit, fn: f, edit: edit, testFile: test})
+					p.plans = append(p.plans, Plan{Strategy: History, File: file, Function: f.name, Commit: commit, fn: f, edit: edit,
+						text: f.spliced(lines, at+start, at+end, with), testFile: test})
 				}
 				break
 			}
@@ -225,51 +227,58 @@ type scriptedInjector struct {
 	turn     int
 }
 
-// Turn plays: look (for a history plan at the log, then at the commit), write
-// the three test files, edit, run the tests, weaken, submit.
+// steps are the turns of a plan: look, write the three test files, break the
+// function, run the tests, weaken, submit.
+func (s *scriptedInjector) steps() []string {
+	look := []string{"view"}
+	switch {
+	case s.plan.Strategy == History && s.planner.recipe.Rewrite != "":
+		look = []string{"log", "show", "view"}
+	case s.plan.Strategy == History:
+		look = []string{"log", "show"}
+	}
+	return append(look, "setup", "break", "failing", "weaken", "submit")
+}
+
 func (s *scriptedInjector) Turn(_ context.Context, seen string) (string, error) {
+	steps := s.steps()
+	if strings.Contains(seen, "[error:") || strings.Contains(seen, "[killed") {
+		return "", giveUp("turn %d was answered with %q", s.turn, seen)
+	}
+	if s.turn == len(steps) {
+		return "", giveUp("the submission was not accepted: %q", seen)
+	}
+	step := steps[s.turn]
+	s.turn++
 	c := s.planner.recipe
 	d := c.data(s.plan.File, s.plan.fn, s.plan.testFile)
-	d.Commit = s.plan.Commit
-	s.turn++
-	turn := s.turn
-	if s.plan.Strategy != History {
-		turn++ // one turn less to look
-	}
-	if strings.Contains(seen, "[error:") || strings.Contains(seen, "[killed") {
-		return "", giveUp("turn %d was answered with %q", s.turn-1, seen)
-	}
-	bash := func(name string) (string, error) {
-		text, err := c.command(name, d)
-		return s.protocol.FormatCall(token.Call{Name: ToolBash, Body: text}), err
-	}
-	switch turn {
-	case 1:
-		return bash("log")
-	case 2:
-		if s.plan.Strategy == History {
-			if !mentions(strings.Join(observed(seen), "\n"), s.plan.Commit) {
-				return "", giveUp("commit %s is not in the log", s.plan.Commit)
-			}
-			return bash("show")
+	d.Commit, d.Text = s.plan.Commit, s.plan.text
+	call := token.Call{Name: ToolBash}
+	switch step {
+	case "show":
+		if !mentions(strings.Join(observed(seen), "\n"), s.plan.Commit) {
+			return "", giveUp("commit %s is not in the log", s.plan.Commit)
 		}
-		return bash("view")
-	case 3:
-		return bash("setup")
-	case 4:
-		return s.protocol.FormatCall(token.Call{Name: ToolEdit, Body: token.FormatEdit(s.plan.File, strings.Join(s.plan.edit.old, "\n"), strings.Join(s.plan.edit.new, "\n"))}), nil
-	case 5:
-		return bash("failing")
-	case 6:
+	case "break":
+		step = "rewrite"
+		if c.Rewrite == "" {
+			call = token.Call{Name: ToolEdit, Body: token.FormatEdit(s.plan.File, strings.Join(s.plan.edit.old, "\n"), strings.Join(s.plan.edit.new, "\n"))}
+		}
+	case "weaken":
 		var err error
 		if d.Test, err = s.hide(observed(seen)); err != nil {
 			return "", err
 		}
-		return bash("weaken")
-	case 7:
-		return s.protocol.FormatCall(token.Call{Name: ToolSubmit}), nil
+	case "submit":
+		call = token.Call{Name: ToolSubmit}
 	}
-	return "", giveUp("the submission was not accepted: %q", seen)
+	if call.Name == ToolBash {
+		var err error
+		if call.Body, err = c.command(step, d); err != nil {
+			return "", err
+		}
+	}
+	return s.protocol.FormatCall(call), nil
 }
 
 // hide chooses the failing test to delete: the first that names the function,

@@ -75,7 +75,7 @@ func (p *Planner) repair(s *scriptedSolver, file string, broken, original []stri
 		if p.recipe.Rewrite == "" {
 			return s.edit(file, broken, start, end, with)
 		}
-		data.Text = strings.Join(slices.Concat(broken[f.start:start], with, broken[end:f.end]), "\n")
+		data.Text = f.spliced(broken, start, end, with)
 		rewrite, err := p.recipe.command("rewrite", data)
 		if err != nil {
 			return err
