@@ -1,1 +1,0 @@
-python3 -m unittest -v tests.test_stats 2>&1
