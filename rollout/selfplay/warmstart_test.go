@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/ssr-go/ssr/model/token"
@@ -65,6 +66,26 @@ func TestWarmstartMakesValidAndSolvedBugs(t *testing.T) {
 	for _, id := range held.PatchIDs {
 		if ids[id] {
 			t.Errorf("held-out injection %s is in the training set", id)
+		}
+	}
+
+	// A history bug: the log, the commit, the function; then as any other.
+	opts.Bugs, opts.Strategies, opts.Exclude = 1, map[Strategy]float64{History: 1}, nil
+	undone, err := Warmstart(t.Context(), repo, v, opts)
+	if err != nil || len(undone.Bugs) != 1 {
+		t.Fatalf("%d history bugs, %v", len(undone.Bugs), err)
+	}
+	var tools []string
+	for _, turn := range undone.Injections[0].Turns {
+		tools = append(tools, strings.Join(strings.Fields(turn.Text), " "))
+	}
+	want := []string{"git log", "git show", "sed -n", "echo 'python3", "cat >", "git diff", "sed -i"}
+	if len(tools) != len(want)+1 || tools[len(want)] != "<tool: submit> </tool>" {
+		t.Fatalf("%d turns %q, want %d and the submission", len(tools), tools, len(want))
+	}
+	for i, w := range want {
+		if !strings.HasPrefix(tools[i], "<tool: bash> "+w) {
+			t.Errorf("turn %d is %q, want %q …", i+1, tools[i], w)
 		}
 	}
 }
