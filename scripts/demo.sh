@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 run=runs/demo
-[ -d runs/world/quill ] || scripts/make-world.sh runs/world/quill quill
+scripts/make-world.sh runs/world/quill quill
 if [ -e $run/config.yaml ]; then
   echo "$run holds a run; going on with it (remove the folder to begin anew)"
   exec bin/ssr train --resume $run ${STEPS:+--steps "$STEPS"}

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 out=runs/experiment
-[ -d runs/world/quill ] || scripts/make-world.sh runs/world/quill quill
+scripts/make-world.sh runs/world/quill quill
 run() { # run NAME SEED [FLAG ...]
   local name=$1 seed=$2
   shift 2

@@ -37,11 +37,17 @@ if [ -d "$dir" ] && [ -n "$(ls -A "$dir")" ]; then
 	exit 1
 fi
 
-git init -q -b main "$dir"
-git -C "$dir" -c core.autocrlf=false -c gc.auto=0 am -q --committer-date-is-author-date --keep-cr \
+# Made aside, so that an interrupted build is never taken for a whole one.
+made=$(mkdir -p "$(dirname "$dir")" && mktemp -d "$(dirname "$dir")/.making-XXXXXX")
+trap 'rm -rf "$made"' EXIT
+chmod 755 "$made"
+git init -q -b main "$made"
+git -C "$made" -c core.autocrlf=false -c gc.auto=0 am -q --committer-date-is-author-date --keep-cr \
 	"$worlds/$name"/patches/*.patch
-got=$(git -C "$dir" rev-parse HEAD)
+got=$(git -C "$made" rev-parse HEAD)
 if [ -n "$want" ] && [ "$got" != "$want" ]; then
 	echo "make-world: $name ended at $got, not at $want: its patches or git changed" >&2
 	exit 1
 fi
+[ ! -d "$dir" ] || rmdir "$dir"
+mv "$made" "$dir"
