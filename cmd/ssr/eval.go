@@ -180,13 +180,19 @@ func printEvaluation(out *os.File, e evaluation) {
 		t.AppendRow(table.Row{b.ID, b.Solved, b.Attempts})
 	}
 	t.Render()
-	fmt.Fprintf(out, "pass@1 %s (95%%), %d bugs, %d attempts each, %.0f s\n", e.Pass1, len(e.Bugs), e.Attempts, e.Seconds)
+	fmt.Fprintf(out, "%s; %d bugs, %d attempts each, %.0f s\n", e, len(e.Bugs), e.Attempts, e.Seconds)
 	if e.PassK != nil {
 		fmt.Fprintf(out, "pass@%d %.1f%%\n", e.Attempts, 100**e.PassK)
 	}
+}
+
+// String is the result in a line, with the attempts that do not count where there are any.
+func (e evaluation) String() string {
+	line := fmt.Sprintf("pass@1 %s (95%%)", e.Pass1)
 	if e.Failed > 0 {
-		fmt.Fprintf(out, "%d attempts were lost to infrastructure and do not count\n", e.Failed)
+		line += fmt.Sprintf(", without %d of %d attempts that were lost to infrastructure", e.Failed, len(e.Bugs)*e.Attempts)
 	}
+	return line
 }
 
 // evaluations are a run's measurements, in its eval.jsonl: one line each, a
