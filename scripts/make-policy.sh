@@ -10,11 +10,11 @@ dir=$(cd "$1" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 scripts/make-world.sh "$dir/quill" quill
-bin/ssr warmstart --repo "$dir/quill" --out "$dir/heldout" --bugs 96 --bugs-only --strategy removal --seed 1001 --in-flight 6
+bin/ssr warmstart --repo "$dir/quill" --out "$dir/heldout" --bugs 96 --bugs-only --strategy removal --careful 0 --seed 1001 --in-flight 6
 # The text and the drills first, then the policy's own turns: these passes leave
 # self-play something to learn and something to learn from. Turns are those of
 # testdata/demo.yaml.
-bin/ssr warmstart --repo "$dir/quill" --out "$dir/warm" --bugs 400 --held-out "$dir/heldout/bugs" --seed 1 --turns 10 --in-flight 6 \
+bin/ssr warmstart --repo "$dir/quill" --out "$dir/warm" --bugs 400 --held-out "$dir/heldout/bugs" --seed 1 --turns 14 --in-flight 6 \
   --epochs 5 --until 2 --batch-size 8 --token-budget 2048 --lr 0.002 --warmup 50 --weight-decay 0.05 --save-dtype bfloat16
 bin/ssr sft --model "$dir/warm/model" --data "$dir/warm/episodes.jsonl" --out "$dir/policy" --seed 2 \
   --epochs "${EPOCHS:-4}" --batch-size 8 --token-budget 2048 --lr 0.001 --warmup 10 --weight-decay 0.05 --save-dtype bfloat16

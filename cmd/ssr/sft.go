@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/ssr-go/ssr/internal/ui"
 	"github.com/ssr-go/ssr/kernels/torch"
@@ -130,7 +131,7 @@ func readExamples(path string, p *policy) ([]train.Example, error) {
 		err := strictJSON(line, &item)
 		e := item.Example
 		if err == nil && item.Messages != nil {
-			e, err = chatExample(p.tokenizer, item.Messages)
+			e, err = item.episode.example(p.tokenizer, false)
 		}
 		switch {
 		case err != nil:
@@ -161,11 +162,16 @@ type episode struct {
 	// Role is the part that the assistant plays, where it plays one.
 	Role     rollout.Role    `json:"role,omitempty"`
 	Messages []token.Message `json:"messages"`
+	// Skip are the assistant's turns, from 0, that are shown and not imitated.
+	Skip []int `json:"skip,omitempty"`
 }
 
-// chatExample renders a chat as it would have been played: the prompt up to the
-// first assistant's turn, then turns of the assistant and of the user.
-func chatExample(t *token.Tokenizer, messages []token.Message) (e train.Example, err error) {
+// example renders a chat as it would have been played: the prompt up to the
+// first assistant's turn, then turns of the assistant and of the user. What is not
+// the assistant's is trained on only where the whole is to be learned as text: it
+// teaches what tools show. Turns to skip never are.
+func (c episode) example(t *token.Tokenizer, whole bool) (e train.Example, err error) {
+	messages := c.Messages
 	chat, err := token.NewChat(t)
 	if err != nil {
 		return e, err
@@ -183,16 +189,16 @@ func chatExample(t *token.Tokenizer, messages []token.Message) (e train.Example,
 	if first == len(messages) || first == 0 {
 		return e, errors.New("a chat needs a prompt and an assistant's message after it")
 	}
-	add(chat.Prompt(messages[:first]), false)
+	add(chat.Prompt(messages[:first]), whole)
 	for i, m := range messages[first:] {
 		own := i%2 == 0
 		if (m.Role == token.Assistant) != own || !own && m.Role != token.User {
 			return e, fmt.Errorf("message %d is from %q; after the prompt assistant and user take turns", first+i+1, m.Role)
 		}
 		if own {
-			add(chat.Reply(m.Content), true)
+			add(chat.Reply(m.Content), !slices.Contains(c.Skip, i/2))
 		} else if first+i+1 < len(messages) { // a last observation teaches nothing
-			add(chat.Observation(m.Content, true), false)
+			add(chat.Observation(m.Content, true), whole)
 		}
 	}
 	return e, nil

@@ -34,6 +34,9 @@ type warmstartCmd struct {
 	Episodes string  `type:"existingfile" placeholder:"FILE" help:"Learn from these episodes (an earlier OUT/episodes.jsonl) instead of playing new ones."`
 	BugOnly  bool    `name:"bugs-only" help:"Make the bugs and stop: for a held-out set, with a seed of its own."`
 	Strategy string  `enum:"removal,history,both" default:"both" help:"How the scripted bugs are made: removal, history, or both as far as the history goes. A held-out set of both leaves a short history nothing to learn from."`
+	Careful  float64 `default:"0.6" help:"Share of the scripted players that test their work before they submit it, and mend it."`
+	Slip     float64 `default:"0.6" help:"Probability that what a careful player writes goes wrong, so that there is something to mend. Such turns are not imitated."`
+	Shy      float64 `default:"0.75" help:"Share of the careful players whose testing is not imitated, only what they make of it; more leaves self-play more to learn."`
 	Share    float64 `default:"1" help:"Share of the solvers' episodes to learn from; less leaves self-play more to learn."`
 	Text     bool    `default:"true" negatable:"" help:"Learn the repository's text and what tools show, not the policy's turns alone."`
 	Drills   int     `default:"300" help:"Examples of random text to copy; see docs/log.md."`
@@ -125,6 +128,7 @@ func (c *warmstartCmd) play(ctx context.Context, o output, w *world) (*selfplay.
 	}
 	return selfplay.Warmstart(ctx, w.repo, selfplay.NewValidator(w.backend, w.repo, conf.validation()), selfplay.WarmstartOptions{
 		Bugs: c.Bugs, Seed: c.Seed, Strategies: strategies, Exclude: exclude, Targets: c.Targets, Requirements: c.requirements(), Env: env, Turns: c.Turns, InFlight: c.InFlight,
+		Careful: c.Careful, Slip: c.Slip, Shy: c.Shy,
 		Progress: func(kept, tried, plans int) {
 			fmt.Fprintf(o.err, "scripted episodes: %d bugs kept, %d of %d plans tried\n", kept, tried, plans)
 		},
@@ -165,8 +169,10 @@ func (c *warmstartCmd) keep(warm *selfplay.Warm) error {
 	return atomicfile.Write(c.Episodes, func(w io.Writer) error {
 		e := json.NewEncoder(w)
 		for i := range warm.Injections {
-			if err := errors.Join(e.Encode(episodeOf(warm.Injections[i])), e.Encode(episodeOf(warm.Solutions[i]))); err != nil {
-				return err
+			for _, t := range []*rollout.Trajectory{warm.Injections[i], warm.Solutions[i]} {
+				if err := e.Encode(episodeOf(t, warm.Skipped[t.ID])); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
@@ -174,8 +180,8 @@ func (c *warmstartCmd) keep(warm *selfplay.Warm) error {
 }
 
 // episodeOf writes a trajectory as ssr sft reads it.
-func episodeOf(t *rollout.Trajectory) episode {
-	e := episode{Role: t.Role, Messages: slices.Clone(t.Messages)}
+func episodeOf(t *rollout.Trajectory, skip []int) episode {
+	e := episode{Role: t.Role, Messages: slices.Clone(t.Messages), Skip: skip}
 	for i, turn := range t.Turns {
 		e.Messages = append(e.Messages, token.Message{Role: token.Assistant, Content: turn.Text})
 		if i+1 < len(t.Turns) {
@@ -212,7 +218,7 @@ func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo,
 	if err != nil {
 		return err
 	}
-	examples, longest, err := c.examples(t, episodes)
+	examples, longest, err := c.examples(t, episodes, false)
 	if err != nil {
 		return err
 	}
@@ -232,7 +238,7 @@ func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo,
 	}
 	defer g.Close()
 	opts := train.SFTOptions{SFTSettings: c.settings(), Dir: filepath.Join(c.Out, "sft"), Seed: c.Seed}
-	lessons, err := c.lessons(t, repo, examples)
+	lessons, err := c.lessons(t, repo, episodes)
 	if err != nil {
 		return err
 	}
@@ -298,12 +304,15 @@ func (c *warmstartCmd) shape(t *token.Tokenizer, chat *token.Chat) model.Config 
 
 // lessons are what the policy learns from: the episodes, the repository's text,
 // and drills.
-func (c *warmstartCmd) lessons(t *token.Tokenizer, repo *selfplay.Repo, episodes []train.Example) ([]train.Example, error) {
-	all := append(slices.Clone(episodes), train.CopyDrills(c.Drills, t.VocabSize(), c.Seed)...)
+func (c *warmstartCmd) lessons(t *token.Tokenizer, repo *selfplay.Repo, episodes []episode) ([]train.Example, error) {
+	all, _, err := c.examples(t, episodes, c.Text)
+	if err != nil {
+		return nil, err
+	}
+	all = append(all, train.CopyDrills(c.Drills, t.VocabSize(), c.Seed)...)
 	if !c.Text {
 		return all, nil
 	}
-	copy(all, train.WholeText(episodes))
 	texts, err := readTexts(repo)
 	for _, text := range texts {
 		all = append(all, train.Pieces(t.Encode(text), pieceTokens)...)
@@ -342,8 +351,9 @@ func (c *warmstartCmd) tokenizer(repo *selfplay.Repo, episodes []episode) (*toke
 	return token.Train(corpus, token.TrainOptions{VocabSize: c.Vocab, Specials: token.ChatMLSpecials})
 }
 
-// examples renders the episodes, and of the solvers' only the wanted share.
-func (c *warmstartCmd) examples(t *token.Tokenizer, episodes []episode) (all []train.Example, longest int, err error) {
+// examples renders the episodes, and of the solvers' only the wanted share; whole
+// is for episode.example.
+func (c *warmstartCmd) examples(t *token.Tokenizer, episodes []episode, whole bool) (all []train.Example, longest int, err error) {
 	left := 0
 	for _, e := range episodes {
 		if e.Role == rollout.Solver {
@@ -357,7 +367,7 @@ func (c *warmstartCmd) examples(t *token.Tokenizer, episodes []episode) (all []t
 				continue
 			}
 		}
-		x, err := chatExample(t, e.Messages)
+		x, err := e.example(t, whole)
 		if err != nil {
 			return nil, 0, fmt.Errorf("%s: episode %d: %w", c.Episodes, i+1, err)
 		}

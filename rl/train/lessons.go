@@ -6,16 +6,6 @@ import "math/rand/v2"
 // is to imitate: without them it learns its own turns by heart and neither reads
 // what a tool shows it nor repeats a line that it has not seen before.
 
-// WholeText returns the examples with every token trained: prompts and
-// observations are learned as text, and with them what they show.
-func WholeText(examples []Example) []Example {
-	all := make([]Example, len(examples))
-	for i, e := range examples {
-		all[i] = text(e.Tokens)
-	}
-	return all
-}
-
 // Pieces cuts a document into examples of at most window tokens, all trained.
 func Pieces(document []int32, window int) (all []Example) {
 	for len(document) > 1 {

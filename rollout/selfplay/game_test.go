@@ -62,7 +62,7 @@ func (c *cast) player(id string) (rollout.TextPlayer, error) {
 		}
 		switch draw.IntN(4) {
 		case 0, 1:
-			return c.planner.Solver(context.Background(), bug, token.Plain)
+			return c.planner.Solver(context.Background(), bug, token.Plain, Habits{})
 		case 2: // a patch that mends nothing
 			return lines{"<tool: bash>\necho '# '" + id + " >> quill/spans.py\n</tool>", "<tool: submit>\n</tool>"}.player(), nil
 		}
@@ -103,7 +103,7 @@ func (c *chosen) Turn(ctx context.Context, seen string) (string, error) {
 		if !ok {
 			return "", errors.New("no plan")
 		}
-		c.player = c.planner.Injector(plan, token.Plain)
+		c.player = c.planner.Injector(plan, token.Plain, Habits{})
 	}
 	return c.player.Turn(ctx, seen)
 }

@@ -42,6 +42,12 @@ type Recipe struct {
 	Failing string `json:"failing" yaml:"failing"`
 	// Weaken deletes one test and saves the weakening's diff.
 	Weaken string `json:"weaken" yaml:"weaken"`
+	// Check, optional, runs a test file and prints OK as its last line where all of it
+	// passes; Reset undoes what was done to a file and shows the function; Weakened
+	// prints the number of lines of the weakening's diff. Careful players need them.
+	Check    string `json:"check,omitempty" yaml:"check,omitempty"`
+	Reset    string `json:"reset,omitempty" yaml:"reset,omitempty"`
+	Weakened string `json:"weakened,omitempty" yaml:"weakened,omitempty"`
 	// Log lists the latest commits that touched a file, Show one of them.
 	Log  string `json:"log" yaml:"log"`
 	Show string `json:"show" yaml:"show"`
@@ -86,6 +92,11 @@ END`,
 bash test_script.sh | python3 test_parser.py | grep -oP '\w+(?= \(\S+": "f)'`,
 		Weaken: `sed -i '/def {{.Test}}(/,/^$/d' {{.TestFile}}
 git diff {{.TestFile}} > test_weaken.diff`,
+		Check: `python3 -m unittest {{.TestModule}} 2>&1 | tail -1`,
+		Reset: `git checkout -q {{.File}}
+sed -n '/def {{.Function}}(/,/^$/p' {{.File}}`,
+		Weakened: `wc -l < test_weaken.diff`,
+
 		Log:  `git log --oneline -6 {{.File}}`,
 		Show: `git show -U1 {{.Commit}} {{.File}} | sed '1,/^+++/d'`,
 	}
@@ -121,7 +132,8 @@ func (r Recipe) compile() (*recipe, error) {
 	if c.code.function != nil && c.code.function.NumSubexp() < 1 {
 		errs = append(errs, errors.New("function: needs a group around the name"))
 	}
-	for name, text := range map[string]string{"view": r.View, "rewrite": r.Rewrite, "setup": r.Setup, "failing": r.Failing, "weaken": r.Weaken, "log": r.Log, "show": r.Show} {
+	for name, text := range map[string]string{"view": r.View, "rewrite": r.Rewrite, "setup": r.Setup, "failing": r.Failing, "weaken": r.Weaken,
+		"check": r.Check, "reset": r.Reset, "weakened": r.Weakened, "log": r.Log, "show": r.Show} {
 		t, err := template.New(name).Option("missingkey=error").Parse(text)
 		if err != nil {
 			errs = append(errs, err)
@@ -163,6 +175,11 @@ func FindRecipe(files []string) (Recipe, error) {
 		return Recipe{}, fmt.Errorf("no built-in recipe fits this repository (%d Python sources, %d Python tests); supply one", sources, tests)
 	}
 	return r, nil
+}
+
+// careful says whether the recipe has what careful players need.
+func (c *recipe) careful() bool {
+	return c.Rewrite != "" && c.Check != "" && c.Reset != "" && c.Weakened != ""
 }
 
 func (c *recipe) isTest(name string) bool   { return c.tests.MatchString(name) }

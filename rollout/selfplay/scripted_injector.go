@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/ssr-go/ssr/model/token"
-	"github.com/ssr-go/ssr/rollout"
 	"github.com/ssr-go/ssr/sandbox"
 )
 
@@ -215,20 +214,30 @@ func (p *Planner) reverts(file string, lines []string, log string) {
 	}
 }
 
-// Injector returns the scripted injector of a plan. It writes its calls in protocol.
-func (p *Planner) Injector(plan Plan, protocol token.Protocol) rollout.TextPlayer {
-	return &scriptedInjector{planner: p, plan: plan, protocol: protocol}
+// Injector returns the scripted injector of a plan. It writes its calls in
+// protocol. A careful one looks whether the tests and the weakening are what they
+// should be.
+func (p *Planner) Injector(plan Plan, protocol token.Protocol, habits Habits) ScriptedPlayer {
+	habits.Careful = habits.Careful && p.recipe.careful()
+	s := &scriptedInjector{worker: worker{Habits: habits}, planner: p, plan: plan, protocol: protocol}
+	s.rest = s.steps()
+	return s
 }
 
 type scriptedInjector struct {
+	worker
 	planner  *Planner
 	plan     Plan
 	protocol token.Protocol
-	turn     int
+
+	rest     []string // steps still to be taken
+	last     string
+	test     string // the test that is deleted
+	failures int
 }
 
 // steps are the turns of a plan: look, write the three test files, break the
-// function, run the tests, weaken, submit.
+// function, run the tests, weaken, look at that, submit.
 func (s *scriptedInjector) steps() []string {
 	look := []string{"view"}
 	switch {
@@ -237,48 +246,73 @@ func (s *scriptedInjector) steps() []string {
 	case s.plan.Strategy == History:
 		look = []string{"log", "show"}
 	}
-	return append(look, "setup", "break", "failing", "weaken", "submit")
+	all := append(look, "setup", "break", "failing", "weaken")
+	if s.Careful {
+		all = append(all, "weakened")
+	}
+	return append(all, "submit")
+}
+
+// retry puts steps before those that are left, where the player may still fail.
+func (s *scriptedInjector) retry(steps ...string) bool {
+	if s.failures++; !s.Careful || s.failures > mostSlips {
+		return false
+	}
+	s.rest = append(steps, s.rest...)
+	return true
 }
 
 func (s *scriptedInjector) Turn(_ context.Context, seen string) (string, error) {
-	steps := s.steps()
 	if strings.Contains(seen, "[error:") || strings.Contains(seen, "[killed") {
 		return "", giveUp("turn %d was answered with %q", s.turn, seen)
 	}
-	if s.turn == len(steps) {
+	switch s.last {
+	case "submit":
 		return "", giveUp("the submission was not accepted: %q", seen)
-	}
-	step := steps[s.turn]
-	s.turn++
-	c := s.planner.recipe
-	d := c.data(s.plan.File, s.plan.fn, s.plan.testFile)
-	d.Commit, d.Text = s.plan.Commit, s.plan.text
-	call := token.Call{Name: ToolBash}
-	switch step {
-	case "show":
+	case "log":
 		if !mentions(strings.Join(observed(seen), "\n"), s.plan.Commit) {
 			return "", giveUp("commit %s is not in the log", s.plan.Commit)
 		}
-	case "break":
-		step = "rewrite"
-		if c.Rewrite == "" {
-			call = token.Call{Name: ToolEdit, Body: token.FormatEdit(s.plan.File, strings.Join(s.plan.edit.old, "\n"), strings.Join(s.plan.edit.new, "\n"))}
-		}
-	case "weaken":
-		var err error
-		if d.Test, err = s.hide(observed(seen)); err != nil {
+	case "failing":
+		test, err := s.hide(observed(seen))
+		if s.test = test; err != nil && !s.retry("reset", "break", "failing") {
 			return "", err
 		}
-	case "submit":
-		call = token.Call{Name: ToolSubmit}
-	}
-	if call.Name == ToolBash {
-		var err error
-		if call.Body, err = c.command(step, d); err != nil {
-			return "", err
+	case "weakened":
+		if slices.Equal(observed(seen), []string{"0"}) && !s.retry("weaken", "weakened") {
+			return "", giveUp("the weakening is empty")
 		}
 	}
+	s.last, s.rest = s.rest[0], s.rest[1:]
+	call, err := s.call(s.last)
+	if err != nil {
+		return "", err
+	}
+	switch s.last {
+	case "break", "weaken":
+		call.Body = s.write(call.Body)
+	case "weakened":
+		s.checks()
+	}
+	s.turn++
 	return s.protocol.FormatCall(call), nil
+}
+
+// call is the tool call of a step.
+func (s *scriptedInjector) call(step string) (token.Call, error) {
+	c := s.planner.recipe
+	d := c.data(s.plan.File, s.plan.fn, s.plan.testFile)
+	d.Commit, d.Text, d.Test = s.plan.Commit, s.plan.text, s.test
+	switch {
+	case step == "submit":
+		return token.Call{Name: ToolSubmit}, nil
+	case step == "break" && c.Rewrite == "":
+		return token.Call{Name: ToolEdit, Body: token.FormatEdit(s.plan.File, strings.Join(s.plan.edit.old, "\n"), strings.Join(s.plan.edit.new, "\n"))}, nil
+	case step == "break":
+		step = "rewrite"
+	}
+	body, err := c.command(step, d)
+	return token.Call{Name: ToolBash, Body: body}, err
 }
 
 // hide chooses the failing test to delete: the first that names the function,

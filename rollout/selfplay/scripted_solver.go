@@ -2,6 +2,7 @@ package selfplay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,12 +10,12 @@ import (
 	"strings"
 
 	"github.com/ssr-go/ssr/model/token"
-	"github.com/ssr-go/ssr/rollout"
 )
 
 // Solver returns the oracle solver of a bug: it knows the original, views the
-// function that the injection changed, restores it, and submits.
-func (p *Planner) Solver(ctx context.Context, bug Bug, protocol token.Protocol) (rollout.TextPlayer, error) {
+// function that the injection changed, restores it, and submits; a careful one
+// runs the tests before it does.
+func (p *Planner) Solver(ctx context.Context, bug Bug, protocol token.Protocol, habits Habits) (ScriptedPlayer, error) {
 	inject, err := ParsePatch(bug.Artifact.BugInject)
 	if err != nil {
 		return nil, fmt.Errorf("read the injection of bug %s: %w", bug.ID, err)
@@ -35,7 +36,7 @@ func (p *Planner) Solver(ctx context.Context, bug Bug, protocol token.Protocol) 
 	}
 	defer tree.Release()
 
-	s := &scriptedSolver{protocol: protocol}
+	s := &scriptedSolver{worker: worker{Habits: habits}, protocol: protocol, writes: map[token.Call]bool{}}
 	for _, file := range paths {
 		if p.recipe.isTest(file) {
 			continue
@@ -52,7 +53,10 @@ func (p *Planner) Solver(ctx context.Context, bug Bug, protocol token.Protocol) 
 			return nil, fmt.Errorf("bug %s: %w", bug.ID, err)
 		}
 	}
-	s.calls = append(s.calls, token.Call{Name: ToolSubmit})
+	s.rest = s.calls
+	if s.Careful = habits.Careful && p.recipe.careful() && s.check.Body != ""; s.Careful {
+		s.rest = append(s.rest, s.check)
+	}
 	return s, nil
 }
 
@@ -66,22 +70,26 @@ func (p *Planner) repair(s *scriptedSolver, file string, broken, original []stri
 		if f.start > start || f.end < end {
 			continue
 		}
-		data := p.recipe.data(file, f, "")
-		view, err := p.recipe.command("view", data)
+		data := p.recipe.data(file, f, p.recipe.testFile(p.files, p.repo.ReadFile, file, f.name))
+		data.Text = f.spliced(broken, start, end, with)
+		bash := func(command string) (token.Call, error) {
+			body, err := p.recipe.command(command, data)
+			return token.Call{Name: ToolBash, Body: body}, err
+		}
+		view, err := bash("view")
 		if err != nil {
 			return err
 		}
-		s.calls = append(s.calls, token.Call{Name: ToolBash, Body: view})
+		s.calls = append(s.calls, view)
 		if p.recipe.Rewrite == "" {
 			return s.edit(file, broken, start, end, with)
 		}
-		data.Text = f.spliced(broken, start, end, with)
-		rewrite, err := p.recipe.command("rewrite", data)
-		if err != nil {
-			return err
-		}
-		s.calls = append(s.calls, token.Call{Name: ToolBash, Body: rewrite})
-		return nil
+		rewrite, err1 := bash("rewrite")
+		reset, err2 := bash("reset")
+		check, err3 := bash("check")
+		s.calls, s.again, s.check = append(s.calls, rewrite), append(s.again, reset, rewrite), check
+		s.writes[rewrite] = true
+		return errors.Join(err1, err2, err3)
 	}
 	view := fmt.Sprintf("sed -n '%d,%dp' %s", max(1, start-5), min(len(broken), end+5), file)
 	s.calls = append(s.calls, token.Call{Name: ToolBash, Body: view})
@@ -98,20 +106,43 @@ func (s *scriptedSolver) edit(file string, broken []string, start, end int, with
 	return nil
 }
 
-// scriptedSolver makes its calls one after the other.
+// scriptedSolver makes its calls one after the other and submits. A careful one
+// checks first, and repairs again where the tests do not pass.
 type scriptedSolver struct {
-	protocol token.Protocol
-	calls    []token.Call
-	turn     int
+	worker
+	protocol     token.Protocol
+	calls, again []token.Call        // a repair, and another one after it
+	check        token.Call          // of the last file that is repaired
+	writes       map[token.Call]bool // the calls in which a slip can happen
+
+	rest     []token.Call // still to be made before the submission
+	last     token.Call
+	failures int
 }
 
 func (s *scriptedSolver) Turn(_ context.Context, seen string) (string, error) {
 	if strings.Contains(seen, "[error:") || strings.Contains(seen, "[killed") {
 		return "", giveUp("turn %d was answered with %q", s.turn, seen)
 	}
-	if s.turn == len(s.calls) {
+	switch {
+	case s.last.Name == ToolSubmit:
 		return "", giveUp("the submission was not accepted: %q", seen)
+	case s.Careful && s.last == s.check && !slices.Contains(observed(seen), "OK"):
+		if s.failures++; s.failures > mostSlips {
+			return "", giveUp("the repair does not pass: %q", seen)
+		}
+		s.rest = append(slices.Clone(s.again), s.check)
+	case len(s.rest) == 0:
+		s.rest = []token.Call{{Name: ToolSubmit}}
+	}
+	s.last, s.rest = s.rest[0], s.rest[1:]
+	call := s.last
+	switch {
+	case s.writes[call]:
+		call.Body = s.write(call.Body)
+	case call == s.check:
+		s.checks()
 	}
 	s.turn++
-	return s.protocol.FormatCall(s.calls[s.turn-1]), nil
+	return s.protocol.FormatCall(call), nil
 }

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ssr-go/ssr/rollout"
@@ -42,6 +43,11 @@ type WarmstartOptions struct {
 	Targets bool
 	// Requirements of validation; zero fields mean their defaults.
 	Requirements Requirements
+	// Careful is the share of players that test their work before they submit it,
+	// and Slip their Habits.Slip. Shy is the share of the careful whose testing is
+	// not to be imitated: a policy that knows how to mend its work, and seldom looks
+	// whether it must, has something to learn by self-play.
+	Careful, Slip, Shy float64
 	// Recipe overrides the built-in one that fits the repository.
 	Recipe *Recipe
 	// Env shapes the episodes, as in the game that is to follow. A command may
@@ -66,6 +72,8 @@ type Warm struct {
 	// Injections and Solutions are recorded over rollout.ByteChat: render their
 	// Messages and Turns with a model's chat through rollout.Replay.
 	Injections, Solutions []*rollout.Trajectory
+	// Skipped are the turns, from 0, of an episode that are not to be imitated, by its ID.
+	Skipped map[string][]int
 }
 
 // Warmstart plays scripted injector and oracle-solver episodes in real
@@ -102,7 +110,7 @@ func Warmstart(ctx context.Context, repo *Repo, v *Validator, opts WarmstartOpti
 		return nil, errors.New("warm start: no function of the repository has a statement to remove and a test file that mentions it; supply a recipe")
 	}
 
-	warm := &Warm{}
+	warm := &Warm{Skipped: map[string][]int{}}
 	seen := map[string]bool{}
 	for id := range opts.Exclude {
 		seen[id] = true
@@ -180,16 +188,33 @@ func playBatch(ctx context.Context, repo *Repo, v *Validator, p *Planner, opts W
 	results := make([]result, len(plans))
 	name := func(kind string, i int) string { return fmt.Sprintf("warm-%s-%05d", kind, first+i) }
 	index := map[string]int{}
-	players := map[string]func() (rollout.TextPlayer, error){}
+	habits := func(id string) Habits {
+		draw := Draw(opts.Seed, "habits", id)
+		return Habits{Careful: draw.Float64() < opts.Careful, Shy: draw.Float64() < opts.Shy, Slip: opts.Slip, Draw: draw}
+	}
+	players := map[string]func(id string) (ScriptedPlayer, error){}
 	for i, plan := range plans {
 		index[name("inject", i)], index[name("solve", i)] = i, i
-		players[name("inject", i)] = func() (rollout.TextPlayer, error) { return p.Injector(plan, opts.Env.Protocol), nil }
-		players[name("solve", i)] = func() (rollout.TextPlayer, error) {
-			return p.Solver(ctx, results[i].bug, opts.Env.Protocol)
+		players[name("inject", i)] = func(id string) (ScriptedPlayer, error) {
+			return p.Injector(plan, opts.Env.Protocol, habits(id)), nil
+		}
+		players[name("solve", i)] = func(id string) (ScriptedPlayer, error) {
+			return p.Solver(ctx, results[i].bug, opts.Env.Protocol, habits(id))
 		}
 	}
+	var mu sync.Mutex // of playing
+	playing := map[string]ScriptedPlayer{}
 	runner := rollout.NewRunner(rollout.Player{
-		Policy: &rollout.TextPolicy{New: func(id string) (rollout.TextPlayer, error) { return players[id]() }},
+		Policy: &rollout.TextPolicy{New: func(id string) (rollout.TextPlayer, error) {
+			player, err := players[id](id)
+			if err != nil {
+				return nil, err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			playing[id] = player
+			return player, nil
+		}},
 		Chat:   rollout.ByteChat{},
 		Limits: rollout.Limits{Turns: opts.Turns, Context: 1 << 20, ObservationTokens: 1 << 18},
 		Seed:   opts.Seed,
@@ -280,6 +305,11 @@ func playBatch(ctx context.Context, repo *Repo, v *Validator, p *Planner, opts W
 		warm.PatchIDs = append(warm.PatchIDs, patch.ID())
 		warm.Injections = append(warm.Injections, r.inject)
 		warm.Solutions = append(warm.Solutions, r.solve)
+		for _, t := range []*rollout.Trajectory{r.inject, r.solve} {
+			if skipped := playing[t.ID].Skipped(); len(skipped) > 0 {
+				warm.Skipped[t.ID] = skipped
+			}
+		}
 	}
 	return nil
 }

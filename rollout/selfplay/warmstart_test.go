@@ -90,6 +90,48 @@ func TestWarmstartMakesValidAndSolvedBugs(t *testing.T) {
 	}
 }
 
+// A careful player's slips are recorded, looked at, and mended before it submits.
+func TestCarefulPlayersMendTheirSlips(t *testing.T) {
+	if testing.Short() {
+		t.Skip("plays real episodes")
+	}
+	backend, repo := localBackend(t), quill(t)
+	warm, err := Warmstart(t.Context(), repo, NewValidator(backend, repo, Options{ReuseOriginal: true}), WarmstartOptions{
+		Bugs: 3, Seed: 1, Targets: true, Turns: 16, Env: EnvOptions{Backend: backend, Prompts: BriefPrompts()}, Careful: 1, Slip: 1,
+	})
+	if err != nil || len(warm.Bugs) != 3 {
+		t.Fatalf("%d bugs, %v", len(warm.Bugs), err)
+	}
+	all := 0 // a slip that the tests do not notice ends an episode, and a change outside functions is made by an edit
+	for i := range warm.Bugs {
+		for _, tr := range []*rollout.Trajectory{warm.Injections[i], warm.Solutions[i]} {
+			slips := warm.Skipped[tr.ID]
+			if all += len(slips); len(slips) > mostSlips {
+				t.Errorf("%s slipped in turns %v, at most %d of them", tr.ID, slips, mostSlips)
+			}
+			kinds := map[string]int{}
+			for _, turn := range tr.Turns {
+				for _, kind := range []string{"unittest tests.", "sh test_script.sh", "git checkout", "wc -l", "submit"} {
+					if strings.Contains(turn.Text, kind) && !strings.Contains(turn.Text, "echo ") {
+						kinds[kind]++
+					}
+				}
+			}
+			last := strings.Fields(tr.Turns[len(tr.Turns)-1].Text)
+			tested := tr.Role == rollout.Solver && kinds["unittest tests."] > 0 || tr.Role == rollout.Injector && kinds["sh test_script.sh"] > 0 && kinds["wc -l"] > 0
+			if len(slips) > 0 && !tested || kinds["submit"] != 1 || last[1] != "submit>" {
+				t.Errorf("%s: calls %v, the last %q", tr.ID, kinds, last)
+			}
+			if tr.Outcome != OutcomeSolved && tr.Outcome != OutcomeValid {
+				t.Errorf("%s: %s", tr.ID, tr.Outcome)
+			}
+		}
+	}
+	if all < 6 {
+		t.Errorf("%d slips in six episodes", all)
+	}
+}
+
 // measureEpisodes holds the episodes to the size that a small policy can play:
 // at most 900 tokens an injection and 600 a repair, with a vocabulary of 2,048
 // trained on them.
