@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -171,7 +172,7 @@ type document struct {
 // setFlag begins the names of documents that are overrides.
 const setFlag = "--set "
 
-// override turns "a.b=v" into the document "{a: {b: v}}".
+// override turns "a.b=v" into the document "{a: {b: v}}"; no value is an empty text.
 func override(s string) (document, error) {
 	key, value, ok := strings.Cut(s, "=")
 	keys := strings.Split(key, ".")
@@ -181,7 +182,7 @@ func override(s string) (document, error) {
 	if !ok {
 		return document{}, fmt.Errorf("configuration: --set %q is not key.key=value", s)
 	}
-	text := value
+	text := cmp.Or(value, `""`)
 	for i := len(keys) - 1; i >= 0; i-- {
 		text = "{" + keys[i] + ": " + text + "}"
 	}
