@@ -23,8 +23,8 @@ for name in "$@"; do
   echo "== $name"
   case $name in
   self-play-*) run "$name" "${name#self-play-}" ;;
-  repair-only) run repair-only 1 --set game.mode=repair-only --set game.bugs=$out/self-play-1/bugs --set game.solver_groups=8 ;;
-  injection-only) run injection-only 1 --set game.mode=injection-only --set game.signal=validation --set game.injector_groups=8 ;;
+  repair-only) run repair-only 1 --set game.mode=repair-only --set game.bugs=$out/self-play-1/bugs --set game.solver_groups=20 ;;
+  injection-only) run injection-only 1 --set game.mode=injection-only --set game.signal=validation ;;
   *) echo "experiment: unknown run $name" >&2; exit 2 ;;
   esac
 done

@@ -14,7 +14,7 @@ bin/ssr warmstart --repo "$dir/quill" --out "$dir/heldout" --bugs 96 --bugs-only
 # The text and the drills first, then the policy's own turns: these passes leave
 # self-play something to learn and something to learn from. Turns are those of
 # testdata/demo.yaml.
-bin/ssr warmstart --repo "$dir/quill" --out "$dir/warm" --bugs 400 --held-out "$dir/heldout/bugs" --seed 1 --turns 14 --in-flight 6 \
+bin/ssr warmstart --repo "$dir/quill" --out "$dir/warm" --bugs 400 --held-out "$dir/heldout/bugs" --seed 1 --turns 20 --in-flight 6 \
   --epochs 5 --until 2 --batch-size 8 --token-budget 2048 --lr 0.002 --warmup 50 --weight-decay 0.05 --save-dtype bfloat16
 bin/ssr sft --model "$dir/warm/model" --data "$dir/warm/episodes.jsonl" --out "$dir/policy" --seed 2 \
   --epochs "${EPOCHS:-4}" --batch-size 8 --token-budget 2048 --lr 0.001 --warmup 10 --weight-decay 0.05 --save-dtype bfloat16

@@ -35,7 +35,7 @@ type warmstartCmd struct {
 	BugOnly  bool    `name:"bugs-only" help:"Make the bugs and stop: for a held-out set, with a seed of its own."`
 	Strategy string  `enum:"removal,history,both" default:"both" help:"How the scripted bugs are made: removal, history, or both as far as the history goes. A held-out set of both leaves a short history nothing to learn from."`
 	Careful  float64 `default:"0.6" help:"Share of the scripted players that test their work before they submit it, and mend it."`
-	Slip     float64 `default:"0.6" help:"Probability that what a careful player writes goes wrong, so that there is something to mend. Such turns are not imitated."`
+	Slip     float64 `default:"0.4" help:"Probability that a command of a careful player goes wrong, so that there is something to mend. Such turns are not imitated."`
 	Shy      float64 `default:"0.75" help:"Share of the careful players whose testing is not imitated, only what they make of it; more leaves self-play more to learn."`
 	Share    float64 `default:"1" help:"Share of the solvers' episodes to learn from; less leaves self-play more to learn."`
 	Text     bool    `default:"true" negatable:"" help:"Learn the repository's text and what tools show, not the policy's turns alone."`

@@ -22,7 +22,7 @@ type Habits struct {
 	// Shy: that a careful player tests its work is not to be imitated, unlike what
 	// follows from it.
 	Shy bool
-	// Slip is the probability that what a careful player writes goes wrong, as
+	// Slip is the probability that a command of a careful player goes wrong, as
 	// sampling goes wrong, so that there is something to mend.
 	Slip float64
 	// Draw decides; it may be nil where Slip is 0.
@@ -30,7 +30,7 @@ type Habits struct {
 }
 
 const (
-	mostSlips = 2  // of an episode
+	mostSlips = 3  // of an episode
 	slipParts = 3  // most passages of a text that a slip replaces
 	slipRunes = 40 // most runes of a passage
 )
@@ -46,17 +46,17 @@ type worker struct {
 
 func (w *worker) Skipped() []int { return w.skipped }
 
-// write returns what the player writes in a turn: mostly text.
-func (w *worker) write(text string) string {
+// slip returns the command that the player gives in a turn, mostly the one meant.
+func (w *worker) slip(command string) (given string, slipped bool) {
 	if !w.Careful || w.slips == mostSlips || w.Slip == 0 || w.Draw.Float64() >= w.Slip {
-		return text
+		return command, false
 	}
 	w.slips++
 	w.skipped = append(w.skipped, w.turn)
 	for range 1 + w.Draw.IntN(slipParts) {
-		text = garble(text, w.Draw)
+		command = garble(command, w.Draw)
 	}
-	return text
+	return command, true
 }
 
 // checks notes that a turn looks at what came of the writing.

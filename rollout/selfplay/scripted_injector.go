@@ -232,6 +232,8 @@ type scriptedInjector struct {
 
 	rest     []string // steps still to be taken
 	last     string
+	slipped  bool   // in the last step
+	unset    bool   // slipped where the test files were written
 	test     string // the test that is deleted
 	failures int
 }
@@ -270,12 +272,21 @@ func (s *scriptedInjector) Turn(_ context.Context, seen string) (string, error) 
 	case "submit":
 		return "", giveUp("the submission was not accepted: %q", seen)
 	case "log":
-		if !mentions(strings.Join(observed(seen), "\n"), s.plan.Commit) {
+		if !s.slipped && !mentions(strings.Join(observed(seen), "\n"), s.plan.Commit) {
 			return "", giveUp("commit %s is not in the log", s.plan.Commit)
 		}
+	case "setup":
+		if s.slipped && strings.Contains(seen, "bash:") { // it shows
+			s.rest = append([]string{"setup"}, s.rest...)
+		}
+		s.unset = s.slipped
 	case "failing":
+		again := []string{"reset", "break", "failing"}
+		if s.unset {
+			again = []string{"reset", "setup", "break", "failing"}
+		}
 		test, err := s.hide(observed(seen))
-		if s.test = test; err != nil && !s.retry("reset", "break", "failing") {
+		if s.test = test; err != nil && !s.retry(again...) {
 			return "", err
 		}
 	case "weakened":
@@ -288,9 +299,14 @@ func (s *scriptedInjector) Turn(_ context.Context, seen string) (string, error) 
 	if err != nil {
 		return "", err
 	}
+	s.slipped = false
 	switch s.last {
-	case "break", "weaken":
-		call.Body = s.write(call.Body)
+	case "view", "log", "show":
+		if call.Body, s.slipped = s.slip(call.Body); s.slipped {
+			s.rest = append([]string{s.last}, s.rest...)
+		}
+	case "setup", "break", "weaken":
+		call.Body, s.slipped = s.slip(call.Body)
 	case "weakened":
 		s.checks()
 	}

@@ -36,7 +36,7 @@ func (p *Planner) Solver(ctx context.Context, bug Bug, protocol token.Protocol, 
 	}
 	defer tree.Release()
 
-	s := &scriptedSolver{worker: worker{Habits: habits}, protocol: protocol, writes: map[token.Call]bool{}}
+	s := &scriptedSolver{worker: worker{Habits: habits}, protocol: protocol, slippery: map[token.Call]bool{}, views: map[token.Call]bool{}}
 	for _, file := range paths {
 		if p.recipe.isTest(file) {
 			continue
@@ -53,7 +53,7 @@ func (p *Planner) Solver(ctx context.Context, bug Bug, protocol token.Protocol, 
 			return nil, fmt.Errorf("bug %s: %w", bug.ID, err)
 		}
 	}
-	s.rest = s.calls
+	s.rest = slices.Clone(s.calls)
 	if s.Careful = habits.Careful && p.recipe.careful() && s.check.Body != ""; s.Careful {
 		s.rest = append(s.rest, s.check)
 	}
@@ -88,7 +88,7 @@ func (p *Planner) repair(s *scriptedSolver, file string, broken, original []stri
 		reset, err2 := bash("reset")
 		check, err3 := bash("check")
 		s.calls, s.again, s.check = append(s.calls, rewrite), append(s.again, reset, rewrite), check
-		s.writes[rewrite] = true
+		s.slippery[view], s.views[view], s.slippery[rewrite] = true, true, true
 		return errors.Join(err1, err2, err3)
 	}
 	view := fmt.Sprintf("sed -n '%d,%dp' %s", max(1, start-5), min(len(broken), end+5), file)
@@ -113,7 +113,8 @@ type scriptedSolver struct {
 	protocol     token.Protocol
 	calls, again []token.Call        // a repair, and another one after it
 	check        token.Call          // of the last file that is repaired
-	writes       map[token.Call]bool // the calls in which a slip can happen
+	slippery     map[token.Call]bool // the calls that can go wrong, and
+	views        map[token.Call]bool // those that are then made again at once
 
 	rest     []token.Call // still to be made before the submission
 	last     token.Call
@@ -138,8 +139,11 @@ func (s *scriptedSolver) Turn(_ context.Context, seen string) (string, error) {
 	s.last, s.rest = s.rest[0], s.rest[1:]
 	call := s.last
 	switch {
-	case s.writes[call]:
-		call.Body = s.write(call.Body)
+	case s.slippery[call]:
+		var slipped bool
+		if call.Body, slipped = s.slip(call.Body); slipped && s.views[s.last] {
+			s.rest = slices.Insert(s.rest, 0, s.last)
+		}
 	case call == s.check:
 		s.checks()
 	}
