@@ -43,6 +43,8 @@ type Repo struct {
 	trees   map[string]*preparedTree
 	clock   int64
 	patched map[string]patchResult
+	// patchedMemory is how many bytes patched holds.
+	patchedMemory int
 }
 
 // entry is one path of the snapshot.

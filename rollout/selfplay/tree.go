@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -253,16 +254,17 @@ func (r *Repo) materialise(dir string, o overlay, skip func(name string) bool) e
 		}
 		return linkOrCopy(filepath.Join(r.work, "base", filepath.FromSlash(name)), target, r.base[name].mode)
 	}
-	for name := range r.base {
-		if _, changed := o[name]; changed {
-			continue
-		}
-		if err := put(name); err != nil {
-			return hostError("prepare a tree", err)
+	// In the order of names: some file systems list a folder in the order that it
+	// was filled, which must not tell what the overlay changed.
+	names := slices.Collect(maps.Keys(r.base))
+	for name := range o {
+		if _, there := r.base[name]; !there {
+			names = append(names, name)
 		}
 	}
-	for name, f := range o {
-		if f == nil {
+	slices.Sort(names)
+	for _, name := range names {
+		if f, changed := o[name]; changed && f == nil {
 			continue
 		}
 		if err := put(name); err != nil {

@@ -73,12 +73,7 @@ type copier struct {
 
 // folder copies what is in src into dst, which exists, and then sets dst's owner and time.
 func (c *copier) folder(src, dst, rel string) error {
-	d, err := os.Open(src)
-	if err != nil {
-		return err
-	}
-	list, err := d.ReadDir(-1)
-	d.Close()
+	list, err := os.ReadDir(src) // sorted: the copy does not repeat the order of src's making
 	if err != nil {
 		return err
 	}

@@ -83,6 +83,30 @@ func TestCopyKeepsModesLinksAndOneTime(t *testing.T) {
 }
 
 // Whatever is done to the copy, the changes applied to the original give the copy.
+// A folder in memory lists its newest entry first, which would tell a sandbox
+// in what order its source was made.
+func TestCopiesAreListedInTheOrderOfNames(t *testing.T) {
+	src, dst := t.TempDir(), t.TempDir()
+	for _, name := range []string{"b", "d", "a", "c"} {
+		write(t, src, map[string]string{name: name})
+	}
+	if _, err := Copy(src, dst, Keep); err != nil {
+		t.Fatal(err)
+	}
+	last := uint64(0)
+	for _, name := range []string{"a", "b", "c", "d"} {
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(dst, name), &st); err != nil {
+			t.Fatal(err)
+		}
+		if made := uint64(st.Ctim.Nano()); made < last {
+			t.Errorf("%s was made before the name in front of it", name)
+		} else {
+			last = made
+		}
+	}
+}
+
 func TestChangesLeadFromOriginalToCopy(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		names := rapid.SampledFrom([]string{"a", "b", "d/a", "d/b", "d/e/c", "f/g"})
