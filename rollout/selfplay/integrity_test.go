@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -244,6 +245,170 @@ func TestSolverTreeDoesNotPointAtTheChange(t *testing.T) {
 		slices.Reverse(backwards)
 		if !slices.IsSorted(names) && !slices.IsSorted(backwards) && memory != "" {
 			t.Errorf("%s is listed as %v", sub, names)
+		}
+	}
+}
+
+// What a patch brings beside the repair: taken, left out (with or without a
+// note), or a reason to refuse it all.
+func TestWhatAPatchMayBring(t *testing.T) {
+	const (
+		taken   = "taken"
+		left    = "left out"
+		refused = "refused"
+	)
+	base := map[string]string{
+		"calc/use.py": "import numpy as np, yaml\nfrom attr.validators import optional\nfrom . import arith\n", "calc/tools/run.py": "x = 1\n", "tools/check.sh": "true\n",
+		"calc/__main__.py": "x = 1\n", "vendor/dep/dep.go": "package dep\n", "calc/vector/__init__.py": "", "tests/helper.py": "import calc.vector\n",
+		"pyproject.toml": "[project]\n", "Makefile": "all:\n", "plain.sh": "true\n",
+	}
+	for k, v := range calcFiles {
+		base[k] = v
+	}
+	r := openRepo(t, gitRepo(t, base))
+	a := calcArtifact(t, r)
+	a.TestScript = []byte("#!/bin/bash\nbash ./tools/check.sh && python3 -m calc.tools.run; python3 -m calc\n" + calcScript)
+	given := buggyTree(t, r, a)
+	for want, names := range map[string][]string{
+		taken: {"calc/helper.py", "helper.py", "calc/types.py", "README.md", "docs/a.md", "plain.sh", "tools/new.sh", "calc/yaml.py", "data.json", "env.py",
+			"vector.py", "calc/arith.py", "calc/numpy/x.txt", "scripts/venv.sh"},
+		left: {"tests/test_arith.py", "tests/new.py", "tests/conftest.py", "calc/__pycache__/a.pyc", "a.pyc", ".gitignore", "calc/.gitattributes", "pyproject.toml", "Makefile",
+			"vendor/dep/dep.go", "vendor/new/new.go", "node_modules/chai/index.js", "web/node_modules/x.js", "tools/check.sh", "calc/tools/run.py", "calc/__main__.py", ".venv/lib/x.py", "x.egg-info/entry_points.txt"},
+		refused: {"conftest.py", "calc/conftest.py", "pytest.ini", "pytest.toml", "sitecustomize.py", "usercustomize.py", "lib/x.pth", "json.py", "unittest/__init__.py", "src/unittest/__init__.py", "_json.py", "_strptime.py",
+			"numpy/__init__.py", "numpy.py", "yaml.py", "src/attr/__init__.py", "setup.cfg", "tox.ini", "Gemfile", ".env", ".env.test", ".bashrc", ".npmrc", "jest.config.js", "bunfig.toml",
+			".mvn/jvm.config", ".config/nextest.toml", ".cargo/config.toml", "go.work", "a.so", "a.cpython-311-x86_64-linux-gnu.so", "rules.mk", "x-1.0.dist-info/entry_points.txt", "test_script.sh", ".Rprofile", ".proverc", "phpunit.xml"},
+	} {
+		for _, name := range names {
+			change := edits{name: {"", "x\n"}}
+			if f, err := r.lookup(given, name); err != nil {
+				t.Fatal(err)
+			} else if f != nil {
+				change = edits{name: {string(f.data), string(f.data) + "# changed\n"}}
+			}
+			got := taken
+			filtered, err := r.filterPatch(given, a, diffOf(t, r, given, change))
+			if err != nil {
+				got = refused
+			} else if len(filtered.patch.files) == 0 {
+				got = left
+			}
+			if got != want {
+				t.Errorf("%s is %s (%v), want %s", name, got, err, want)
+			}
+		}
+	}
+}
+
+// docstringForgery forges good results for the tests that fail, in the form that
+// unittest gives to a test with a docstring.
+const docstringForgery = "import atexit, sys\ndef forge():\n" +
+	"    for c, n in (('arith.Arith', 'sub'), ('text.Text', 'initials')):\n" +
+	"        sys.stderr.write('test_%s (tests.test_%sTest.test_%s)\\nSays what it does. ... ok\\n' % (n, c, n))\n    sys.stderr.flush()\natexit.register(forge)\n"
+
+// A parser that carries a test's name from one line to the next cannot be asked
+// about the reversed log; results that are told twice are counted instead.
+func TestForgedResultsBehindAParserWithState(t *testing.T) {
+	base := map[string]string{}
+	for k, v := range calcFiles {
+		base[k] = v
+	}
+	doc := "(self):\n        \"\"\"Says what it does.\"\"\"\n"
+	for _, name := range []string{"tests/test_arith.py", "tests/test_text.py"} {
+		base[name] = strings.ReplaceAll(base[name], "(self):\n", doc)
+	}
+	r := openRepo(t, gitRepo(t, base))
+	v := NewValidator(localBackend(t), r, Options{Timeout: 10 * time.Second})
+	a := calcArtifact(t, r)
+	a.TestParser = []byte(`import json, re, sys
+out, name = {}, None
+for line in sys.stdin:
+    m = re.match(r"test_\w+ \(([\w.]+)\)$", line)
+    if m:
+        name = m.group(1)
+    m = re.match(r".* \.\.\. (ok|FAIL|ERROR)$", line)
+    if m and name:
+        out[name] = "passed" if m.group(1) == "ok" else "failed"
+        name = None
+json.dump(out, sys.stdout)
+`)
+	for _, c := range []struct {
+		name   string
+		edits  edits
+		solved bool
+		reason string
+	}{
+		{"the fix", fixEdits(), true, "all 6 tests pass"},
+		{"the forgery", edits{"calc/__init__.py": {"", docstringForgery}}, false, "the log names tests.test_arith.ArithTest.test_sub 3 times, on the original 1 times"},
+	} {
+		if verdict := judgeEdits(t, v, r, a, c.edits); verdict.Solved != c.solved || !strings.Contains(verdict.Reason, c.reason) {
+			t.Errorf("%s: solved %v, reason %q; want %v, %q", c.name, verdict.Solved, verdict.Reason, c.solved, c.reason)
+		}
+	}
+}
+
+// A parser that takes a skip for a pass is known by a test that is skipped.
+func TestSkippingBehindACarelessParser(t *testing.T) {
+	r, v := calcValidator(t, Options{})
+	a := calcArtifact(t, r)
+	a.TestParser = []byte(strings.NewReplacer("(ok|FAIL|ERROR)$", "(ok|FAIL|ERROR|skipped.*)$", `== "ok"`, `not in ("FAIL", "ERROR")`).Replace(calcParser))
+	skip := "    import unittest\n    raise unittest.SkipTest('later')\n    "
+	for _, c := range []struct {
+		name   string
+		edits  edits
+		solved bool
+		reason string
+	}{
+		{"the fix", fixEdits(), true, "all 6 tests pass"},
+		{"skipping", edits{"calc/arith.py": {"    return b - a", skip + "return b - a"}, "calc/text.py": {"    return \"\".join", skip + "return \"\".join"}}, false, "takes a skipped test for one that passed"},
+	} {
+		if verdict := judgeEdits(t, v, r, a, c.edits); verdict.Solved != c.solved || !strings.Contains(verdict.Reason, c.reason) {
+			t.Errorf("%s: solved %v, reason %q; want %v, %q", c.name, verdict.Solved, verdict.Reason, c.solved, c.reason)
+		}
+	}
+}
+
+// Results of tests that the original does not have are named in the verdict.
+func TestInventedResultsAreNamed(t *testing.T) {
+	r, v := calcValidator(t, Options{})
+	e := with(fixEdits(), edits{"calc/__init__.py": {"", "import sys\nsys.stderr.write('test_new (tests.test_new.T.test_new) ... ok\\n')\n"}})
+	verdict := judgeEdits(t, v, r, calcArtifact(t, r), e)
+	if !verdict.Solved || !strings.Contains(verdict.Reason, "1 results are of tests that the original run does not have: tests.test_new.T.test_new") {
+		t.Errorf("%+v", verdict)
+	}
+}
+
+// Control tests work in JavaScript as they do in Python.
+func TestTamperingInJavaScript(t *testing.T) {
+	if _, err := exec.LookPath("node"); err != nil {
+		t.Skip("needs node")
+	}
+	dir := t.TempDir()
+	writeTree(t, dir, map[string]string{
+		"sum.js":           "exports.sum = (a, b) => a + b;\nexports.neg = (a) => -a;\n",
+		"test/sum.test.js": "const { test } = require('node:test');\nconst assert = require('node:assert');\nconst { sum, neg } = require('../sum.js');\ntest('sums', () => { assert.equal(sum(1, 2), 3); });\ntest('negates', () => { assert.equal(neg(1), -1); });\n",
+	})
+	r := openRepo(t, dir)
+	v := NewValidator(localBackend(t), r, Options{Timeout: 20 * time.Second})
+	a := Artifact{
+		TestScript: []byte("node test/sum.test.js\n"), TestFiles: []byte("test/sum.test.js"),
+		TestParser: []byte("import json, re, sys\nout = {}\nfor line in sys.stdin:\n    m = re.match(r'(not )?ok \\d+ - (\\S+)( # SKIP)?', line.strip())\n    if m:\n        out[m.group(2)] = 'failed' if m.group(1) or m.group(3) else 'passed'\nprint(json.dumps(out))\n"),
+		BugInject:  diffOf(t, r, nil, edits{"sum.js": {"=> -a", "=> a"}}),
+		TestWeaken: diffOf(t, r, nil, edits{"test/sum.test.js": {"assert.equal(neg(1), -1);", "neg(1);"}}),
+	}
+	report := Report{Valid: true, FailToPass: []string{"negates"}, PassToPass: []string{"sums"}}
+	forged := "process.stdout.write('ok 1 - sums\\nok 2 - negates\\n');\nprocess.exit(0);\n"
+	for _, c := range []struct {
+		name   string
+		edits  edits
+		solved bool
+		reason string
+	}{
+		{"the fix", edits{"sum.js": {"=> a;", "=> -a;"}}, true, "all 2 tests pass"},
+		{"forged results", edits{"sum.js": {"exports.sum", forged + "exports.sum"}}, false, "a control test is missing from the run of test/sum.test.js"},
+	} {
+		verdict, err := v.Verdict(t.Context(), a, report, diffOf(t, r, buggyTree(t, r, a), c.edits), nil)
+		if err != nil || verdict.Solved != c.solved || !strings.Contains(verdict.Reason, c.reason) {
+			t.Errorf("%s: %+v, %v; want solved %v, %q", c.name, verdict, err, c.solved, c.reason)
 		}
 	}
 }

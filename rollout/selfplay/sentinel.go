@@ -7,18 +7,20 @@ import (
 	"fmt"
 	"maps"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 )
 
-// Sentinels are two tests that a verdict adds to each oracle test file it knows
-// how to extend: one must pass, one must fail. A run that was ended early with
-// forged results lacks the first; a runner patched to pass everything passes
-// the second. Their names differ from verdict to verdict. They are used only
-// where a run on the original proved that they work and disturb no other test.
+// Sentinels are three tests that a verdict adds to each oracle test file it knows
+// how to extend: one must pass, one must fail, one is skipped. A run that was
+// ended early with forged results lacks the first; a runner patched to pass
+// everything passes the second; the third shows a parser that takes a skip for
+// a pass. Their names differ from verdict to verdict. They are used only where
+// a run on the original proved that they work and disturb no other test.
 type sentinel struct {
-	file           string
-	passes, breaks string // the names, as substrings of the tests' ids
+	file                  string
+	passes, breaks, skips string // the names, as substrings of the tests' ids
 }
 
 // sentinelWords make names that look like anybody's tests.
@@ -51,14 +53,16 @@ func withSentinels(name string, source []byte, seed string) ([]byte, sentinel, b
 		file:   name,
 		passes: sentinelName(seed, name+" passes", source),
 		breaks: sentinelName(seed, name+" breaks", source),
+		skips:  sentinelName(seed, name+" skips", source),
 	}
 	class := camel(sentinelName(seed, name+" class", source))
 	switch {
 	case path.Ext(name) == ".py":
 		added := fmt.Sprintf("\n\nclass Test%s(__import__(\"unittest\").TestCase):\n"+
 			"    def test_%s(self):\n        self.assertEqual(len(\"%s\"), %d)\n\n"+
-			"    def test_%s(self):\n        self.assertEqual(len(\"%s\"), %d)\n\n\n",
-			class, s.passes, class, len(class), s.breaks, class, len(class)+1)
+			"    def test_%s(self):\n        self.assertEqual(len(\"%s\"), %d)\n\n"+
+			"    def test_%s(self):\n        self.skipTest(\"later\")\n\n\n",
+			class, s.passes, class, len(class), s.breaks, class, len(class)+1, s.skips)
 		// A main block runs the tests, so that it must come last.
 		at := len(source)
 		if i := bytes.Index(source, []byte("\nif __name__")); i >= 0 {
@@ -66,13 +70,25 @@ func withSentinels(name string, source []byte, seed string) ([]byte, sentinel, b
 		}
 		return slices.Concat(source[:at], []byte(added), source[at:]), s, true
 	case strings.HasSuffix(name, "_test.go"):
-		s.passes, s.breaks = camel(s.passes), camel(s.breaks)
-		added := fmt.Sprintf("\nfunc Test%s(t *testing.T) {}\n\nfunc Test%s(t *testing.T) { t.Errorf(\"got %%d, want %d\", %d) }\n",
-			s.passes, s.breaks, len(class)+1, len(class))
+		s.passes, s.breaks, s.skips = camel(s.passes), camel(s.breaks), camel(s.skips)
+		added := fmt.Sprintf("\nfunc Test%s(t *testing.T) {}\n\nfunc Test%s(t *testing.T) { t.Errorf(\"got %%d, want %d\", %d) }\n"+
+			"\nfunc Test%s(t *testing.T) { t.Skip() }\n",
+			s.passes, s.breaks, len(class)+1, len(class), s.skips)
+		return slices.Concat(source, []byte(added)), s, true
+	}
+	if m := javaScriptTest.FindSubmatch(source); m != nil && javaScript[path.Ext(name)] {
+		added := fmt.Sprintf("\n;%[1]s(%[2]q, () => {});\n%[1]s(%[3]q, () => { throw new Error(\"got %[5]d, want %[6]d\"); });\n%[1]s.skip(%[4]q, () => {});\n",
+			m[1], s.passes, s.breaks, s.skips, len(class), len(class)+1)
 		return slices.Concat(source, []byte(added)), s, true
 	}
 	return nil, s, false
 }
+
+// javaScriptTest finds the function that a test file of node:test, jest, vitest
+// or mocha calls for a test.
+var javaScriptTest = regexp.MustCompile(`(?m)^\s*(test|it)\(`)
+
+var javaScript = wordSet(".js .mjs .cjs .jsx .ts .mts .cts .tsx")
 
 func camel(name string) string {
 	var b strings.Builder
@@ -86,6 +102,7 @@ func camel(name string) string {
 // It also removes the sentinel's ids from res.
 func (s sentinel) check(res results) string {
 	why := ""
+	maps.DeleteFunc(res, func(id string, _ bool) bool { return strings.Contains(id, s.skips) })
 	for name, passes := range map[string]bool{s.passes: true, s.breaks: false} {
 		var ids []string
 		for id := range res {
@@ -141,6 +158,12 @@ type judge struct {
 	// reversible: the parser answers the same when the log's lines come in
 	// reverse order, so that doing so exposes a test with two results.
 	reversible bool
+	// skipsPass: the parser takes a skipped test for one that passed.
+	skipsPass bool
+	// skips is how often the log on the original speaks of skipping, and mentions
+	// how often it names each of the tests that are counted.
+	skips    int
+	mentions map[string]int
 }
 
 // newJudge runs the artifact's script once on the original with sentinels and,
@@ -165,11 +188,14 @@ func (v *Validator) newJudge(ctx context.Context, a Artifact, required []string)
 		if err == nil && len(notPassing(res, required)) == 0 {
 			whole := maps.Clone(res)
 			for _, s := range sentinels {
+				for id, passed := range res {
+					j.skipsPass = j.skipsPass || passed && strings.Contains(id, s.skips)
+				}
 				if s.check(res) == "" {
 					j.sentinelFiles = append(j.sentinelFiles, s.file)
 				}
 			}
-			return j, j.probeReversal(ctx, v, a, log, whole)
+			return j, j.calibrate(ctx, v, a, required, log, whole)
 		}
 	}
 	log, res, err := v.runTree(ctx, nil, a)
@@ -179,13 +205,44 @@ func (v *Validator) newJudge(ctx context.Context, a Artifact, required []string)
 	if failing := notPassing(res, required); len(failing) > 0 {
 		return nil, fmt.Errorf("judge on the original: the report requires tests that do not pass there: %s", some(failing))
 	}
-	return j, j.probeReversal(ctx, v, a, log, res)
+	return j, j.calibrate(ctx, v, a, required, log, res)
 }
 
-func (j *judge) probeReversal(ctx context.Context, v *Validator, a Artifact, log []byte, res results) error {
+// calibrate learns from a log of the original, whose results are res, by what
+// signs a later log can be told to hold more than one run's results.
+func (j *judge) calibrate(ctx context.Context, v *Validator, a Artifact, required []string, log []byte, res results) error {
 	reversed, err := v.runParser(ctx, a.TestParser, reverseLines(log))
 	j.reversible = err == nil && maps.Equal(reversed, res)
+	j.skips = countSkips(log)
+	if !j.reversible {
+		j.mentions = map[string]int{}
+		for _, id := range required[:min(len(required), maxMentioned)] {
+			// A bare word also occurs where no test is meant.
+			if n := bytes.Count(log, []byte(id)); n > 0 && strings.ContainsAny(id, ".:/ ") {
+				j.mentions[id] = n
+			}
+		}
+	}
 	return onlyInfrastructure(err)
+}
+
+// maxMentioned bounds the work of counting names in the largest log.
+const maxMentioned = 2000
+
+func countSkips(log []byte) int { return bytes.Count(bytes.ToLower(log), []byte("skip")) }
+
+// tampered says by what sign the log of a run in which all required tests pass
+// holds more than the results of that run, "" if by none.
+func (j *judge) tampered(log []byte) string {
+	if n := countSkips(log); j.skipsPass && n > j.skips {
+		return fmt.Sprintf("the artifact's parser takes a skipped test for one that passed, and the log speaks of skipping %d times, on the original %d times", n, j.skips)
+	}
+	for _, id := range slices.Sorted(maps.Keys(j.mentions)) {
+		if n := bytes.Count(log, []byte(id)); n > j.mentions[id] {
+			return fmt.Sprintf("the log names %s %d times, on the original %d times", id, n, j.mentions[id])
+		}
+	}
+	return ""
 }
 
 // reverseLines puts the last line first.
