@@ -49,6 +49,7 @@ func Run(t *testing.T, c Config) {
 			}
 		})
 	}
+	t.Run("Hostile", func(t *testing.T) { runHostile(t, c) })
 }
 
 type test struct {
@@ -62,6 +63,7 @@ type env struct {
 	*testing.T
 	config  Config
 	backend sandbox.Backend
+	source  string // the workspace that a hostile program's sandbox began with
 }
 
 func (t *env) open() sandbox.Backend {
