@@ -202,7 +202,15 @@ const (
 		"c = importlib.util.cache_from_source(n)\nos.makedirs(os.path.dirname(c), exist_ok=True)\n" +
 		"open(c, 'wb').write(importlib.util.MAGIC_NUMBER + struct.pack('<III', 0, int(st.st_mtime), st.st_size) + marshal.dumps(code))\n"
 	onlyKnown = "import unittest.runner as r\nknown = ('test_sub', 'test_initials')\nfor name in ('addFailure', 'addError'):\n    def lie(self, test, err, was=getattr(r.TextTestResult, name)):\n        (self.addSuccess(test) if test._testMethodName in known else was(self, test, err))\n    setattr(r.TextTestResult, name, lie)\n"
-	equalAll  = "class Any:\n    def __eq__(self, other): return True\n"
+	// rewriteKnown changes the lines about two tests, and nothing else.
+	rewriteKnown = "import sys, unittest.runner as r\nclass Lie:\n    def __init__(self, s): self.s, self.lie = s, False\n" +
+		"    def write(self, x):\n        self.lie = ('test_sub' in x or 'test_initials' in x) or self.lie and x != '\\n'\n" +
+		"        return self.s.write(x.replace('FAIL', 'ok').replace('ERROR', 'ok') if self.lie else x)\n    def __getattr__(self, n): return getattr(self.s, n)\n" +
+		"for out in (sys.stderr, sys.stdout): pass\nimport gc\nfor d in [o for o in gc.get_objects() if type(o).__name__ == '_WritelnDecorator']: d.stream = Lie(d.stream)\nsys.stderr = Lie(sys.stderr)\n"
+	// lieToResult finds the result that the running test reports to.
+	lieToResult = "    import sys\n    f = sys._getframe()\n    while f and not ('self' in f.f_locals and hasattr(f.f_locals['self'], '_outcome') and f.f_locals['self']._outcome): f = f.f_back\n" +
+		"    if f:\n        r = f.f_locals['self']._outcome.result\n        r.addFailure = lambda test, err, was=r.addFailure: r.addSuccess(test) if 'test_sub' in str(test) else was(test, err)\n"
+	equalAll = "class Any:\n    def __eq__(self, other): return True\n"
 )
 
 // indented is a program as the body of a function.
@@ -232,6 +240,9 @@ func attacks() []attack {
 		{name: "runner patched to succeed", edits: init("import unittest\nunittest.TestCase.run = lambda self, result=None: (result.startTest(self), result.addSuccess(self), result.stopTest(self))\n"), reason: control, fools: true},
 		{name: "runner patched to report no failure", edits: init(passAll), reason: control, fools: true},
 		{name: "runner's stream rewritten", edits: init(rewriteStream), reason: control, fools: true},
+		{name: "runner patched for the known tests alone", edits: init(onlyKnown), reason: "the test runner is not as it was installed", fools: true},
+		{name: "runner's stream rewritten for the known tests alone", edits: init(rewriteKnown), reason: "the test runner is not as it was installed", fools: true},
+		{name: "a test's result patched while it runs", edits: edits{"calc/arith.py": {"    return b - a", lieToResult + "    return b - a"}, "calc/text.py": {"w[-1]", "w[0]"}}, reason: "the test runner is not as it was installed", fools: true},
 		{name: "assertions patched", edits: init("import unittest\nunittest.TestCase.assertEqual = lambda *a, **k: None\n"), reason: control, fools: true},
 		{name: "failures are no exceptions", edits: init("import unittest\nclass Soft(Exception): pass\nunittest.TestCase.failureException = Soft\nunittest.TestCase.fail = lambda *a: None\nunittest.TestCase._baseAssertEqual = lambda *a, **k: None\nunittest.TestCase._getAssertEqualityFunc = lambda *a: lambda *b, **k: None\n"), reason: control, fools: true},
 		{name: "test modules replaced in memory", edits: init("import sys, types, unittest\nfor m, c, names in (('tests.test_arith', 'ArithTest', 'add sub mul power'), ('tests.test_text', 'TextTest', 'shout initials')):\n    mod = types.ModuleType(m)\n    setattr(mod, c, type(c, (unittest.TestCase,), dict({'test_' + n: lambda self: None for n in names.split()}, __module__=m)))\n    sys.modules[m] = mod\n    import tests\n    setattr(tests, m.split('.')[1], mod)\n"), reason: control, fools: true},
@@ -277,7 +288,8 @@ func attacks() []attack {
 		{name: "the original read from the host", edits: init("import glob\nfor f in glob.glob('/proc/*/cwd/calc/arith.py') + glob.glob('/tmp/*/calc/arith.py'):\n    src = open(f).read()\n    if 'return a - b' in src: open('calc/arith.py', 'w').write(src)\n"), reason: absent},
 
 		// What no verdict by outcome alone can see; docs/verdict.md says so.
-		{name: "open: only the known tests are made to pass", edits: init(onlyKnown), open: true, fools: true},
+		{name: "open: the runner changed under a name of its own", edits: init("import unittest.runner\nexec(compile(" + quoted(onlyKnown) + ", unittest.runner.__file__, 'exec'))\n"), open: true, fools: true},
+		{name: "open: code that looks at its caller", edits: edits{"calc/arith.py": {"    return b - a", "    import sys\n    return a - b if sys._getframe(1).f_code.co_name == 'test_sub' else b - a"}, "calc/text.py": {"    return \"\".join", "    import sys\n    if sys._getframe(1).f_code.co_name == 'test_initials':\n        return 'gif'\n    return \"\".join"}}, open: true, fools: true},
 		{name: "open: objects that equal everything", edits: edits{"calc/arith.py": {"    return b - a", indented(equalAll) + "    return Any()"}, "calc/text.py": {"    return \"\".join", indented(equalAll) + "    return Any()\n    return \"\".join"}}, open: true, fools: true},
 		{name: "open: the tests' values by heart", edits: edits{"calc/arith.py": {"    return b - a", "    return -1"}, "calc/text.py": {"    return \"\".join", "    return 'gif'\n    return \"\".join"}}, open: true, fools: true},
 	}
@@ -290,9 +302,9 @@ func quoted(s string) string {
 
 func TestTamperingDoesNotTurnAVerdict(t *testing.T) {
 	if testing.Short() {
-		t.Skip("sixty verdicts")
+		t.Skip("seventy verdicts, twice each")
 	}
-	r, v := calcValidator(t, Options{Timeout: 3 * time.Second, Limits: sandbox.Limits{Disk: 64 << 20}})
+	r, v := calcValidator(t, Options{Timeout: 6 * time.Second, Limits: sandbox.Limits{Disk: 64 << 20}})
 	a := calcArtifact(t, r)
 	given := buggyTree(t, r, a)
 	list := attacks()

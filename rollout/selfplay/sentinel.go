@@ -10,17 +10,22 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/ssr-go/ssr/sandbox"
 )
 
-// Sentinels are three tests that a verdict adds to each oracle test file it knows
-// how to extend: one must pass, one must fail, one is skipped. A run that was
-// ended early with forged results lacks the first; a runner patched to pass
-// everything passes the second; the third shows a parser that takes a skip for
-// a pass. Their names differ from verdict to verdict. They are used only where
-// a run on the original proved that they work and disturb no other test.
+// Sentinels are tests that a verdict adds to each oracle test file it knows how
+// to extend: one must pass, one must fail, one is skipped, and in Python one
+// looks at the test runner. A run that was ended early with forged results lacks
+// the first; a runner patched to pass everything passes the second; the third
+// shows a parser that takes a skip for a pass; the fourth fails where part of
+// the runner comes from another place than its own. Their names differ from
+// verdict to verdict. They are used only where a run on the original proved that
+// they work and disturb no other test.
 type sentinel struct {
 	file                  string
 	passes, breaks, skips string // the names, as substrings of the tests' ids
+	intact                string // "" where the runner is not looked at
 }
 
 // sentinelWords make names that look like anybody's tests.
@@ -58,11 +63,13 @@ func withSentinels(name string, source []byte, seed string) ([]byte, sentinel, b
 	class := camel(sentinelName(seed, name+" class", source))
 	switch {
 	case path.Ext(name) == ".py":
+		s.intact = sentinelName(seed, name+" intact", source)
 		added := fmt.Sprintf("\n\nclass Test%s(__import__(\"unittest\").TestCase):\n"+
 			"    def test_%s(self):\n        self.assertEqual(len(\"%s\"), %d)\n\n"+
 			"    def test_%s(self):\n        self.assertEqual(len(\"%s\"), %d)\n\n"+
-			"    def test_%s(self):\n        self.skipTest(\"later\")\n\n\n",
-			class, s.passes, class, len(class), s.breaks, class, len(class)+1, s.skips)
+			"    def test_%s(self):\n        self.skipTest(\"later\")\n\n"+
+			"    def test_%s(self):\n%s\n\n",
+			class, s.passes, class, len(class), s.breaks, class, len(class)+1, s.skips, s.intact, runnerIntact)
 		// A main block runs the tests, so that it must come last.
 		at := len(source)
 		if i := bytes.Index(source, []byte("\nif __name__")); i >= 0 {
@@ -84,6 +91,36 @@ func withSentinels(name string, source []byte, seed string) ([]byte, sentinel, b
 	return nil, s, false
 }
 
+// runnerIntact is the body of a Python test that fails where a function of the
+// test runner, or the class of a stream, was defined elsewhere: by the code under
+// test, which has no other way to change the result of a single known test that
+// is not its own answer. What a decorator or a dataclass generates has no file.
+const runnerIntact = `        import builtins, os, sys
+        library, strange = os.path.dirname(os.__file__) + os.sep, []
+        def check(owner, places):
+            for key, f in list(vars(owner).items()):
+                f = getattr(f, "fget", None) or getattr(f, "__func__", f)
+                file = getattr(getattr(f, "__code__", None), "co_filename", library)
+                generated = file.startswith("<frozen ") or key.startswith("__") and file.startswith("<")
+                if not generated and not file.startswith(places):
+                    strange.append("%s in %s" % (key, file))
+        for name, module in list(sys.modules.items()):
+            top = getattr(sys.modules.get(name.split(".")[0]), "__file__", None)
+            if name.split(".")[0] in ("unittest", "_pytest", "pluggy", "traceback") and top:
+                for owner in [module] + [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == name]:
+                    check(owner, (library, os.path.dirname(top) + os.sep))
+        check(builtins, (library,))
+        result = getattr(getattr(self, "_outcome", None), "result", None)
+        if hasattr(result, "__dict__"):
+            check(result, (library,))
+        for thing in (sys.stdout, sys.stderr, result):
+            home = getattr(sys.modules.get(type(thing).__module__), "__file__", None) or library
+            if home.startswith("` + sandbox.Workdir + `/"):
+                strange.append("%s in %s" % (type(thing).__name__, home))
+        self.assertEqual(strange, [])
+        self.assertIs(self.failureException, AssertionError)
+`
+
 // javaScriptTest finds the function that a test file of node:test, jest, vitest
 // or mocha calls for a test.
 var javaScriptTest = regexp.MustCompile(`(?m)^\s*(test|it)\(`)
@@ -99,32 +136,54 @@ func camel(name string) string {
 }
 
 // check says what is wrong with the sentinel in a run's results, "" if nothing.
-// It also removes the sentinel's ids from res.
-func (s sentinel) check(res results) string {
+// It also removes the sentinel's ids from res. Whether the runner is as it was
+// installed counts only where intact is set.
+func (s sentinel) check(res results, intact bool) string {
 	why := ""
-	maps.DeleteFunc(res, func(id string, _ bool) bool { return strings.Contains(id, s.skips) })
-	for name, passes := range map[string]bool{s.passes: true, s.breaks: false} {
-		var ids []string
-		for id := range res {
-			if strings.Contains(id, name) {
-				ids = append(ids, id)
-			}
-		}
+	for _, want := range []struct {
+		name   string
+		passes bool
+		fault  string
+	}{
+		{s.passes, true, "a control test that must pass fails"},
+		{s.breaks, false, "a control test that must fail passes"},
+		{s.intact, true, "the test runner is not as it was installed"},
+	} {
+		ids := s.ids(res, want.name)
 		switch {
+		case want.name == "" || want.name == s.intact && !intact:
 		case len(ids) == 0:
 			why = "a control test is missing from the run of " + s.file
 		case len(ids) > 1:
 			why = "a control test was run more than once in " + s.file
-		case res[ids[0]] != passes && passes:
-			why = "a control test that must pass fails in " + s.file
-		case res[ids[0]] != passes:
-			why = "a control test that must fail passes in " + s.file
+		case res[ids[0]] != want.passes:
+			why = want.fault + " in " + s.file
 		}
 		for _, id := range ids {
 			delete(res, id)
 		}
 	}
+	for _, id := range s.ids(res, s.skips) {
+		delete(res, id)
+	}
 	return why
+}
+
+// ids lists the tests of a run that carry one of the sentinel's names.
+func (s sentinel) ids(res results, name string) (ids []string) {
+	for id := range res {
+		if name != "" && strings.Contains(id, name) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// runnerIntact reports whether the sentinel that looks at the runner passed, or
+// is none.
+func (s sentinel) runnerIntact(res results) bool {
+	ids := s.ids(res, s.intact)
+	return s.intact == "" || len(ids) == 1 && res[ids[0]]
 }
 
 // addSentinels puts sentinels into the files of the original that use selects.
@@ -160,6 +219,9 @@ type judge struct {
 	reversible bool
 	// skipsPass: the parser takes a skipped test for one that passed.
 	skipsPass bool
+	// intact: the runner is not changed by the project itself, so that it can be
+	// looked at.
+	intact bool
 	// skips is how often the log on the original speaks of skipping, and mentions
 	// how often it names each of the tests that are counted.
 	skips    int
@@ -187,11 +249,12 @@ func (v *Validator) newJudge(ctx context.Context, a Artifact, required []string)
 		}
 		if err == nil && len(notPassing(res, required)) == 0 {
 			whole := maps.Clone(res)
+			j.intact = !slices.ContainsFunc(sentinels, func(s sentinel) bool { return !s.runnerIntact(res) })
 			for _, s := range sentinels {
-				for id, passed := range res {
-					j.skipsPass = j.skipsPass || passed && strings.Contains(id, s.skips)
+				for _, id := range s.ids(res, s.skips) {
+					j.skipsPass = j.skipsPass || res[id]
 				}
-				if s.check(res) == "" {
+				if s.check(res, j.intact) == "" {
 					j.sentinelFiles = append(j.sentinelFiles, s.file)
 				}
 			}

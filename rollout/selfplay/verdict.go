@@ -89,7 +89,7 @@ func (v *Validator) verdict(ctx context.Context, a Artifact, report Report, patc
 
 	tampered := ""
 	for _, s := range sentinels {
-		if why := s.check(res); why != "" && tampered == "" {
+		if why := s.check(res, j.intact); why != "" && tampered == "" {
 			tampered = why
 		}
 	}
