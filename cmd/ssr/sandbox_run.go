@@ -46,6 +46,22 @@ func (b *byteSize) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// limitTime is a duration, or a bare number of seconds.
+type limitTime time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (t *limitTime) UnmarshalText(text []byte) error {
+	d, err := time.ParseDuration(string(text))
+	if n, e := strconv.ParseUint(string(text), 10, 31); e == nil {
+		d, err = time.Duration(n)*time.Second, nil
+	}
+	if err != nil || d <= 0 {
+		return fmt.Errorf("%q is no time; write it like 30s", text)
+	}
+	*t = limitTime(d)
+	return nil
+}
+
 type sandboxExecCmd struct {
 	Backend   string            `default:"local" enum:"local" help:"Sandbox backend."`
 	Rootfs    string            `type:"existingdir" placeholder:"DIR" help:"The system that the command sees; by default this machine's."`
@@ -54,8 +70,8 @@ type sandboxExecCmd struct {
 	Dir       string            `help:"Folder to run in, relative to the workspace."`
 	Env       map[string]string `help:"Environment of the command, beside PATH, HOME, LANG and TMPDIR." mapsep:"none"`
 	Stdin     bool              `help:"Give the command this command's input; by default it has none."`
-	Timeout   time.Duration     `default:"120s" help:"Wall-clock limit."`
-	CPU       time.Duration     `name:"cpu" default:"240s" help:"Limit of processor time."`
+	Timeout   limitTime         `default:"120s" help:"Wall-clock limit."`
+	CPU       limitTime         `name:"cpu" default:"240s" help:"Limit of processor time."`
 	Memory    byteSize          `default:"2G" help:"Memory limit."`
 	Pids      int               `default:"256" help:"Processes and threads at once."`
 	Disk      byteSize          `default:"512M" help:"How much the workspace and /tmp may grow."`
@@ -93,7 +109,7 @@ func (c *sandboxExecCmd) Run(ctx context.Context, o output) (err error) {
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
 	box, err := b.Start(ctx, sandbox.Spec{Dir: c.Workspace, Env: c.Env, Owner: "ssr-sandbox-exec", Limits: sandbox.Limits{
-		Lifetime: c.Timeout + time.Minute, Command: c.Timeout, CPU: c.CPU, Memory: int64(c.Memory), Processes: c.Pids,
+		Lifetime: time.Duration(c.Timeout) + time.Minute, Command: time.Duration(c.Timeout), CPU: time.Duration(c.CPU), Memory: int64(c.Memory), Processes: c.Pids,
 		FileSize: int64(c.FileSize), Disk: int64(c.Disk), OpenFiles: c.OpenFiles, Output: int64(c.Output),
 	}})
 	if err != nil {
@@ -151,7 +167,7 @@ func (c *sandboxExecCmd) print(o output, r sandbox.Result, refused []sandbox.Ref
 		is   bool
 		what string
 	}{
-		{r.TimedOut, fmt.Sprintf("ended after %v; see --timeout", c.Timeout)},
+		{r.TimedOut, fmt.Sprintf("ended after %v; see --timeout", time.Duration(c.Timeout))},
 		{r.Truncated, fmt.Sprintf("printed more than %d bytes; see --output", c.Output)},
 		{r.DiskFull, fmt.Sprintf("wrote more than %d bytes; see --disk", c.Disk)},
 		{r.OutOfMemory, fmt.Sprintf("used more than %d bytes of memory; see --memory", c.Memory)},

@@ -5,7 +5,9 @@ import (
 	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 )
 
@@ -15,6 +17,9 @@ import (
 // changed. Modification times and sizes stay, so that the index stays valid.
 func forgetHost(indexFile, format string) error {
 	data, err := os.ReadFile(indexFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // of a tree without files
+	}
 	if err != nil {
 		return hostError("prepare .git", err)
 	}
@@ -47,6 +52,9 @@ func withoutHost(index []byte, format string) ([]byte, error) {
 		return nil, fmt.Errorf("the index has version %d, want 2 or 3", version)
 	}
 	body := bytes.Clone(index[:len(index)-hash])
+	if !bytes.Equal(sum(body), index[len(body):]) {
+		return nil, fmt.Errorf("the index does not match its checksum")
+	}
 	at := header
 	for range entries {
 		name := at + stat + hash + 2

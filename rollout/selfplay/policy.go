@@ -103,7 +103,11 @@ func (r *Repo) testFolder(name string, bug map[string]bool) string {
 // steeringInjection says why an injection into a tree with these oracle tests is
 // refused, "" when it is not. What an injection touches, a solver may edit, so
 // that it must not touch what steers the run or what lies among the tests.
-func (r *Repo) steeringInjection(bug *Patch, oracleFiles []string) string {
+func (r *Repo) steeringInjection(bug *Patch, oracleFiles []string) (string, error) {
+	outside, err := r.outside()
+	if err != nil {
+		return "", err
+	}
 	var folders []string
 	for _, name := range oracleFiles {
 		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
@@ -116,19 +120,17 @@ func (r *Repo) steeringInjection(bug *Patch, oracleFiles []string) string {
 	for _, f := range bug.files {
 		for _, name := range filePaths(f) {
 			if r.describesProject(nil, name) || projectFiles[path.Base(name)] {
-				return fmt.Sprintf("touches %s, which describes the project or its test run", name)
+				return fmt.Sprintf("touches %s, which describes the project or its test run", name), nil
 			}
-			if why := r.steersRunner(nil, oracle{}, f, name); why != "" {
-				return why
+			if why := r.steersRunner(nil, oracle{outside: outside}, f, name); why != "" {
+				return why, nil
 			}
-			for _, folder := range folders {
-				if strings.HasPrefix(name, folder+"/") {
-					return fmt.Sprintf("touches %s, which lies among the tests in %s", name, folder)
-				}
+			if i := slices.IndexFunc(folders, func(dir string) bool { return strings.HasPrefix(name, dir+"/") }); i >= 0 {
+				return fmt.Sprintf("touches %s, which lies among the tests in %s", name, folders[i]), nil
 			}
 		}
 	}
-	return ""
+	return "", nil
 }
 
 func (r *Repo) holdsOnlyTests(dir string) bool {

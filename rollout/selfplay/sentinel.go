@@ -97,8 +97,8 @@ func withSentinels(name string, source []byte, seed string) ([]byte, sentinel, b
 // is not its own answer. What a decorator or a dataclass generates has no file.
 const runnerIntact = `        import builtins, os, sys
         library, strange = os.path.dirname(os.__file__) + os.sep, []
-        def check(owner, places):
-            for key, f in list(vars(owner).items()):
+        def check(items, places):
+            for key, f in list(items):
                 f = getattr(f, "fget", None) or getattr(f, "__func__", f)
                 file = getattr(getattr(f, "__code__", None), "co_filename", library)
                 generated = file.startswith("<frozen ") or key.startswith("__") and file.startswith("<")
@@ -108,11 +108,10 @@ const runnerIntact = `        import builtins, os, sys
             top = getattr(sys.modules.get(name.split(".")[0]), "__file__", None)
             if name.split(".")[0] in ("unittest", "_pytest", "pluggy", "traceback") and top:
                 for owner in [module] + [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == name]:
-                    check(owner, (library, os.path.dirname(top) + os.sep))
-        check(builtins, (library,))
+                    check(vars(owner).items(), (library, os.path.dirname(top) + os.sep))
+        check(vars(builtins).items(), (library,))
         result = getattr(getattr(self, "_outcome", None), "result", None)
-        if hasattr(result, "__dict__"):
-            check(result, (library,))
+        check([(k, f) for k, f in getattr(result, "__dict__", {}).items() if hasattr(type(result), k)], (library,))
         for thing in (sys.stdout, sys.stderr, result):
             home = getattr(sys.modules.get(type(thing).__module__), "__file__", None) or library
             if home.startswith("` + sandbox.Workdir + `/"):
@@ -249,13 +248,15 @@ func (v *Validator) newJudge(ctx context.Context, a Artifact, required []string)
 		}
 		if err == nil && len(notPassing(res, required)) == 0 {
 			whole := maps.Clone(res)
-			j.intact = !slices.ContainsFunc(sentinels, func(s sentinel) bool { return !s.runnerIntact(res) })
+			j.intact = true
 			for _, s := range sentinels {
 				for _, id := range s.ids(res, s.skips) {
 					j.skipsPass = j.skipsPass || res[id]
 				}
-				if s.check(res, j.intact) == "" {
+				intact := s.runnerIntact(res)
+				if s.check(res, false) == "" {
 					j.sentinelFiles = append(j.sentinelFiles, s.file)
+					j.intact = j.intact && intact
 				}
 			}
 			return j, j.calibrate(ctx, v, a, required, log, whole)

@@ -341,7 +341,11 @@ func (c *validation) scope(ctx context.Context) (expected, seen string, err erro
 	if err != nil {
 		return expected, "", asRefusal(err)
 	}
-	if why := c.v.repo.steeringInjection(c.bug, c.files); why != "" {
+	why, err := c.v.repo.steeringInjection(c.bug, c.files)
+	if err != nil {
+		return expected, "", err
+	}
+	if why != "" {
 		return expected, "", refuse("%s", why)
 	}
 	changed := 0
