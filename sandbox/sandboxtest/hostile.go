@@ -29,7 +29,8 @@ type hostile struct {
 	// else on the host sleeps: no process that has it in its arguments may outlive
 	// the program. SECRET is a file of the host with the word "hunter2" in it,
 	// TOUCH a path in a folder of the host that anybody may write, PORT a TCP port
-	// and SOCKET an abstract unix socket on which the host listens.
+	// and SOCKET an abstract unix socket on which the host listens, HOSTNAME the
+	// host's name and FOLDER the folder of the test.
 	program string
 	want    outcome
 	limits  sandbox.Limits
