@@ -112,9 +112,14 @@ func (x *box) Snapshot(ctx context.Context, dir string) error {
 	}
 	defer root.Close()
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(harvest.Pack(ctx, x.slot.workspace(), ".", w, x.bounds())) }()
+	packed := make(chan struct{})
+	go func() {
+		defer close(packed)
+		w.CloseWithError(harvest.Pack(ctx, x.slot.workspace(), ".", w, x.bounds()))
+	}()
 	err = harvest.Unpack(ctx, r, root, ".", harvest.Keep, x.bounds())
 	r.CloseWithError(err) // so that the packer ends
+	<-packed
 	if err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
