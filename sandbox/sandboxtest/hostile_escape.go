@@ -56,7 +56,7 @@ var escapePrograms = slices.Concat([]hostile{
 	{name: "list homes", needs: "filesystem", program: "ls /root | grep -q . || ls /home | grep -q . || grep ':/home/' /etc/passwd", want: held},
 	{name: "reach a container engine", needs: "filesystem", program: "ls /run/docker.sock /var/run/docker.sock /run/podman /run/containerd 2>/dev/null | grep -q .", want: held},
 	{name: "see another sandbox's files", needs: "filesystem", program: "find /workspace /tmp /var /run /home /dev/shm /proc/[0-9]*/cwd/ -name mine 2>/dev/null | grep -q .", want: held},
-	{name: "kill everything", program: "kill -9 -1; sleep MARK", want: worksAfter, limits: soon},
+	{name: "kill everything", program: "sleep MARK & kill -9 -1", want: worksAfter},
 	{name: "type into a terminal", needs: "syscalls", program: "python3 -c '\nimport fcntl, pty\nmaster, slave = pty.openpty()\nfcntl.ioctl(slave, 0x5412, b\"x\")'", want: held},
 	{name: "raise its own limits", program: "ulimit -c unlimited || ulimit -n 1000000 || ulimit -u unlimited || ulimit -f unlimited", want: held, limits: sandbox.Limits{OpenFiles: 64}},
 	{name: "trace the first process", needs: "filesystem", program: python(`import ctypes, sys
