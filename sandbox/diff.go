@@ -16,7 +16,8 @@ import (
 
 // Refusal is a change that a patch cannot carry, and why.
 type Refusal struct {
-	Path, Reason string
+	Path   string `json:"path"`
+	Reason string `json:"reason"`
 }
 
 // Diff writes changes against the folder original as a patch in git's format,

@@ -105,10 +105,37 @@ type Sandbox interface {
 	ReadFile(ctx context.Context, path string, limit int64) ([]byte, error)
 	// WriteFile creates or replaces a regular file below Workdir, with its folders.
 	WriteFile(ctx context.Context, path string, data []byte, mode uint32) error
+	// List names what a folder of the workspace holds, sorted. It follows no link
+	// out of the workspace.
+	List(ctx context.Context, path string) ([]Entry, error)
+	// Upload unpacks a tar stream of files, folders and symbolic links below a
+	// folder of the workspace, which is made where it is missing. Files and links
+	// in the way are replaced. A name that leaves the folder, any other kind of
+	// entry, and more bytes than Limits.Disk end it with an error; what was
+	// unpacked until then stays.
+	Upload(ctx context.Context, path string, tar io.Reader) error
+	// Download writes a file or folder of the workspace as a tar stream, names
+	// relative to the folder and in order, no link followed. Pipes, sockets and
+	// devices are left out.
+	Download(ctx context.Context, path string, tar io.Writer) error
+	// Snapshot writes the workspace as it is now, .git included, into dir, a folder
+	// of the host that is new or empty. A sandbox started with Spec.Dir = dir is a
+	// fork of this one; the folder is the caller's to remove.
+	Snapshot(ctx context.Context, dir string) error
 	// Harvest reports how the workspace differs from Spec.Dir. It never runs a
 	// program on the host over what the sandbox wrote.
 	Harvest(ctx context.Context) ([]Change, error)
 	Close() error
+}
+
+// Entry is one name in a folder of the workspace.
+type Entry struct {
+	Name string
+	// Mode has the permission bits and, for a folder or link, fs.ModeDir or
+	// fs.ModeSymlink.
+	Mode uint32
+	// Size in bytes, of a file.
+	Size int64
 }
 
 // Change is one path that differs from the original workspace.

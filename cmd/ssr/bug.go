@@ -19,10 +19,11 @@ import (
 )
 
 type bugCmd struct {
-	Validate bugValidateCmd `cmd:"" help:"Run the seven checks on an artifact. Exit status 0: valid, 1: refused."`
-	Verdict  bugVerdictCmd  `cmd:"" help:"Judge a patch for a bug. Exit status 0 when the verdict ran, solved or not."`
-	List     bugListCmd     `cmd:"" help:"List the bugs of a run or of a folder."`
-	Show     bugShowCmd     `cmd:"" help:"Show a bug: its report and both diffs."`
+	Validate   bugValidateCmd   `cmd:"" help:"Run the seven checks on an artifact. Exit status 0: valid, 1: refused."`
+	Verdict    bugVerdictCmd    `cmd:"" help:"Judge a patch for a bug. Exit status 0 when the verdict ran, solved or not."`
+	List       bugListCmd       `cmd:"" help:"List the bugs of a run or of a folder."`
+	Show       bugShowCmd       `cmd:"" help:"Show a bug: its report and both diffs."`
+	SolverTree bugSolverTreeCmd `cmd:"" help:"Write the folder that a solver of a bug starts from."`
 }
 
 // requirementFlags are the thresholds of validation.

@@ -2,7 +2,7 @@
 // one policy breaks a repository and repairs it, in sandboxes.
 //
 // Exit status: 0 success; 1 the answer is no (a bug was refused); 2 an error;
-// 130 interrupted.
+// 130 interrupted. "ssr sandbox exec" ends with its command's status.
 package main
 
 import (
@@ -33,6 +33,7 @@ type commands struct {
 	Warmstart  warmstartCmd  `cmd:"" help:"Make a small policy that speaks the protocol, for a repository."`
 	SFT        sftCmd        `cmd:"" name:"sft" help:"Fine-tune a policy on recorded episodes."`
 	Bug        bugCmd        `cmd:"" help:"Validate, judge and look at bugs."`
+	Sandbox    sandboxCmd    `cmd:"" help:"Run a command in a sandbox, and take the patch of a folder that an agent has had."`
 	Model      modelCmd      `cmd:"" help:"Look at a model, tokenize, score and generate."`
 	Trajectory trajectoryCmd `cmd:"" help:"Read the episodes of a run."`
 	Run        runCmd        `cmd:"" help:"Summarise a run and draw its curves."`
@@ -41,6 +42,11 @@ type commands struct {
 	Bench      benchCmd      `cmd:"" help:"Measure tokens and sandbox episodes per second."`
 	Doctor     doctorCmd     `cmd:"" help:"Report what this machine offers, with advice for what is missing."`
 }
+
+// exitStatus ends a command that has printed its result with a status.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("status %d", int(s)) }
 
 // output is where commands print: out for results, err for everything else.
 type output struct{ out, err *os.File }
@@ -86,9 +92,12 @@ func run(args []string, o output) int {
 		fmt.Fprintln(o.err, "see ssr --help")
 		return exitError
 	}
+	var status exitStatus
 	switch err := kctx.Run(); {
 	case err == nil:
 		return 0
+	case errors.As(err, &status):
+		return int(status)
 	case errors.Is(err, errRefused):
 		return exitRefused
 	case ctx.Err() != nil:

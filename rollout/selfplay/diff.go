@@ -116,7 +116,11 @@ func (r *Repo) ignored(ctx context.Context, names []string) (map[string]bool, er
 	if _, err := runGit(ctx, scratch, nil, "init", "-q", "--template="); err != nil {
 		return nil, err
 	}
-	out, err := runGit(ctx, scratch, []byte(strings.Join(names, "\x00")+"\x00"), "check-ignore", "--no-index", "--stdin", "-z")
+	var list strings.Builder
+	for _, name := range names {
+		list.WriteString("./" + name + "\x00") // a name that begins with ":" has a meaning to git
+	}
+	out, err := runGit(ctx, scratch, []byte(list.String()), "check-ignore", "--no-index", "--stdin", "-z")
 	var ge *gitError
 	if errors.As(err, &ge) && ge.exit == 1 { // none is ignored
 		return nil, nil
@@ -126,7 +130,7 @@ func (r *Repo) ignored(ctx context.Context, names []string) (map[string]bool, er
 	}
 	ignored := map[string]bool{}
 	for name := range bytes.SplitSeq(out, []byte{0}) {
-		ignored[string(name)] = true
+		ignored[strings.TrimPrefix(string(name), "./")] = true
 	}
 	return ignored, nil
 }
@@ -161,7 +165,7 @@ func (r *Repo) diff(ctx context.Context, a, b overlay) ([]byte, error) {
 			if f == nil {
 				continue
 			}
-			if err := writeFile(filepath.Join(scratch, side, fmt.Sprintf("%06d", i)), f.data, f.mode); err != nil {
+			if err := writeFile(filepath.Join(scratch, side, number(i)), f.data, f.mode); err != nil {
 				return nil, hostError("compare trees", err)
 			}
 		}

@@ -18,8 +18,12 @@ import (
 // date of its commits: times must not tell which files were touched.
 var treeTime = time.Unix(946684800, 0)
 
-// gitTimeout bounds one run of the host's git; none takes more than seconds.
-const gitTimeout = 2 * time.Minute
+// gitTimeout bounds one run of the host's git; none of honest content takes
+// more than seconds. A test shortens it.
+var gitTimeout = 2 * time.Minute
+
+// errGitSlow is wrapped by the error of a run past gitTimeout.
+var errGitSlow = fmt.Errorf("%w: ran past its time", sandbox.ErrInfrastructure)
 
 // gitConfig switches off every setting that makes git run another program or
 // rewrite content, whatever a repository's own configuration says.
@@ -56,7 +60,7 @@ func (e *gitError) Error() string {
 // environment. A status other than 0 is a *gitError; a git that cannot be run
 // wraps sandbox.ErrInfrastructure.
 func runGit(ctx context.Context, dir string, stdin []byte, args ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, gitTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, gitTimeout, errGitSlow)
 	defer cancel()
 	full := make([]string, 0, 2*len(gitConfig)+len(args))
 	for _, c := range gitConfig {
@@ -105,17 +109,28 @@ func runGit(ctx context.Context, dir string, stdin []byte, args ...string) ([]by
 // initCommit makes dir a repository with everything in it as one commit by a
 // fixed author at a fixed date, without reflog.
 func initCommit(ctx context.Context, dir string) error {
-	steps := [][]string{
-		{"init", "-q", "--template=", "-b", "main"},
-		{"add", "-A", "-f"},
-		{"commit", "-q", "--no-verify", "--allow-empty", "-m", "Initial commit"},
+	gitDir := filepath.Join(dir, ".git")
+	if _, err := runGit(ctx, dir, nil, "init", "-q", "--template=", "-b", "main"); err != nil {
+		return fmt.Errorf("make a one-commit history: %w", err)
 	}
-	for _, args := range steps {
+	// Attributes of the tree must not rewrite, or refuse, what is added.
+	info := filepath.Join(gitDir, "info")
+	err := os.MkdirAll(info, 0o755)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(info, "attributes"), []byte("* -text -eol -ident -filter -working-tree-encoding\n"), 0o644)
+	}
+	if err != nil {
+		return hostError("make a one-commit history", err)
+	}
+	for _, args := range [][]string{{"add", "-A", "-f"}, {"commit", "-q", "--no-verify", "--allow-empty", "-m", "Initial commit"}} {
 		if _, err := runGit(ctx, dir, nil, args...); err != nil {
 			return fmt.Errorf("make a one-commit history: %w", err)
 		}
 	}
-	return finishGitDir(filepath.Join(dir, ".git"), "sha1")
+	if err := os.RemoveAll(info); err != nil {
+		return hostError("make a one-commit history", err)
+	}
+	return finishGitDir(gitDir, "sha1")
 }
 
 // treeConfig is the configuration of a prepared tree's .git, for the agent that
@@ -149,6 +164,9 @@ func finishGitDir(gitDir, format string) error {
 		if err := os.RemoveAll(filepath.Join(gitDir, name)); err != nil {
 			return hostError("prepare .git", err)
 		}
+	}
+	if err := forgetHost(filepath.Join(gitDir, "index"), format); err != nil {
+		return err
 	}
 	if err := fixTimes(gitDir); err != nil {
 		return err

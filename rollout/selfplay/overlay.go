@@ -12,7 +12,9 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -77,8 +79,12 @@ func (r *Repo) exists(o overlay, name string) bool {
 	return ok
 }
 
-// maxPatched bounds the memory of applied patches.
-const maxPatched = 512
+// maxPatched bounds how many applied patches are remembered, and
+// maxPatchedMemory the bytes of their files.
+const (
+	maxPatched       = 512
+	maxPatchedMemory = 256 << 20
+)
 
 // patchResult is a remembered application; err is nil or a *PatchError.
 type patchResult struct {
@@ -87,11 +93,9 @@ type patchResult struct {
 }
 
 // apply returns the tree o with patch p on top. A patch that does not fit is a
-// *PatchError. The work is done by the host's git in a scratch folder that
-// holds nothing but the touched files.
+// *PatchError.
 func (r *Repo) apply(ctx context.Context, o overlay, p *Patch) (overlay, error) {
-	text := p.Bytes()
-	sum := sha256.Sum256(text)
+	sum := sha256.Sum256(p.Bytes())
 	key := o.key() + hex.EncodeToString(sum[:])
 	r.mu.Lock()
 	done, ok := r.patched[key]
@@ -99,27 +103,39 @@ func (r *Repo) apply(ctx context.Context, o overlay, p *Patch) (overlay, error) 
 	if ok {
 		return done.tree, done.err
 	}
-	tree, err := r.applyText(ctx, o, p.Paths(), text)
+	tree, err := r.applyInScratch(ctx, o, p)
 	var refused *PatchError
 	if err != nil && !errors.As(err, &refused) {
 		return nil, err
 	}
+	size := 0
+	for _, f := range tree {
+		if f != nil {
+			size += len(f.data)
+		}
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.patched) >= maxPatched {
+	if r.patchedMemory += size; len(r.patched) >= maxPatched || r.patchedMemory > maxPatchedMemory {
 		clear(r.patched)
+		r.patchedMemory = size
 	}
 	r.patched[key] = patchResult{tree, err}
 	return tree, err
 }
 
-func (r *Repo) applyText(ctx context.Context, o overlay, paths []string, text []byte) (overlay, error) {
+// applyInScratch has the host's git apply p in a folder that holds nothing but
+// the touched files, under numbers for names: no path or attribute of the tree
+// has a meaning to git.
+func (r *Repo) applyInScratch(ctx context.Context, o overlay, p *Patch) (overlay, error) {
 	scratch, err := os.MkdirTemp(filepath.Join(r.work, "scratch"), "apply-")
 	if err != nil {
 		return nil, hostError("apply a patch", err)
 	}
 	defer os.RemoveAll(scratch)
-	for _, name := range paths {
+	paths := p.Paths()
+	sizes := map[string]uint64{}
+	for i, name := range paths {
 		if e, ok := r.base[name]; ok && !e.mode.IsRegular() {
 			return nil, patchErrorf("%s is a link or a submodule of the repository", name)
 		}
@@ -130,59 +146,69 @@ func (r *Repo) applyText(ctx context.Context, o overlay, paths []string, text []
 		if f == nil {
 			continue
 		}
-		target := filepath.Join(scratch, filepath.FromSlash(name))
-		if err = os.MkdirAll(filepath.Dir(target), 0o755); err == nil {
-			err = writeFile(target, f.data, f.mode)
-		}
-		if err != nil {
+		sizes[name] = uint64(len(f.data))
+		if err := writeFile(filepath.Join(scratch, number(i)), f.data, f.mode); err != nil {
 			return nil, hostError("apply a patch", err)
 		}
 	}
-	_, err = runGit(ctx, scratch, text, "apply", "--whitespace=nowarn", "-")
-	var ge *gitError
-	if errors.As(err, &ge) {
-		return nil, patchErrorf("does not apply: %s", strings.ReplaceAll(strings.ReplaceAll(ge.stderr, "error: ", ""), "\n", "; "))
+	if p.patchedBytes(sizes) > maxPatchedBytes {
+		return nil, patchErrorf("touches or makes files of more than %d MiB together", maxPatchedBytes>>20)
 	}
-	if err != nil {
+	_, err = runGit(ctx, scratch, p.numbered(paths).Bytes(), "apply", "--whitespace=nowarn", "-")
+	var ge *gitError
+	switch {
+	case errors.As(err, &ge):
+		return nil, patchErrorf("does not apply: %s", unnumbered(strings.ReplaceAll(strings.ReplaceAll(ge.stderr, "error: ", ""), "\n", "; "), paths))
+	case errors.Is(err, errGitSlow):
+		return nil, patchErrorf("takes more than %v to apply", gitTimeout)
+	case err != nil:
 		return nil, err
 	}
 	return r.collect(o, paths, scratch)
 }
 
-// collect reads the touched paths back from scratch on top of o.
+// collect reads the numbered paths back from scratch on top of o.
 func (r *Repo) collect(o overlay, paths []string, scratch string) (overlay, error) {
-	root, err := os.OpenRoot(scratch)
+	entries, err := os.ReadDir(scratch)
 	if err != nil {
 		return nil, hostError("apply a patch", err)
 	}
-	defer root.Close()
+	index := map[string]string{}
+	for i, name := range paths {
+		index[number(i)] = name
+	}
 	found := overlay{}
-	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
+	for _, e := range entries {
+		name, ok := index[e.Name()]
+		if !ok || !e.Type().IsRegular() {
+			return nil, patchErrorf("writes %s, which is not among the files it names", e.Name())
 		}
-		if !d.Type().IsRegular() || !slices.Contains(paths, name) {
-			return patchErrorf("writes %s, which is not among the files it names", name)
-		}
-		info, err := d.Info()
+		info, err := e.Info()
 		if err != nil {
-			return err
+			return nil, hostError("apply a patch", err)
 		}
-		data, err := root.ReadFile(name)
+		data, err := os.ReadFile(filepath.Join(scratch, e.Name()))
 		if err != nil {
-			return err
+			return nil, hostError("apply a patch", err)
 		}
 		found[name] = &file{data, permissions(info.Mode())}
-		return nil
-	})
-	var refused *PatchError
-	if errors.As(err, &refused) {
-		return nil, err
-	}
-	if err != nil {
-		return nil, hostError("apply a patch", err)
 	}
 	return r.overlaid(o, paths, found)
+}
+
+// number is the name under which git sees the i-th path of a list.
+func number(i int) string { return fmt.Sprintf("%06d", i) }
+
+var numbers = regexp.MustCompile(`\b\d{6}\b`)
+
+// unnumbered puts the paths back into what git said about their numbers.
+func unnumbered(text string, paths []string) string {
+	return numbers.ReplaceAllStringFunc(text, func(s string) string {
+		if i, err := strconv.Atoi(s); err == nil && i < len(paths) {
+			return paths[i]
+		}
+		return s
+	})
 }
 
 // overlaid returns o with paths as in found (absent: deleted).

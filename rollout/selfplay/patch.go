@@ -1,8 +1,11 @@
 package selfplay
 
 import (
+	"bufio"
 	"bytes"
+	"compress/zlib"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"os"
@@ -20,6 +23,9 @@ const (
 	maxPatchBytes  = 1 << 20
 	maxPatchFiles  = 500
 	maxBinaryBytes = 64 << 10
+	// maxPatchedBytes bounds all files together that a patch reads and writes: a
+	// few bytes of it can copy a large file, or a delta repeat it.
+	maxPatchedBytes = 32 << 20
 )
 
 // A PatchError says why a patch cannot be used. It is an outcome of whoever
@@ -82,6 +88,7 @@ func parsePatch(data []byte) (*Patch, error) {
 		if f.IsDelete && f.OldMode == 0 {
 			f.OldMode = 0o100644
 		}
+		f.ReverseBinaryFragment = nil // git would inflate it, and nothing uses it
 		if !f.IsBinary {
 			f.OldOIDPrefix, f.NewOIDPrefix = "", ""
 		}
@@ -114,6 +121,8 @@ func refuseFile(f *gitdiff.File) string {
 			return fmt.Sprintf("%s is binary and its content is missing", name)
 		case b.Size > maxBinaryBytes || len(b.RawData) > maxBinaryBytes:
 			return fmt.Sprintf("%s is binary and over %d bytes", name, maxBinaryBytes)
+		case deltaSize(b) > maxPatchedBytes:
+			return fmt.Sprintf("%s is binary and would become larger than %d bytes", name, maxPatchedBytes)
 		}
 		return ""
 	}
@@ -122,6 +131,29 @@ func refuseFile(f *gitdiff.File) string {
 		return fmt.Sprintf("%s has no hunk", name)
 	}
 	return ""
+}
+
+// deltaSize is the size of the file that a binary delta makes, as its own
+// header has it after the size of its source; 0 for a literal and for what git
+// will refuse. The header is two little-endian base-128 numbers
+// (gitformat-pack, "Deltified representation").
+func deltaSize(b *gitdiff.BinaryFragment) uint64 {
+	if b.Method != gitdiff.BinaryPatchDelta {
+		return 0
+	}
+	z, err := zlib.NewReader(bytes.NewReader(b.RawData))
+	if err != nil {
+		return 0
+	}
+	in := bufio.NewReader(z)
+	if _, err := binary.ReadUvarint(in); err != nil {
+		return 0
+	}
+	n, err := binary.ReadUvarint(in)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // filePaths are the one or two paths that a file of a patch names.
@@ -185,6 +217,36 @@ func (p *Patch) Split() []*Patch {
 		split[i] = &Patch{[]*gitdiff.File{f}}
 	}
 	return split
+}
+
+// numbered is the patch with the numbers of its paths in a list for names.
+func (p *Patch) numbered(paths []string) *Patch {
+	rename := func(name string) string {
+		if i, ok := slices.BinarySearch(paths, name); ok {
+			return number(i)
+		}
+		return name
+	}
+	n := &Patch{make([]*gitdiff.File, len(p.files))}
+	for i, f := range p.files {
+		c := *f
+		c.OldName, c.NewName = rename(f.OldName), rename(f.NewName)
+		n.files[i] = &c
+	}
+	return n
+}
+
+// patchedBytes is an upper bound of what the patch reads and writes, given the
+// sizes of the files that are there.
+func (p *Patch) patchedBytes(sizes map[string]uint64) uint64 {
+	total := uint64(maxPatchBytes)
+	for _, f := range p.files {
+		total += sizes[filePaths(f)[0]]
+		if f.BinaryFragment != nil {
+			total += deltaSize(f.BinaryFragment)
+		}
+	}
+	return total
 }
 
 // Bytes is the patch as a git diff with exact hunk lengths.

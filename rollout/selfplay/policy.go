@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -16,13 +17,15 @@ import (
 //   - left out in silence: caches and editor files, which are never source;
 //   - left out because its place is restored anyway: the oracle tests, and the
 //     whole test folder around them;
-//   - left out with a note: build and project files that also configure test
-//     runners (pyproject.toml, Makefile, …) and git's own (.gitignore, …), which
-//     stay as they were;
+//   - left out with a note, since it stays as it was: existing build and project
+//     files that also configure test runners (pyproject.toml, Makefile, …), git's
+//     own (.gitignore, …), dependencies kept in the tree (vendor/, node_modules/,
+//     …), and an existing program that the test script names;
 //   - a reason to call the bug unsolved: files that only serve to steer a test
 //     runner, an interpreter or a shell (conftest.py, sitecustomize.py, .pth,
-//     …), native modules, new modules that shadow the standard library or the
-//     runner, and anything that could leave the tree.
+//     …), native modules, new modules that shadow the standard library, the
+//     runner or another module that the code imports from outside, and anything
+//     that could leave the tree.
 //
 // What the injection itself touches may always be edited, since undoing it is
 // the task. docs/verdict.md has the table, with what remains open.
@@ -32,6 +35,8 @@ type oracle struct {
 	files   map[string]bool // the list in test_files.txt
 	folders []string        // test folders restored as a whole
 	bug     map[string]bool // paths the injection touches
+	script  []byte          // the test script
+	outside map[string]bool // Python modules that the tree imports and does not hold
 }
 
 // oracleOf finds what to restore for an artifact.
@@ -44,7 +49,11 @@ func (r *Repo) oracleOf(a Artifact) (oracle, error) {
 	if err != nil {
 		return oracle{}, fmt.Errorf("%s: %w", BugInjectName, err)
 	}
-	t := oracle{files: map[string]bool{}, bug: map[string]bool{}}
+	outside, err := r.outside()
+	if err != nil {
+		return oracle{}, err
+	}
+	t := oracle{files: map[string]bool{}, bug: map[string]bool{}, script: a.TestScript, outside: outside}
 	for _, name := range bug.Paths() {
 		t.bug[name] = true
 	}
@@ -89,6 +98,39 @@ func (r *Repo) testFolder(name string, bug map[string]bool) string {
 		}
 	}
 	return found
+}
+
+// steeringInjection says why an injection into a tree with these oracle tests is
+// refused, "" when it is not. What an injection touches, a solver may edit, so
+// that it must not touch what steers the run or what lies among the tests.
+func (r *Repo) steeringInjection(bug *Patch, oracleFiles []string) (string, error) {
+	outside, err := r.outside()
+	if err != nil {
+		return "", err
+	}
+	var folders []string
+	for _, name := range oracleFiles {
+		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+			if isTestFolderName(path.Base(dir)) {
+				folders = append(folders, dir)
+				break
+			}
+		}
+	}
+	for _, f := range bug.files {
+		for _, name := range filePaths(f) {
+			if r.describesProject(nil, name) || projectFiles[path.Base(name)] {
+				return fmt.Sprintf("touches %s, which describes the project or its test run", name), nil
+			}
+			if why := r.steersRunner(nil, oracle{outside: outside}, f, name); why != "" {
+				return why, nil
+			}
+			if i := slices.IndexFunc(folders, func(dir string) bool { return strings.HasPrefix(name, dir+"/") }); i >= 0 {
+				return fmt.Sprintf("touches %s, which lies among the tests in %s", name, folders[i]), nil
+			}
+		}
+	}
+	return "", nil
 }
 
 func (r *Repo) holdsOnlyTests(dir string) bool {
@@ -157,7 +199,7 @@ func (r *Repo) filterPatch(o overlay, a Artifact, diff []byte) (filteredPatch, e
 			continue
 		case all(t.owns):
 			continue
-		case all(func(n string) bool { return !t.bug[n] && r.staysAsItWas(o, n) }):
+		case all(func(n string) bool { return !t.bug[n] && (r.describesProject(o, n) || r.exists(o, n) && t.runs(n)) }):
 			kept.notes = append(kept.notes, fmt.Sprintf("the change of %s was left out", paths[0]))
 			continue
 		}
@@ -180,32 +222,69 @@ func (r *Repo) filterPatch(o overlay, a Artifact, diff []byte) (filteredPatch, e
 // runnerFiles only serve to steer a test runner, an interpreter or a shell, or
 // carry the names of an artifact's own files.
 var runnerFiles = wordSet(`
-	conftest.py pytest.ini .pytest.ini sitecustomize.py usercustomize.py pyvenv.cfg pythonrc.py .pythonrc .pythonrc.py
-	.python-version .coveragerc nose.cfg .noserc unittest.cfg noxfile.py
-	.env .envrc .bashrc .bash_profile .bash_login .bash_logout .bash_aliases .profile .zshrc .zshenv
-	.npmrc .yarnrc .yarnrc.yml .rspec phpunit.xml phpunit.xml.dist go.work
+	conftest.py pytest.ini .pytest.ini pytest.toml .pytest.toml sitecustomize.py usercustomize.py pyvenv.cfg
+	pythonrc.py .pythonrc .pythonrc.py .python-version .coveragerc .coveragerc.toml nose.cfg nose2.cfg .noserc
+	unittest.cfg noxfile.py behave.ini .behaverc robot.toml .pdbrc
+	.env .envrc .bashrc .bash_profile .bash_login .bash_logout .bash_aliases .profile .inputrc
+	.zshrc .zshenv .zprofile .zlogin .gdbinit .lldbinit .ghci .irbrc .pryrc .Rprofile .Renviron .iex.exs .erlang .ocamlinit
+	.npmrc .yarnrc .yarnrc.yml .pnp.cjs .pnp.js .pnp.loader.mjs .nycrc .nycrc.json .c8rc.json .taprc .swcrc bunfig.toml
+	deno.json deno.jsonc .rspec .rspec-local .proverc .busted .luacov phpunit.xml phpunit.xml.dist .user.ini
+	go.work dart_test.yaml nextest.toml CTestCustom.cmake CMakeUserPresets.json .bazelrc xunit.runner.json
+	junit-platform.properties gradle.properties .jvmopts .sbtopts global.json
 	test_script.sh test_parser.py parse_test_output.py test_files.txt`)
 
-// runnerStems are the same with any extension (jest.config.js, .mocharc.json).
+// runnerStems are the same with any extension (jest.config.js, .env.test).
 var runnerStems = []string{
-	".mocharc", "jest.config", "jest.setup", "vitest.config", "vite.config", "karma.conf",
-	"ava.config", "playwright.config", ".babelrc", "babel.config",
+	".mocharc", "jest.config", "jest.setup", "vitest.config", "vitest.workspace", "vitest.setup", "vite.config",
+	"karma.conf", "ava.config", "playwright.config", "cypress.config", ".babelrc", "babel.config", ".env",
 }
+
+// runnerFolders hold nothing but such files.
+var runnerFolders = wordSet(".cargo .mvn .bundle .config")
 
 // projectFiles build or describe a project and can configure its test runner too.
 var projectFiles = wordSet(`
-	setup.cfg tox.ini pyproject.toml setup.py Makefile makefile GNUmakefile CMakeLists.txt CTestTestfile.cmake
-	DartConfiguration.tcl meson.build configure configure.ac Makefile.am Makefile.in build.ninja package.json
-	tsconfig.json Cargo.toml build.rs go.mod build.gradle build.gradle.kts settings.gradle pom.xml Rakefile
-	Gruntfile.js gulpfile.js justfile Justfile Taskfile.yml BUILD BUILD.bazel WORKSPACE`)
+	setup.cfg tox.ini tox.toml pyproject.toml setup.py hatch.toml Pipfile Makefile makefile GNUmakefile CMakeLists.txt
+	CTestTestfile.cmake CMakePresets.json DartConfiguration.tcl meson.build meson_options.txt meson.options configure
+	configure.ac Makefile.am Makefile.in build.ninja SConstruct wscript package.json tsconfig.json Cargo.toml build.rs
+	rust-toolchain rust-toolchain.toml go.mod build.gradle build.gradle.kts settings.gradle settings.gradle.kts gradlew
+	mvnw pom.xml build.xml build.sbt project.clj deps.edn Gemfile Rakefile composer.json mix.exs rebar.config
+	Package.swift pubspec.yaml cabal.project stack.yaml Directory.Build.props Directory.Build.targets NuGet.config
+	Gruntfile.js gulpfile.js justfile Justfile Taskfile.yml BUILD BUILD.bazel WORKSPACE MODULE.bazel`)
+
+// dependencyFolders hold what others wrote: a repair has no business in them,
+// and an assertion library there decides what passes.
+var dependencyFolders = wordSet("node_modules vendor bower_components site-packages dist-packages .venv venv .yarn")
 
 // nativeSuffixes are code that the loader or the interpreter takes by itself.
 var nativeSuffixes = []string{".so", ".pyd", ".dll", ".dylib", ".pth", ".egg-link"}
 
-// staysAsItWas reports whether a change of name is left out with a note.
-func (r *Repo) staysAsItWas(o overlay, name string) bool {
+// describesProject reports whether name is git's own, a dependency kept in the
+// tree, or a project file that is there.
+func (r *Repo) describesProject(o overlay, name string) bool {
 	base := path.Base(name)
-	return strings.HasPrefix(base, ".git") || projectFiles[base] && r.exists(o, name)
+	return strings.HasPrefix(base, ".git") || projectFiles[base] && r.exists(o, name) || inFolder(name, dependencyFolders)
+}
+
+// inFolder reports whether one of the folders around name is among names.
+func inFolder(name string, names map[string]bool) bool {
+	for elem := range strings.SplitSeq(path.Dir(name), "/") {
+		if names[elem] {
+			return true
+		}
+	}
+	return false
+}
+
+// runs reports whether the test script names the file, as a path or as a module
+// after Python's -m.
+func (t oracle) runs(name string) bool {
+	patterns := []string{`(^|[^\w./-])(\./)?` + regexp.QuoteMeta(name) + `([^\w/-]|$)`}
+	if stem, isPython := strings.CutSuffix(name, ".py"); isPython {
+		module := strings.ReplaceAll(strings.TrimSuffix(stem, "/__main__"), "/", ".")
+		patterns = append(patterns, `-m\s+`+regexp.QuoteMeta(module)+`([^\w.]|$)`)
+	}
+	return regexp.MustCompile("(?m)" + strings.Join(patterns, "|")).Match(t.script)
 }
 
 // steersRunner says why a patch that touches name is refused, "" when it is not.
@@ -217,7 +296,7 @@ func (r *Repo) steersRunner(o overlay, t oracle, f *gitdiff.File, name string) s
 	if runnerFiles[base] || slices.ContainsFunc(runnerStems, func(s string) bool { return base == s || strings.HasPrefix(base, s+".") }) {
 		return fmt.Sprintf("touches %s, which steers the test run", name)
 	}
-	if strings.Contains(name, ".cargo/") || strings.Contains(name, ".dist-info/") {
+	if inFolder(name, runnerFolders) || strings.Contains(name, ".dist-info/") {
 		return fmt.Sprintf("touches %s, which steers the test run", name)
 	}
 	for _, suffix := range nativeSuffixes {
@@ -228,7 +307,7 @@ func (r *Repo) steersRunner(o overlay, t oracle, f *gitdiff.File, name string) s
 	if r.exists(o, name) {
 		return ""
 	}
-	if projectFiles[base] || strings.HasSuffix(base, ".mk") {
+	if projectFiles[base] || strings.HasSuffix(base, ".mk") || strings.HasSuffix(base, ".runsettings") {
 		return fmt.Sprintf("adds %s, which can steer the test run", name)
 	}
 	m := topLevelModule(name)
@@ -236,7 +315,44 @@ func (r *Repo) steersRunner(o overlay, t oracle, f *gitdiff.File, name string) s
 	if shadowable[m.name] && !inPackage {
 		return fmt.Sprintf("adds %s, which shadows Python's module %s", name, m.name)
 	}
+	if t.outside[m.name] && !inPackage {
+		return fmt.Sprintf("adds %s, which shadows the module %s that the code imports from outside", name, m.name)
+	}
 	return ""
+}
+
+// pythonImport finds what a line of Python imports by an absolute name.
+var pythonImport = regexp.MustCompile(`(?m)^[ \t]*(?:from[ \t]+(\w+)|import[ \t]+([\w., \t]+))`)
+
+// findOutside lists the top-level Python modules that some file of the snapshot
+// imports and no file of it defines.
+func (r *Repo) findOutside() (map[string]bool, error) {
+	imported := map[string]bool{}
+	for _, name := range r.sorted {
+		if path.Ext(name) != ".py" {
+			continue
+		}
+		f, err := r.lookup(nil, name)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range pythonImport.FindAllSubmatch(f.data, -1) {
+			imported[string(m[1])] = true
+			for item := range strings.SplitSeq(string(m[2]), ",") {
+				item, _, _ = strings.Cut(strings.TrimSpace(item), " ")
+				item, _, _ = strings.Cut(item, ".")
+				imported[item] = true
+			}
+		}
+	}
+	delete(imported, "")
+	for _, name := range r.sorted {
+		delete(imported, topLevelModule(name).name)
+	}
+	for dir := range r.dirs { // a package need not have an __init__.py
+		delete(imported, path.Base(dir))
+	}
+	return imported, nil
 }
 
 type module struct{ folder, name string }

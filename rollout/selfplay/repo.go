@@ -38,11 +38,15 @@ type Repo struct {
 	base   map[string]entry
 	dirs   map[string]bool // every folder of base, "" not included
 	sorted []string        // regular files of base
+	// outside is findOutside, done once.
+	outside func() (map[string]bool, error)
 
 	mu      sync.Mutex
 	trees   map[string]*preparedTree
 	clock   int64
 	patched map[string]patchResult
+	// patchedMemory is how many bytes patched holds.
+	patchedMemory int
 }
 
 // entry is one path of the snapshot.
@@ -69,6 +73,7 @@ func OpenRepo(ctx context.Context, dir string) (_ *Repo, err error) {
 		work: work, lock: lock, format: "sha1", base: map[string]entry{}, dirs: map[string]bool{},
 		trees: map[string]*preparedTree{}, patched: map[string]patchResult{},
 	}
+	r.outside = sync.OnceValues(r.findOutside)
 	defer func() {
 		if err != nil {
 			r.Close()

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 )
 
@@ -175,7 +175,11 @@ func (r *Repo) SolverTree(ctx context.Context, a Artifact, secondOrder []byte) (
 		return nil, err
 	}
 	return r.prepare(ctx, "solver", o, func(dir string) error {
-		if err := r.materialise(dir, o, r.leaks(o)); err != nil {
+		leaks, err := r.leaks(o)
+		if err != nil {
+			return err
+		}
+		if err := r.materialise(dir, o, func(name string) bool { return leaks[name] }); err != nil {
 			return err
 		}
 		if err := fixTimes(dir); err != nil {
@@ -253,16 +257,17 @@ func (r *Repo) materialise(dir string, o overlay, skip func(name string) bool) e
 		}
 		return linkOrCopy(filepath.Join(r.work, "base", filepath.FromSlash(name)), target, r.base[name].mode)
 	}
-	for name := range r.base {
-		if _, changed := o[name]; changed {
-			continue
-		}
-		if err := put(name); err != nil {
-			return hostError("prepare a tree", err)
+	// In the order of names: some file systems list a folder in the order that it
+	// was filled, which must not tell what the overlay changed.
+	names := slices.Collect(maps.Keys(r.base))
+	for name := range o {
+		if _, there := r.base[name]; !there {
+			names = append(names, name)
 		}
 	}
-	for name, f := range o {
-		if f == nil {
+	slices.Sort(names)
+	for _, name := range names {
+		if f, changed := o[name]; changed && f == nil {
 			continue
 		}
 		if err := put(name); err != nil {
@@ -314,70 +319,4 @@ func fixTimes(dir string) error {
 		return hostError("prepare a tree", err)
 	}
 	return nil
-}
-
-// cacheDirs hold compiled code, tool state or editor state; any of them may
-// hold the original of a changed file.
-var cacheDirs = map[string]bool{
-	"__pycache__": true, ".pytest_cache": true, ".mypy_cache": true, ".ruff_cache": true,
-	".hypothesis": true, ".tox": true, ".nox": true, ".eggs": true, ".ipynb_checkpoints": true,
-	".cache": true, ".idea": true, ".history": true, ".vs": true, "htmlcov": true,
-	".gradle": true, ".ccls-cache": true, ".clangd": true, ".parcel-cache": true, ".nyc_output": true,
-}
-
-// isCache reports whether a path is compiled code, a tool's cache or an
-// editor's file, by its name alone.
-func isCache(name string) bool {
-	for elem := range strings.SplitSeq(name, "/") {
-		if cacheDirs[elem] || strings.HasSuffix(elem, ".egg-info") {
-			return true
-		}
-	}
-	base := path.Base(name)
-	for _, suffix := range []string{".pyc", ".pyo", ".swp", ".swo", ".swn", "~"} {
-		if strings.HasSuffix(base, suffix) {
-			return true
-		}
-	}
-	return base == ".DS_Store" || base == ".coverage" || strings.HasPrefix(base, ".#") ||
-		strings.HasPrefix(base, "#") && strings.HasSuffix(base, "#")
-}
-
-// buildDirs may hold built or installed copies of the code.
-var buildDirs = map[string]bool{
-	"build": true, "dist": true, "out": true, "target": true, "site-packages": true,
-	"backup": true, "backups": true, "bak": true, "old": true, "orig": true,
-}
-
-// leaks selects what a solver's tree of o must not contain: caches, backups of
-// the files that o changes, and copies of their original content in folders
-// for built or saved code. The repository's own files elsewhere stay.
-func (r *Repo) leaks(o overlay) func(name string) bool {
-	originals := map[string]bool{}
-	backups := map[string]bool{}
-	for name := range o {
-		f, err := r.lookup(nil, name)
-		if err != nil || f == nil {
-			continue
-		}
-		originals[string(f.data)] = true
-		for _, suffix := range []string{".orig", ".bak", ".old", ".save", ".backup", ".rej", ".tmp"} {
-			backups[name+suffix] = true
-		}
-	}
-	return func(name string) bool {
-		if _, changed := o[name]; changed {
-			return false
-		}
-		if isCache(name) || backups[name] {
-			return true
-		}
-		for elem := range strings.SplitSeq(path.Dir(name), "/") {
-			if buildDirs[elem] {
-				f, err := r.lookup(nil, name)
-				return err == nil && f != nil && len(f.data) > 0 && originals[string(f.data)]
-			}
-		}
-		return false
-	}
 }

@@ -274,6 +274,10 @@ func (v *Validator) measureOriginal(ctx context.Context, a Artifact) (*originalR
 	if o.parserErr == nil && !maps.Equal(parsed[0], parsed[1]) {
 		o.parserErr = refuse("two answers to the same log: %s", differences(parsed[0], parsed[1]))
 	}
+	if invented := parsed[2].passing(); o.parserErr == nil && len(invented) > 0 {
+		// Or a run that ends at once would pass.
+		o.parserErr = refuse("on an empty log, passing tests: %s", some(invented))
+	}
 	switch failing := parsed[0].failing(); {
 	case scriptErrs[0] != nil:
 		o.scriptErr = scriptErrs[0]
@@ -336,6 +340,13 @@ func (c *validation) scope(ctx context.Context) (expected, seen string, err erro
 	}
 	if err != nil {
 		return expected, "", asRefusal(err)
+	}
+	why, err := c.v.repo.steeringInjection(c.bug, c.files)
+	if err != nil {
+		return expected, "", err
+	}
+	if why != "" {
+		return expected, "", refuse("%s", why)
 	}
 	changed := 0
 	for _, p := range c.bug.Split() {

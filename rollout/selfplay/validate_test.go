@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os/exec"
 	"slices"
 	"strings"
@@ -151,6 +152,8 @@ func TestRefusals(t *testing.T) {
 		{"parser floods", parser("out = {}", "while True: print('x' * 65536)"), CheckParser, "more than 2 MiB"},
 		{"parser fails on an empty log", parser(dump, dump+"\nassert out"), CheckParser, "on an empty log"},
 		{"parser fails on a truncated log", parser(dump, "assert not out or len(out) > 5\n"+dump), CheckParser, "on a truncated log"},
+		{"parser passes by default", parser("out = {}", `out = dict.fromkeys(["tests.test_arith.ArithTest.test_add", "tests.test_arith.ArithTest.test_sub"], "passed")`),
+			CheckParser, "on an empty log, passing tests: tests.test_arith.ArithTest.test_add"},
 		{"parser throws dice", parser("out = {}", "import random; out = {str(random.SystemRandom().random()): 'passed'}"), CheckParser, "two answers to the same log"},
 
 		{"script runs too few tests", script("python3 -m unittest -v tests.test_arith"), CheckScript, "4 tests"},
@@ -168,6 +171,12 @@ func TestRefusals(t *testing.T) {
 		{"bug outside", rawBug("--- /dev/null\n+++ b/../evil.py\n@@ -0,0 +1 @@\n+b\n"), CheckScope, "leaves the tree"},
 		{"bug in .git", rawBug("--- /dev/null\n+++ b/.git/hooks/pre-commit\n@@ -0,0 +1 @@\n+b\n"), CheckScope, "inside .git"},
 		{"bug is a link", rawBug("diff --git a/l b/l\nnew file mode 120000\n--- /dev/null\n+++ b/l\n@@ -0,0 +1 @@\n+/etc/passwd\n\\ No newline at end of file\n"), CheckScope, "symbolic link"},
+
+		{"bug in runner configuration", bug(with(calcBug, edits{"conftest.py": {"", "x = 1\n"}})), CheckScope, "conftest.py, which steers the test run"},
+		{"bug in a build file", bug(with(calcBug, edits{"Makefile": {"", "test:\n"}})), CheckScope, "Makefile, which describes the project"},
+		{"bug in ignore rules", bug(with(calcBug, edits{".gitignore": {"/out/", "/out"}})), CheckScope, ".gitignore, which describes the project"},
+		{"bug in a module that shadows", bug(with(calcBug, edits{"traceback.py": {"", "x = 1\n"}})), CheckScope, "shadows Python's module traceback"},
+		{"bug beside the tests", bug(with(calcBug, edits{"tests/__init__.py": {"", "x = 1\n"}})), CheckScope, "tests/__init__.py, which lies among the tests"},
 
 		{"bug breaks nothing", bug(edits{"calc/arith.py": {"Arithmetic", "Sums"}}), CheckBug, "0 tests"},
 		{"bug hangs the tests", bug(edits{"calc/arith.py": {"return a - b", "while True: pass"}}), CheckBug, "past 8s"},
@@ -304,6 +313,9 @@ func TestInfrastructureFailuresAreErrors(t *testing.T) {
 			b := fake.New(func(_ context.Context, _ *fake.Sandbox, cmd sandbox.Cmd) (sandbox.Result, error) {
 				if cmd.Args[0] == "bash" {
 					return sandbox.Result{Stdout: []byte(log)}, nil
+				}
+				if seen, err := io.ReadAll(cmd.Stdin); err != nil || len(seen) == 0 {
+					return sandbox.Result{Stdout: []byte(`{}`)}, err
 				}
 				return sandbox.Result{Stdout: []byte(`{"m.A": "passed"}`)}, nil
 			})

@@ -89,7 +89,7 @@ func (v *Validator) verdict(ctx context.Context, a Artifact, report Report, patc
 
 	tampered := ""
 	for _, s := range sentinels {
-		if why := s.check(res); why != "" && tampered == "" {
+		if why := s.check(res, j.intact); why != "" && tampered == "" {
 			tampered = why
 		}
 	}
@@ -107,6 +107,9 @@ func (v *Validator) verdict(ctx context.Context, a Artifact, report Report, patc
 	if failing := notPassing(res, required); len(failing) > 0 {
 		return unsolved("%s", withNotes(fmt.Sprintf("%d of %d tests do not pass: %s", len(failing), len(required), some(failing)), notes))
 	}
+	if tampered == "" {
+		tampered = j.tampered(log)
+	}
 	if tampered != "" {
 		return unsolved("the test run was tampered with: %s", tampered)
 	}
@@ -118,6 +121,9 @@ func (v *Validator) verdict(ctx context.Context, a Artifact, report Report, patc
 		if failing := notPassing(reversed, required); len(failing) > 0 {
 			return unsolved("the test run was tampered with: the log holds two results for %s", some(failing))
 		}
+	}
+	if len(out.Unknown) > 0 {
+		notes = append(notes, fmt.Sprintf("%d results are of tests that the original run does not have: %s", len(out.Unknown), some(out.Unknown)))
 	}
 	out.Solved = true
 	out.Reason = withNotes(fmt.Sprintf("all %d tests pass", len(required)), notes)

@@ -25,14 +25,18 @@ import (
 type Op string
 
 const (
-	Start   Op = "start"
-	Exec    Op = "exec"
-	Read    Op = "read"
-	Write   Op = "write"
-	Harvest Op = "harvest"
-	Close   Op = "close"
-	Sweep   Op = "sweep"
-	Probe   Op = "probe"
+	Start    Op = "start"
+	Exec     Op = "exec"
+	Read     Op = "read"
+	Write    Op = "write"
+	List     Op = "list"
+	Upload   Op = "upload"
+	Download Op = "download"
+	Snapshot Op = "snapshot"
+	Harvest  Op = "harvest"
+	Close    Op = "close"
+	Sweep    Op = "sweep"
+	Probe    Op = "probe"
 )
 
 // Fault makes operations fail. The zero fields of one do nothing.

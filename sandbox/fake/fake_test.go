@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ssr-go/ssr/sandbox"
+	"github.com/ssr-go/ssr/sandbox/sandboxtest"
 )
 
 func TestScriptChangesAreHarvested(t *testing.T) {
@@ -41,6 +42,11 @@ func TestScriptChangesAreHarvested(t *testing.T) {
 	if _, err := s.Exec(t.Context(), sandbox.Cmd{}); !errors.Is(err, sandbox.ErrClosed) {
 		t.Error("Exec after Close:", err)
 	}
+}
+
+// What needs no command is as in every backend.
+func TestTrees(t *testing.T) {
+	sandboxtest.RunTrees(t, sandboxtest.Config{New: func(testing.TB) sandbox.Backend { return New(nil) }})
 }
 
 func TestFaultsStrikeTheCallTheyName(t *testing.T) {

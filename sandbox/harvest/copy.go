@@ -73,12 +73,7 @@ type copier struct {
 
 // folder copies what is in src into dst, which exists, and then sets dst's owner and time.
 func (c *copier) folder(src, dst, rel string) error {
-	d, err := os.Open(src)
-	if err != nil {
-		return err
-	}
-	list, err := d.ReadDir(-1)
-	d.Close()
+	list, err := os.ReadDir(src) // sorted: the copy does not repeat the order of src's making
 	if err != nil {
 		return err
 	}
@@ -164,6 +159,55 @@ func (c *copier) link(from, to, path string) error {
 		mode: uint32(fs.ModeSymlink), size: int64(len(target)), sum: sha256.Sum256([]byte(target)),
 	}
 	return c.finish(to)
+}
+
+// Record is the Base of a tree that stays where it is: what Copy would record.
+func Record(dir string) (*Base, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("record: %w", err)
+	}
+	defer root.Close()
+	b := &Base{entries: map[string]entry{}}
+	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		e := entry{mode: uint32(fs.ModeSymlink)}
+		sum := sha256.New()
+		switch {
+		case d.Type() == fs.ModeSymlink:
+			target, err := root.Readlink(name)
+			if err != nil {
+				return err
+			}
+			e.size = int64(len(target))
+			io.WriteString(sum, target)
+		case d.Type().IsRegular():
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			f, err := root.Open(name)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			e.mode = uint32(info.Mode().Perm() | 0o600)
+			if e.size, err = io.Copy(sum, f); err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+		sum.Sum(e.sum[:0])
+		b.entries[name] = e
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("record %s: %w", dir, err)
+	}
+	return b, nil
 }
 
 // finish sets owner and time of a folder or link.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -83,6 +84,52 @@ func TestCopyKeepsModesLinksAndOneTime(t *testing.T) {
 }
 
 // Whatever is done to the copy, the changes applied to the original give the copy.
+// What is recorded in place is what a copy of it records.
+func TestRecordIsWhatCopyRecords(t *testing.T) {
+	src, _, _ := copied(t, map[string]string{"a": "1", "d/b": "two", "d/e/empty": ""})
+	if err := os.Symlink("a", filepath.Join(src, "l")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(src, "a"), 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(filepath.Join(src, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	base, err := Copy(src, t.TempDir(), Keep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	recorded, err := Record(src)
+	if err != nil || !maps.Equal(recorded.entries, base.entries) {
+		t.Errorf("recorded %v, copied %v, %v", recorded, base, err)
+	}
+}
+
+// A folder in memory lists its newest entry first, which would tell a sandbox
+// in what order its source was made.
+func TestCopiesAreListedInTheOrderOfNames(t *testing.T) {
+	src, dst := t.TempDir(), t.TempDir()
+	for _, name := range []string{"b", "d", "a", "c"} {
+		write(t, src, map[string]string{name: name})
+	}
+	if _, err := Copy(src, dst, Keep); err != nil {
+		t.Fatal(err)
+	}
+	last := uint64(0)
+	for _, name := range []string{"a", "b", "c", "d"} {
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(dst, name), &st); err != nil {
+			t.Fatal(err)
+		}
+		if made := uint64(st.Ctim.Nano()); made < last {
+			t.Errorf("%s was made before the name in front of it", name)
+		} else {
+			last = made
+		}
+	}
+}
+
 func TestChangesLeadFromOriginalToCopy(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		names := rapid.SampledFrom([]string{"a", "b", "d/a", "d/b", "d/e/c", "f/g"})

@@ -196,7 +196,7 @@ func (x *box) WriteFile(ctx context.Context, name string, data []byte, mode uint
 
 // local makes a path relative to the workspace; os.Root refuses what still leaves it.
 func local(name string) string {
-	if rest, ok := strings.CutPrefix(name, sandbox.Workdir+"/"); ok {
+	if rest, ok := strings.CutPrefix(name+"/", sandbox.Workdir+"/"); ok {
 		name = rest
 	}
 	return path.Clean(name)

@@ -158,11 +158,17 @@ const defaultStateRoom = 2 << 30
 func stateParent() string {
 	const shm = "/dev/shm"
 	var st unix.Statfs_t
-	if err := unix.Statfs(shm, &st); err == nil && st.Type == unix.TMPFS_MAGIC &&
+	if err := unix.Statfs(shm, &st); err == nil && inMemory(shm) &&
 		st.Flags&unix.ST_NOEXEC == 0 && int64(st.Bavail)*st.Bsize >= defaultStateRoom {
 		return shm
 	}
 	return os.TempDir()
+}
+
+// inMemory reports whether a folder is on a tmpfs.
+func inMemory(dir string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == nil && st.Type == unix.TMPFS_MAGIC
 }
 
 // Name is "local".

@@ -56,20 +56,26 @@ func (b *Backend) capabilities() sandbox.Capabilities {
 	c := sandbox.Capabilities{
 		Notes: slices.Clone(b.groups.notes),
 		Enforced: map[string]string{
-			"filesystem":   "bubblewrap: mount namespace, read-only system, private workspace and /tmp",
-			"network":      "network namespace with its own loopback, and seccomp against other families",
-			"user":         fmt.Sprintf("host uids from %d, one per sandbox, in a user namespace without capabilities", b.opts.FirstUID),
-			"syscalls":     "seccomp filter",
-			"processes":    group("pids", "RLIMIT_NPROC"),
-			"memory":       group("memory", "RLIMIT_DATA of each process"),
-			"cpu":          group("cpuacct", "RLIMIT_CPU of each process"),
-			"disk":         fmt.Sprintf("measured every %v or more while a command runs, then killed", watchEvery),
-			"file size":    "RLIMIT_FSIZE",
-			"open files":   "RLIMIT_NOFILE",
-			"time":         "the pid namespace is killed at the deadline",
-			"output":       "counted by the trainer",
-			"process tree": "pid namespace, killed and reaped after each command; parent-death signal",
+			"filesystem":     "bubblewrap: mount namespace, read-only system, private workspace and /tmp",
+			"network":        "network namespace with its own loopback, and seccomp against other families",
+			"user":           fmt.Sprintf("host uids from %d, one per sandbox, in a user namespace without capabilities", b.opts.FirstUID),
+			"syscalls":       "seccomp filter",
+			"processes":      group("pids", "RLIMIT_NPROC"),
+			"memory":         group("memory", "RLIMIT_DATA of each process"),
+			"cpu":            group("cpuacct", "RLIMIT_CPU of each process"),
+			"disk":           fmt.Sprintf("measured every %v or more while a command runs, then killed", watchEvery),
+			"unlinked files": "", // below
+			"file size":      "RLIMIT_FSIZE",
+			"open files":     "RLIMIT_NOFILE",
+			"time":           "the pid namespace is killed at the deadline",
+			"output":         "counted by the trainer",
+			"process tree":   "pid namespace, killed and reaped after each command; parent-death signal",
 		},
+	}
+	if inMemory(b.opts.StateDir) && b.groups.parent["memory"] != "" {
+		c.Enforced["unlinked files"] = "workspaces are in memory, which the memory limit covers"
+	} else {
+		c.Notes = append(c.Notes, "files that a command deletes and keeps open do not count as disk: only a state folder in memory (/dev/shm with 2 GiB free) with a memory control group bounds them together")
 	}
 	if !b.root {
 		c.Enforced["user"] = "the trainer's own uid, in a user namespace without capabilities"

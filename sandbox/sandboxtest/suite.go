@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -34,7 +35,7 @@ func Run(t *testing.T, c Config) {
 		tests []test
 	}{
 		{"Exec", execTests}, {"Limits", limitTests}, {"Escape", escapeTests},
-		{"Files", fileTests}, {"Harvest", harvestTests}, {"Life", lifeTests},
+		{"Files", fileTests}, {"Trees", slices.Concat(treeTests, packTests)}, {"Harvest", harvestTests}, {"Life", lifeTests},
 	} {
 		t.Run(group.name, func(t *testing.T) {
 			for _, x := range group.tests {
@@ -49,6 +50,7 @@ func Run(t *testing.T, c Config) {
 			}
 		})
 	}
+	t.Run("Hostile", func(t *testing.T) { runHostile(t, c) })
 }
 
 type test struct {
@@ -62,6 +64,7 @@ type env struct {
 	*testing.T
 	config  Config
 	backend sandbox.Backend
+	source  string // the workspace that a hostile program's sandbox began with
 }
 
 func (t *env) open() sandbox.Backend {
