@@ -1,12 +1,19 @@
 package rl
 
-import "math"
-
-// evaluator runs one expression over batches of any size.
+// evaluator runs one expression over batches of any size. Its buffers grow with
+// the largest batch seen, and with nothing else.
 type evaluator struct {
-	expression             Expression
-	usesOld, usesAdvantage bool
-	machines               map[int]*machine
+	expression Expression
+	machines   map[int]*machine
+	// in are the inputs of the smallest machine; those of the others are alike.
+	in *Inputs
+
+	tokens  Tokens
+	at      []int // the place in the batch of each trained token
+	weight  []float64
+	grad    []float64
+	vectors [][]float64 // one for each of in.feeds
+	scratch [][]float64
 }
 
 // newEvaluator compiles the smallest machine at once, so that a faulty
@@ -17,12 +24,12 @@ func newEvaluator(e Expression) (*evaluator, error) {
 	if err != nil {
 		return nil, err
 	}
-	ev.usesOld = m.in.old != nil || m.in.frozen != nil
-	ev.usesAdvantage = m.in.advantage != nil || m.in.frozen != nil
+	ev.in = m.in
+	ev.vectors, ev.scratch = make([][]float64, len(m.in.feeds)), make([][]float64, len(m.in.feeds))
 	return ev, nil
 }
 
-// machine returns the smallest one that takes n units, or the largest there is.
+// machine returns the smallest one that takes n tokens, or the largest there is.
 func (ev *evaluator) machine(n int) (*machine, error) {
 	size := machineSizes[len(machineSizes)-1]
 	for _, s := range machineSizes {
@@ -42,83 +49,70 @@ func (ev *evaluator) machine(n int) (*machine, error) {
 	return m, nil
 }
 
-// add evaluates the expression on b, adds scale times its loss and gradient to
-// res, and returns the inputs it used.
-func (ev *evaluator) add(b Batch, weights []float64, scale float64, res *Result) (*units, error) {
-	u, at := ev.gather(b, weights)
-	grad := make([]float64, len(u.logprob))
-	for lo := 0; lo < len(grad); {
-		m, err := ev.machine(len(grad) - lo)
-		if err != nil {
-			return nil, err
-		}
-		hi := min(lo+m.n, len(grad))
-		loss, err := m.run(u, lo, hi, grad)
-		if err != nil {
-			return nil, err
-		}
-		res.Loss += scale * loss
-		lo = hi
-	}
-	for k, i := range at {
-		res.Grad[i] += scale * grad[k]
-	}
-	return u, nil
-}
-
-// gather collects the units of b and the token each stands for. The gradient of
-// a unit's term is that token's: see Expression.Pooled. Pooling stands here
-// because Gorgonia has no segment sums.
-func (ev *evaluator) gather(b Batch, weights []float64) (u *units, at []int) {
-	u, at = newUnits(b)
+// load gathers the trained tokens of b, whose ratios are taken against anchors,
+// and computes what is fed in. What stands in masked places never reaches a graph.
+func (ev *evaluator) load(b Batch, anchors, weights []float64) {
+	t := &ev.tokens
+	ev.at, ev.weight, t.Offsets = ev.at[:0], ev.weight[:0], append(t.Offsets[:0], 0)
 	for s := range len(b.Offsets) - 1 {
-		first := len(at)
-		var logprobs, olds float64
 		for i := b.Offsets[s]; i < b.Offsets[s+1]; i++ {
 			if b.Mask[i] {
-				at = append(at, i)
-				logprobs += b.Logprobs[i]
-				olds += entry(b.RolloutLogprobs, i)
+				ev.at = append(ev.at, i)
+				ev.weight = append(ev.weight, weights[i])
 			}
 		}
-		n := float64(len(at) - first)
-		for _, i := range at[first:] {
-			logprob, old := b.Logprobs[i], entry(b.RolloutLogprobs, i)
-			if ev.expression.Pooled {
-				logprob, old = logprobs/n, olds/n
+		t.Offsets = append(t.Offsets, len(ev.at))
+	}
+	for _, v := range []struct {
+		to   *[]float64
+		from []float64
+	}{
+		{&t.Logprobs, b.Logprobs}, {&t.Anchors, anchors}, {&t.Rollouts, b.RolloutLogprobs},
+		{&t.References, b.ReferenceLogprobs}, {&t.Advantages, b.Advantages},
+	} {
+		*v.to = resize(*v.to, len(ev.at))
+		clear(*v.to)
+		if v.from != nil {
+			for k, i := range ev.at {
+				(*v.to)[k] = v.from[i]
 			}
-			ev.push(u, logprob, old, entry(b.Advantages, i), weights[i])
 		}
 	}
-	return u, at
-}
-
-// newUnits makes room for the trained tokens of b.
-func newUnits(b Batch) (*units, []int) {
-	n := 0
-	for _, m := range b.Mask {
-		if m {
-			n++
+	for k, f := range ev.in.feeds {
+		if f.stored != nil {
+			ev.vectors[k] = f.stored(t)
+			continue
 		}
-	}
-	vector := func() []float64 { return make([]float64, 0, n) }
-	return &units{logprob: vector(), old: vector(), advantage: vector(), frozen: vector(), weight: vector()}, make([]int, 0, n)
-}
-
-func (ev *evaluator) push(u *units, logprob, old, advantage, weight float64) {
-	u.logprob = append(u.logprob, logprob)
-	u.old = append(u.old, old)
-	u.advantage = append(u.advantage, advantage)
-	u.weight = append(u.weight, weight)
-	if f := ev.expression.Frozen; f != nil {
-		u.frozen = append(u.frozen, f(math.Exp(bound(logprob-old)), advantage))
+		ev.scratch[k] = resize(ev.scratch[k], len(ev.at))
+		ev.vectors[k] = ev.scratch[k]
+		f.computed(*t, ev.vectors[k])
 	}
 }
 
-// entry is x[i], 0 where the vector is absent.
-func entry(x []float64, i int) float64 {
-	if x == nil {
-		return 0
+// run returns the loss of what was loaded, and leaves its gradient in ev.grad.
+func (ev *evaluator) run() (float64, error) {
+	ev.grad = resize(ev.grad, len(ev.at))
+	var loss float64
+	for lo := 0; lo < len(ev.grad); {
+		m, err := ev.machine(len(ev.grad) - lo)
+		if err != nil {
+			return 0, err
+		}
+		hi := min(lo+m.n, len(ev.grad))
+		part, err := m.run(ev.vectors, ev.weight, lo, hi, ev.grad)
+		if err != nil {
+			return 0, err
+		}
+		loss += part
+		lo = hi
 	}
-	return x[i]
+	return loss, nil
+}
+
+// resize returns x with n entries, whatever they hold.
+func resize(x []float64, n int) []float64 {
+	if cap(x) < n {
+		return make([]float64, n)
+	}
+	return x[:n]
 }

@@ -89,7 +89,7 @@ func TestTokenLosses(t *testing.T) {
 		}
 		b.Offsets = append(b.Offsets, len(b.Mask))
 	}
-	b.Totals = countTotals(b.Mask, b.Offsets)
+	b.Totals = CountTotals(b.Mask, b.Offsets, nil)
 	for _, c := range g.Cases {
 		t.Run(c.Name, func(t *testing.T) {
 			of := tokenLossSettings[c.Name]
@@ -216,7 +216,7 @@ func TestConventionalReductions(t *testing.T) {
 			for range b.Mask {
 				b.Logprobs = append(b.Logprobs, -1)
 			}
-			b.Totals = countTotals(b.Mask, b.Offsets)
+			b.Totals = CountTotals(b.Mask, b.Offsets, nil)
 			o, err := New("reinforce", Settings{Aggregation: names[c.Name]})
 			if err != nil {
 				t.Fatal(err)

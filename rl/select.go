@@ -23,11 +23,16 @@ type Selection struct {
 // Sequence is one trajectory as training sees it. The slices belong to the
 // trajectory and are parallel; Logprobs is nil in supervised examples.
 type Sequence struct {
-	ID        string
+	ID string
+	// Group is the ID of the group that it belongs to.
+	Group     string
 	Tokens    []int32
 	Trained   []bool
 	Logprobs  []float32
 	Advantage float64
+	// OldLogprobs are the trainer's when the step began; nil where no objective
+	// reads them.
+	OldLogprobs []float64
 }
 
 // Selected is what Select kept, and how much it did not.
@@ -78,7 +83,7 @@ func Select(groups []*rollout.Group, now int64, s Selection) (Selected, error) {
 				out.Empty++
 			default:
 				contributes = true
-				out.Sequences = append(out.Sequences, Sequence{ID: t.ID, Tokens: t.Tokens, Trained: t.Trained, Logprobs: t.Logprobs, Advantage: a})
+				out.Sequences = append(out.Sequences, Sequence{ID: t.ID, Group: g.ID, Tokens: t.Tokens, Trained: t.Trained, Logprobs: t.Logprobs, Advantage: a})
 			}
 		}
 		if contributes {

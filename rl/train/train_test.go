@@ -139,6 +139,59 @@ func TestMicroBatches(t *testing.T) {
 
 // TestFailuresSurface: whatever breaks is the error of Train, and the run goes
 // on after it to the same end as one where nothing broke.
+// TestOldAnchor: on fresh data the policy that began the step is the one that
+// sampled, so that decoupled PPO, in one update a step or in several, takes the
+// run that PPO does, up to the sampler's float32.
+func TestOldAnchor(t *testing.T) {
+	for _, epochs := range []int{1, 2} {
+		run := func(objective string, change func(*table, *puzzle)) (*table, error) {
+			s := testSettings(4)
+			s.Objective, s.Epochs, s.Minibatches = objective, epochs, epochs
+			var err error
+			if s.Loss, err = rl.Defaults(objective); err != nil {
+				t.Fatal(err)
+			}
+			p, _, _, err := play(t, Options{Settings: s}, change)
+			return p, err
+		}
+		want, err := run("ppo", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		have, err := run("decoupled_ppo", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range want.W {
+			for j, w := range want.W[i] {
+				if math.Abs(have.W[i][j]-w) > 1e-5 {
+					t.Errorf("%d epochs: weight %d, %d is %g, with ppo %g", epochs, i, j, have.W[i][j], w)
+				}
+			}
+		}
+		boom := errors.New("boom")
+		_, err = run("decoupled_ppo", func(p *table, _ *puzzle) {
+			p.fail = func(call string) error {
+				if call == "score" {
+					return boom
+				}
+				return nil
+			}
+		})
+		if scored := errors.Is(err, boom); scored != (epochs > 1) {
+			t.Errorf("%d epochs: error %v", epochs, err)
+		}
+	}
+	s := testSettings(1)
+	s.Objective, s.Epochs = "icepop", 2
+	s.Loss, _ = rl.Defaults("icepop")
+	p := &table{}
+	_, err := Train(context.Background(), Options{Settings: s, Dir: t.TempDir()}, struct{ Learner }{p}, &puzzle{policy: p})
+	if err == nil || !strings.Contains(err.Error(), "a learner that scores") {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestFailuresSurface(t *testing.T) {
 	s := testSettings(4)
 	calm := t.TempDir()

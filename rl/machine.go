@@ -1,0 +1,80 @@
+package rl
+
+import (
+	"fmt"
+
+	"gorgonia.org/gorgonia"
+	"gorgonia.org/tensor"
+)
+
+// machine is a compiled expression for exactly n tokens. Shorter input is padded
+// with repetitions of its last token, of weight zero: values that the expression
+// meets anyway cannot make a NaN of their own.
+type machine struct {
+	n        int
+	in       *Inputs
+	vm       gorgonia.VM
+	weight   []float64
+	loss     gorgonia.Value
+	gradient gorgonia.Value
+}
+
+// machineSizes are the shapes that graphs are built for (building takes 5 to
+// 23 ms). A batch runs as pieces of the largest and one smaller rest, so that
+// neither the number of machines nor their size grows with the batches seen.
+var machineSizes = []int{64, 512, 4096}
+
+func compile(e Expression, n int) (m *machine, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			m, err = nil, fmt.Errorf("rl: building the objective's graph: %v", p)
+		}
+	}()
+	g := gorgonia.NewGraph()
+	m = &machine{n: n, in: &Inputs{graph: g, n: n, constants: map[float64]*gorgonia.Node{}}, weight: make([]float64, n)}
+	term := e.Build(m.in)
+	weight := gorgonia.NewVector(g, tensor.Float64, gorgonia.WithShape(n), gorgonia.WithName("weight"))
+	total := gorgonia.Must(gorgonia.Sum(mul(term, weight)))
+	grads, err := gorgonia.Grad(total, m.in.Logprob())
+	if err != nil {
+		return nil, fmt.Errorf("rl: differentiating the objective: %w", err)
+	}
+	gorgonia.Read(total, &m.loss)
+	// The gradient's own node is read: with bound dual values Gorgonia would
+	// accumulate gradients over runs.
+	gorgonia.Read(grads[0], &m.gradient)
+	bind := func(node *gorgonia.Node, data []float64) error {
+		return gorgonia.Let(node, tensor.New(tensor.WithShape(n), tensor.WithBacking(data)))
+	}
+	err = bind(weight, m.weight)
+	for i := range m.in.feeds {
+		f := &m.in.feeds[i]
+		f.data = make([]float64, n)
+		if err == nil {
+			err = bind(f.node, f.data)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("rl: binding an input of the objective: %w", err)
+	}
+	m.vm = gorgonia.NewTapeMachine(g)
+	return m, nil
+}
+
+// run evaluates tokens [lo, hi) of the vectors, one for each feed, and writes
+// dLoss/dLogprob of each to grad.
+func (m *machine) run(vectors [][]float64, weight []float64, lo, hi int, grad []float64) (float64, error) {
+	for k, f := range m.in.feeds {
+		n := copy(f.data, vectors[k][lo:hi])
+		for i := n; i < m.n; i++ {
+			f.data[i] = f.data[n-1]
+		}
+	}
+	clear(m.weight[copy(m.weight, weight[lo:hi]):])
+	defer m.vm.Reset()
+	if err := m.vm.RunAll(); err != nil {
+		return 0, fmt.Errorf("rl: running the objective's graph: %w", err)
+	}
+	copy(grad[lo:hi], m.gradient.Data().([]float64))
+	return m.loss.Data().(float64), nil
+}
