@@ -183,12 +183,8 @@ func TestConventionalAdvantages(t *testing.T) {
 	}
 	for _, c := range g.Advantages {
 		t.Run(c.Source+"/"+c.Name, func(t *testing.T) {
-			e, err := NewEstimator(names[c.Name])
-			if err != nil {
-				t.Fatal(err)
-			}
 			for k, rewards := range c.Groups {
-				for i, a := range e(rewards) {
+				for i, a := range estimate(t, presetOf(t, names[c.Name]), rewards) {
 					near(t, "advantage", a, c.Expect[k][i], 1e-8)
 				}
 			}
@@ -296,7 +292,7 @@ func TestConventionalMasks(t *testing.T) {
 				t.Fatalf("%d sequences, want %d", len(group.Trajectories), c.Sequences)
 			}
 			begin().Append([]int32{1, 2}, []float32{0, 0}, []int64{0, 0}) // gives the group its spread
-			sel, err := Select([]*rollout.Group{group}, 0, Selection{Advantage: GroupMean, MaxLag: 0})
+			sel, err := Select([]*rollout.Group{group}, 0, Selection{Advantage: GroupEstimator(GroupMean), MaxLag: 0})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -54,7 +54,11 @@ func (p *Packed) add(s Sequence) {
 	p.Tokens = append(p.Tokens, s.Tokens...)
 	for i := range s.Tokens {
 		p.Mask = append(p.Mask, s.Trained[i] && i > 0)
-		p.Advantages = append(p.Advantages, s.Advantage)
+		if s.Advantages != nil {
+			p.Advantages = append(p.Advantages, s.Advantages[i])
+		} else {
+			p.Advantages = append(p.Advantages, s.Advantage)
+		}
 	}
 	for _, l := range s.Logprobs {
 		p.RolloutLogprobs = append(p.RolloutLogprobs, float64(l))

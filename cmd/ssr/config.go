@@ -188,8 +188,8 @@ func override(s string) (document, error) {
 	return document{setFlag + s, []byte(text)}, nil
 }
 
-// parseConfig lays documents over the defaults. An objective brings its own
-// default settings, under what the documents say about the loss.
+// parseConfig lays documents over the defaults. An objective and an advantage
+// bring their own default settings, under what the documents say about them.
 func parseConfig(docs []document) (config, error) {
 	c := defaultConfig()
 	for range 2 {
@@ -202,12 +202,21 @@ func parseConfig(docs []document) (config, error) {
 			base.Train.Objective, base.Train.Loss = c.Train.Objective, loss
 			base.Train.Loss.Length = 0
 		}
+		advantage, err := rl.LookupAdvantage(c.Train.Advantage)
+		if err != nil {
+			return config{}, fmt.Errorf("configuration: train.advantage: %w", err)
+		}
+		settings := advantage.Defaults
+		base.Train.AdvantageSettings = &settings
 		for _, d := range docs {
 			if err := load(d, &base); err != nil {
 				return config{}, err
 			}
 		}
 		c = base
+		if s := c.Train.AdvantageSettings; s != nil && *s == advantage.Defaults {
+			c.Train.AdvantageSettings = nil // said by the name
+		}
 	}
 	if c.Train.Loss.Length == 0 {
 		c.Train.Loss.Length = c.Episodes.Limits.Context

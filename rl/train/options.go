@@ -18,6 +18,8 @@ type Settings struct {
 	Loss      rl.Settings `json:"loss" yaml:"loss"`
 	// Advantage names an estimator of package rl.
 	Advantage string `json:"advantage" yaml:"advantage"`
+	// AdvantageSettings, where not nil, stand in the place of the named estimator's.
+	AdvantageSettings *rl.AdvantageSettings `json:"advantage_settings,omitempty" yaml:"advantage_settings,omitempty"`
 	// MaxLag discards trajectories older than that many versions; negative: none.
 	MaxLag int64 `json:"max_lag" yaml:"max_lag"`
 	// MaskOutcomes are outcomes whose trajectories are not trained on.
@@ -90,6 +92,20 @@ func (s Settings) check() error {
 	return errors.Join(positive("steps", s.Steps), positive("token_budget", s.TokenBudget), positive("epochs", s.Epochs),
 		positive("minibatches", s.Minibatches), positive("checkpoint_every", s.CheckpointEvery),
 		positive("keep_checkpoints", s.KeepCheckpoints), positive("max_skipped", s.MaxSkipped), s.Optimizer.check(), s.Schedule.check())
+}
+
+// estimator is the named one, with its settings or these, and its turn discount.
+func (s Settings) estimator() (rl.Estimator, float64, error) {
+	preset, err := rl.LookupAdvantage(s.Advantage)
+	if err != nil {
+		return nil, 0, err
+	}
+	settings := preset.Defaults
+	if s.AdvantageSettings != nil {
+		settings = *s.AdvantageSettings
+	}
+	e, err := settings.Estimator()
+	return e, settings.TurnDiscount, err
 }
 
 func positive(name string, n int) error {

@@ -246,6 +246,47 @@ func TestFailuresSurface(t *testing.T) {
 	}
 }
 
+// TestBaselinesSurvive: an estimator's moving averages go on after a resume, from
+// the last checkpoint and the journal, as if nothing had happened.
+func TestBaselinesSurvive(t *testing.T) {
+	s := testSettings(5)
+	s.Advantage, s.CheckpointEvery = "role_ema", 2
+	calm, dir := t.TempDir(), t.TempDir()
+	if _, _, _, err := play(t, Options{Settings: s, Dir: calm, Seed: 5}, nil); err != nil {
+		t.Fatal(err)
+	}
+	broken := errors.New("it broke")
+	_, _, _, err := play(t, Options{Settings: s, Dir: dir, Seed: 5}, func(_ *table, g *puzzle) {
+		g.played = func(id string) error {
+			if strings.HasPrefix(id, "004") {
+				return broken
+			}
+			return nil
+		}
+	})
+	if !errors.Is(err, broken) {
+		t.Fatalf("error %v", err)
+	}
+	if _, _, _, err := play(t, Options{Settings: s, Dir: dir, Seed: 5, Resume: true}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(metricsWithoutTimes(t, calm), metricsWithoutTimes(t, dir)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(finalWeights(t, calm), finalWeights(t, dir)); diff != "" {
+		t.Error(diff)
+	}
+	// Against no baseline at all the run is another one.
+	s.AdvantageSettings = &rl.AdvantageSettings{}
+	plain := t.TempDir()
+	if _, _, _, err := play(t, Options{Settings: s, Dir: plain, Seed: 5}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if cmp.Equal(finalWeights(t, calm), finalWeights(t, plain)) {
+		t.Error("the baselines made no difference")
+	}
+}
+
 func TestCancel(t *testing.T) {
 	s := testSettings(1000)
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -378,6 +419,7 @@ func TestRefusals(t *testing.T) {
 		"token_budget is 0": func(s *Settings) { s.TokenBudget = 0 },
 		"estimator":         func(s *Settings) { s.Advantage = "none" },
 		"objective":         func(s *Settings) { s.Objective = "none" },
+		"decay is 2":        func(s *Settings) { s.AdvantageSettings = &rl.AdvantageSettings{Baseline: rl.BaselineRole, Decay: 2} },
 		"reference policy":  func(s *Settings) { s.Loss.KLCoef = 0.1 },
 		"beta1":             func(s *Settings) { s.Optimizer.Beta1 = 1 },
 		"schedule":          func(s *Settings) { s.Schedule.Kind = "steep" },
