@@ -224,17 +224,23 @@ func parseConfig(docs []document) (config, error) {
 	return c, nil
 }
 
-// load reads one document strictly over v. Every mistake is reported, with its line.
+// load reads one document strictly over v.
 func load(d document, v *config) error {
 	if len(bytes.TrimSpace(d.data)) == 0 {
 		return nil
 	}
 	strategies := v.Game.Strategies
 	v.Game.Strategies = nil // a document's map replaces the default, it is not laid over it
-	err := yaml.Load(d.data, v, yaml.WithKnownFields())
+	err := loadStrict(d, v)
 	if v.Game.Strategies == nil {
 		v.Game.Strategies = strategies
 	}
+	return err
+}
+
+// loadStrict reads one document over v. Every mistake is reported, with its line.
+func loadStrict(d document, v any) error {
+	err := yaml.Load(d.data, v, yaml.WithKnownFields())
 	if err == nil {
 		return nil
 	}

@@ -39,6 +39,9 @@ type Settings struct {
 	KeepCheckpoints int `json:"keep_checkpoints" yaml:"keep_checkpoints"`
 	// MaxSkipped updates in a row with a non-finite loss or gradient stop the run.
 	MaxSkipped int `json:"max_skipped" yaml:"max_skipped"`
+	// RecordBatches writes the batch of the first update of every so many steps to
+	// the run's folder, for ssr objective to read; 0 means none.
+	RecordBatches int `json:"record_batches,omitempty" yaml:"record_batches"`
 	// Guard stops a policy that degenerates.
 	Guard Guard `json:"guard" yaml:"guard"`
 }
@@ -128,7 +131,7 @@ func (o AdamW) check() error {
 // fingerprint is the part of the settings that decides what a step computes: a
 // run can be extended, but not resumed under other rules than it began with.
 func (s Settings) fingerprint(seed uint64) (string, error) {
-	s.Steps, s.CheckpointEvery, s.KeepCheckpoints, s.MaxSkipped, s.Guard = 0, 0, 0, 0, Guard{}
+	s.Steps, s.CheckpointEvery, s.KeepCheckpoints, s.MaxSkipped, s.RecordBatches, s.Guard = 0, 0, 0, 0, 0, Guard{}
 	data, err := json.Marshal(struct {
 		Seed uint64 `json:"seed"`
 		Settings

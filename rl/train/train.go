@@ -109,6 +109,10 @@ func (l *loop) step(ctx context.Context) error {
 		next.Baselines = stateful.State()
 	}
 	m := Metrics{Step: step, PlayMetrics: describePlay(finished, selected)}
+	l.updater.record = nil
+	if l.RecordBatches > 0 && step%l.RecordBatches == 0 {
+		l.updater.record = func(r *rl.Recorded) error { return recordBatch(l.dir, step, r) }
+	}
 	m.UpdateMetrics, err = l.updater.run(ctx, &next, minibatches(selected.Sequences, l.Epochs, l.Minibatches, l.Seed, step))
 	if err != nil {
 		return err

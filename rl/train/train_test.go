@@ -192,6 +192,45 @@ func TestOldAnchor(t *testing.T) {
 	}
 }
 
+// TestRecordBatches: a recorded batch has the loss of its update.
+func TestRecordBatches(t *testing.T) {
+	s, dir := testSettings(4), t.TempDir()
+	s.RecordBatches, s.TokenBudget = 2, 30
+	_, lines, _, err := play(t, Options{Settings: s, Dir: dir}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := os.ReadDir(filepath.Join(dir, batchesName))
+	if err != nil || len(files) != 2 {
+		t.Fatalf("%d batches, %v; want those of steps 2 and 4", len(files), err)
+	}
+	o, err := rl.New(s.Objective, s.Loss)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, f := range files {
+		data, err := os.ReadFile(filepath.Join(dir, batchesName, f.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := rl.ParseRecorded(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := r.Batch(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := o.Evaluate(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m := lines[2*k+1]; m.MicroBatches < 2 || math.Abs(res.Loss-*m.Loss) > 1e-12 {
+			t.Errorf("%s: loss %g, the update's %d micro-batches had %g", f.Name(), res.Loss, m.MicroBatches, *m.Loss)
+		}
+	}
+}
+
 func TestFailuresSurface(t *testing.T) {
 	s := testSettings(4)
 	calm := t.TempDir()

@@ -18,6 +18,8 @@ type updater struct {
 	objective  rl.Objective
 	references bool // the objective wants reference log-probabilities
 	old        bool // the objective wants those of the policy before the step's updates
+	// record, where not nil, is given the batch of the first update of a step.
+	record func(*rl.Recorded) error
 	updateSettings
 }
 
@@ -55,7 +57,7 @@ func (u *updater) run(ctx context.Context, st *state, minibatches [][]rl.Sequenc
 			return m, err
 		}
 		m.MicroBatches += len(packed)
-		one, err := u.step(ctx, packed, u.schedule.Factor(st.Updates))
+		one, err := u.step(ctx, packed, u.schedule.Factor(st.Updates), k == 0 && u.record != nil)
 		if errors.Is(err, rl.ErrNonFinite) {
 			st.Skipped++
 			st.SkippedInRow++
@@ -118,7 +120,7 @@ type outcome struct {
 	metrics    map[string]float64
 }
 
-func (u *updater) step(ctx context.Context, packed []rl.Packed, factor float64) (outcome, error) {
+func (u *updater) step(ctx context.Context, packed []rl.Packed, factor float64, record bool) (outcome, error) {
 	if u.references {
 		refs, err := u.learner.(Reference).ReferenceLogprobs(ctx, packed)
 		if err != nil {
@@ -130,6 +132,7 @@ func (u *updater) step(ctx context.Context, packed []rl.Packed, factor float64) 
 	}
 	totals := rl.TotalsOf(packed)
 	results := make([]rl.Result, len(packed))
+	batches := make([]rl.Batch, len(packed))
 	entropies := make([]float64, len(packed))
 	measured := make([]bool, len(packed))
 	var mu sync.Mutex // objectives serve one goroutine at a time
@@ -145,6 +148,10 @@ func (u *updater) step(ctx context.Context, packed []rl.Packed, factor float64) 
 			return nil, err
 		}
 		results[i] = r
+		if record { // the slices given here are not kept by the learner's contract
+			b.Logprobs, b.OldLogprobs = slices.Clone(b.Logprobs), slices.Clone(b.OldLogprobs)
+			batches[i] = b
+		}
 		if entropy != nil {
 			measured[i] = true
 			for k, trained := range packed[i].Mask {
@@ -157,6 +164,11 @@ func (u *updater) step(ctx context.Context, packed []rl.Packed, factor float64) 
 	})
 	if err != nil {
 		return outcome{}, fmt.Errorf("accumulate gradients: %w", err)
+	}
+	if record {
+		if err := u.record(rl.Record(batches)); err != nil {
+			return outcome{}, fmt.Errorf("record the batch: %w", err)
+		}
 	}
 	opt := u.optimizer
 	opt.LR *= factor
