@@ -42,46 +42,31 @@ func (a Aggregation) check(length int) error {
 	return nil
 }
 
-// weights fills w with the factor of each token's term, 0 where it is not trained on.
-func (a Aggregation) weights(b Batch, length int, w []float64) error {
-	clear(w)
-	for s := range len(b.Offsets) - 1 {
-		lo, hi := b.Offsets[s], b.Offsets[s+1]
-		n := countTrue(b.Mask[lo:hi])
-		if n == 0 {
-			continue
+// weight is the factor of the terms of sequence s, of which n tokens are trained.
+func (a Aggregation) weight(b Batch, s, n, length int) (float64, error) {
+	switch a {
+	case TokenMean:
+		return 1 / float64(b.Totals.Tokens), nil
+	case SequenceMean:
+		return 1 / (float64(n) * float64(b.Totals.Sequences)), nil
+	case SequenceSum:
+		return 1 / float64(b.Totals.Sequences), nil
+	case Constant:
+		return 1 / (float64(length) * float64(b.Totals.Sequences)), nil
+	case ConstantSum:
+		return 1 / float64(length), nil
+	case PromptMean:
+		if len(b.Prompts) != len(b.Offsets)-1 {
+			return 0, fmt.Errorf("rl: the aggregation %s needs the prompt of each of %d sequences, and has %d", a, len(b.Offsets)-1, len(b.Prompts))
 		}
-		var divisor float64
-		switch a {
-		case TokenMean:
-			divisor = float64(b.Totals.Tokens)
-		case SequenceMean:
-			divisor = float64(n) * float64(b.Totals.Sequences)
-		case SequenceSum:
-			divisor = float64(b.Totals.Sequences)
-		case Constant:
-			divisor = float64(length) * float64(b.Totals.Sequences)
-		case ConstantSum:
-			divisor = float64(length)
-		case PromptMean:
-			if len(b.Prompts) != len(b.Offsets)-1 {
-				return fmt.Errorf("rl: the aggregation %s needs the prompt of each of %d sequences, and has %d", a, len(b.Offsets)-1, len(b.Prompts))
-			}
-			tokens := b.Totals.Prompts[b.Prompts[s]]
-			if tokens < n {
-				return fmt.Errorf("rl: prompt %q trains on %d tokens of the step, but on %d of sequence %d", b.Prompts[s], tokens, n, s)
-			}
-			divisor = float64(tokens) * float64(len(b.Totals.Prompts))
-		default:
-			return a.check(length)
+		tokens := b.Totals.Prompts[b.Prompts[s]]
+		if tokens < n {
+			return 0, fmt.Errorf("rl: prompt %q trains on %d tokens of the step, but on %d of sequence %d", b.Prompts[s], tokens, n, s)
 		}
-		for i := lo; i < hi; i++ {
-			if b.Mask[i] {
-				w[i] = 1 / divisor
-			}
-		}
+		return 1 / (float64(tokens) * float64(len(b.Totals.Prompts))), nil
+	default:
+		return 0, a.check(length)
 	}
-	return nil
 }
 
 // CountTotals counts what sequences of tokens train on; prompts names each

@@ -4,97 +4,117 @@ package rl
 // the largest batch seen, and with nothing else.
 type evaluator struct {
 	expression Expression
-	machines   map[int]*machine
-	// in are the inputs of the smallest machine; those of the others are alike.
-	in *Inputs
+	// first is the smallest machine; the inputs of the others are alike.
+	first *machine
+	tapes map[int]*machine // where first is one: by size
 
-	tokens  Tokens
-	at      []int // the place in the batch of each trained token
-	weight  []float64
-	grad    []float64
-	vectors [][]float64 // one for each of in.feeds
-	scratch [][]float64
+	spans  []span // of trained tokens, in the batch
+	tokens Tokens
+	// gathered are the buffers of tokens.
+	gathered [5][]float64
+	weight   []float64
+	grad     []float64
+	ratio    []float64   // to the anchor, where the expression has one
+	vectors  [][]float64 // one for each input of first
+	scratch  [][]float64
 }
+
+// span is a run of trained tokens of one sequence, [lo, hi).
+type span struct{ lo, hi int }
 
 // newEvaluator compiles the smallest machine at once, so that a faulty
 // expression is reported when it is configured.
 func newEvaluator(e Expression) (*evaluator, error) {
-	ev := &evaluator{expression: e, machines: map[int]*machine{}}
-	m, err := ev.machine(1)
+	m, err := compile(e, machineSizes[0], false)
 	if err != nil {
 		return nil, err
 	}
-	ev.in = m.in
-	ev.vectors, ev.scratch = make([][]float64, len(m.in.feeds)), make([][]float64, len(m.in.feeds))
-	return ev, nil
+	return &evaluator{
+		expression: e, first: m, tapes: map[int]*machine{machineSizes[0]: m},
+		vectors: make([][]float64, len(m.in.feeds)), scratch: make([][]float64, len(m.in.feeds)),
+	}, nil
 }
 
-// machine returns the smallest one that takes n tokens, or the largest there is.
-func (ev *evaluator) machine(n int) (*machine, error) {
-	size := machineSizes[len(machineSizes)-1]
-	for _, s := range machineSizes {
-		if n <= s {
-			size = s
-			break
-		}
-	}
-	if m, ok := ev.machines[size]; ok {
-		return m, nil
-	}
-	m, err := compile(ev.expression, size)
-	if err != nil {
-		return nil, err
-	}
-	ev.machines[size] = m
-	return m, nil
-}
-
-// load gathers the trained tokens of b, whose ratios are taken against anchors,
-// and computes what is fed in. What stands in masked places never reaches a graph.
-func (ev *evaluator) load(b Batch, anchors, weights []float64) {
+// load gathers the trained tokens of b, whose ratios are taken against the old
+// policy or else the sampler, and computes what is fed in. What stands in masked
+// places is not read.
+func (ev *evaluator) load(b Batch, old bool, aggregation Aggregation, length int) error {
 	t := &ev.tokens
-	ev.at, ev.weight, t.Offsets = ev.at[:0], ev.weight[:0], append(t.Offsets[:0], 0)
+	ev.spans, ev.weight, t.Offsets = ev.spans[:0], ev.weight[:0], append(t.Offsets[:0], 0)
+	n := 0
 	for s := range len(b.Offsets) - 1 {
-		for i := b.Offsets[s]; i < b.Offsets[s+1]; i++ {
-			if b.Mask[i] {
-				ev.at = append(ev.at, i)
-				ev.weight = append(ev.weight, weights[i])
+		before := n
+		for lo := b.Offsets[s]; lo < b.Offsets[s+1]; {
+			if !b.Mask[lo] {
+				lo++
+				continue
 			}
+			hi := lo + 1
+			for hi < b.Offsets[s+1] && b.Mask[hi] {
+				hi++
+			}
+			ev.spans = append(ev.spans, span{lo, hi})
+			n += hi - lo
+			lo = hi
 		}
-		t.Offsets = append(t.Offsets, len(ev.at))
+		t.Offsets = append(t.Offsets, n)
+		if n == before {
+			continue
+		}
+		w, err := aggregation.weight(b, s, n-before, length)
+		if err != nil {
+			return err
+		}
+		for range n - before {
+			ev.weight = append(ev.weight, w)
+		}
 	}
-	for _, v := range []struct {
+	for k, v := range []struct {
 		to   *[]float64
 		from []float64
 	}{
-		{&t.Logprobs, b.Logprobs}, {&t.Anchors, anchors}, {&t.Rollouts, b.RolloutLogprobs},
+		{&t.Logprobs, b.Logprobs}, {&t.Rollouts, b.RolloutLogprobs}, {&t.Anchors, b.OldLogprobs},
 		{&t.References, b.ReferenceLogprobs}, {&t.Advantages, b.Advantages},
 	} {
-		*v.to = resize(*v.to, len(ev.at))
-		clear(*v.to)
-		if v.from != nil {
-			for k, i := range ev.at {
-				(*v.to)[k] = v.from[i]
-			}
+		ev.gathered[k] = resize(ev.gathered[k], n)
+		*v.to = ev.gathered[k]
+		if v.from == nil {
+			clear(*v.to)
+			continue
+		}
+		at := 0
+		for _, s := range ev.spans {
+			at += copy((*v.to)[at:], v.from[s.lo:s.hi])
 		}
 	}
-	for k, f := range ev.in.feeds {
+	if !old {
+		t.Anchors = t.Rollouts
+	}
+	for k, f := range ev.first.in.feeds {
 		if f.stored != nil {
 			ev.vectors[k] = f.stored(t)
 			continue
 		}
-		ev.scratch[k] = resize(ev.scratch[k], len(ev.at))
+		ev.scratch[k] = resize(ev.scratch[k], n)
 		ev.vectors[k] = ev.scratch[k]
 		f.computed(*t, ev.vectors[k])
 	}
+	return nil
 }
 
 // run returns the loss of what was loaded, and leaves its gradient in ev.grad.
 func (ev *evaluator) run() (float64, error) {
-	ev.grad = resize(ev.grad, len(ev.at))
+	ev.grad = resize(ev.grad, len(ev.weight))
+	if p := ev.first.program; p != nil {
+		ev.ratio = ev.ratio[:0]
+		if p.ratio >= 0 {
+			ev.ratio = resize(ev.ratio, len(ev.weight))
+		}
+		return p.run(ev.vectors, ev.weight, ev.grad, ev.ratio), nil
+	}
 	var loss float64
 	for lo := 0; lo < len(ev.grad); {
-		m, err := ev.machine(len(ev.grad) - lo)
+		m, err := ev.tape(len(ev.grad) - lo)
 		if err != nil {
 			return 0, err
 		}
@@ -107,6 +127,26 @@ func (ev *evaluator) run() (float64, error) {
 		lo = hi
 	}
 	return loss, nil
+}
+
+// tape returns the smallest machine that takes n tokens, or the largest there is.
+func (ev *evaluator) tape(n int) (*machine, error) {
+	size := machineSizes[len(machineSizes)-1]
+	for _, s := range machineSizes {
+		if n <= s {
+			size = s
+			break
+		}
+	}
+	if m, ok := ev.tapes[size]; ok {
+		return m, nil
+	}
+	m, err := compile(ev.expression, size, true)
+	if err != nil {
+		return nil, err
+	}
+	ev.tapes[size] = m
+	return m, nil
 }
 
 // resize returns x with n entries, whatever they hold.

@@ -207,6 +207,14 @@ func square(a *gorgonia.Node) *gorgonia.Node     { return gorgonia.Must(gorgonia
 func smaller(a, b *gorgonia.Node) *gorgonia.Node { return gorgonia.Must(gorgonia.MinBetween(a, b)) }
 func larger(a, b *gorgonia.Node) *gorgonia.Node  { return gorgonia.Must(gorgonia.MaxBetween(a, b)) }
 
+// bound keeps a log ratio within ±maxLogRatio. (Branches, which are never taken
+// in practice, are faster here than max and min.)
 func bound(logRatio float64) float64 {
-	return max(-maxLogRatio, min(maxLogRatio, logRatio))
+	if logRatio > maxLogRatio {
+		return maxLogRatio
+	}
+	if logRatio < -maxLogRatio {
+		return -maxLogRatio
+	}
+	return logRatio
 }

@@ -348,6 +348,15 @@ func TestCovarianceSelection(t *testing.T) {
 	for i, want := range []float64{0, -3*r + 2, -1, 1, 3*r + 2} {
 		near(t, "kl_cov: gradient", res.Grad[i], want, 1e-12)
 	}
+	// On fresh data |log ratio| has no slope, and the penalty no gradient.
+	fresh := b
+	fresh.RolloutLogprobs = b.Logprobs
+	if res, err = o.Evaluate(fresh); err != nil {
+		t.Fatal(err)
+	}
+	for i, a := range b.Advantages {
+		near(t, "kl_cov: gradient on fresh data", res.Grad[i], -a, 1e-12)
+	}
 	// Of the two in the band (0.5, 5), covariance 1, one is dropped; 9 is outside.
 	o, err = New("clip_cov", Settings{ClipLow: 0.2, ClipHigh: 0.2, CovShare: 0.25, CovLow: 0.5, CovHigh: 5, Aggregation: SequenceSum})
 	if err != nil {

@@ -7,24 +7,29 @@ import (
 	"gorgonia.org/tensor"
 )
 
-// machine is a compiled expression for exactly n tokens. Shorter input is padded
-// with repetitions of its last token, of weight zero: values that the expression
-// meets anyway cannot make a NaN of their own.
+// machine is a compiled expression. Where the expression is one of elementwise
+// operations that program knows, it runs as such, on any number of tokens.
+// Otherwise Gorgonia's tape runs it, on exactly n: shorter input is padded with
+// repetitions of its last token, of weight zero, so that values which the
+// expression meets anyway cannot make a NaN of their own.
 type machine struct {
 	n        int
 	in       *Inputs
+	program  *program
 	vm       gorgonia.VM
 	weight   []float64
 	loss     gorgonia.Value
 	gradient gorgonia.Value
 }
 
-// machineSizes are the shapes that graphs are built for (building takes 5 to
+// machineSizes are the shapes that the tape's graphs are built for (building takes 5 to
 // 23 ms). A batch runs as pieces of the largest and one smaller rest, so that
 // neither the number of machines nor their size grows with the batches seen.
 var machineSizes = []int{64, 512, 4096}
 
-func compile(e Expression, n int) (m *machine, err error) {
+// compile builds the machine; tape is for expressions that have no program, and
+// for comparing both.
+func compile(e Expression, n int, tape bool) (m *machine, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			m, err = nil, fmt.Errorf("rl: building the objective's graph: %v", p)
@@ -34,10 +39,16 @@ func compile(e Expression, n int) (m *machine, err error) {
 	m = &machine{n: n, in: &Inputs{graph: g, n: n, constants: map[float64]*gorgonia.Node{}}, weight: make([]float64, n)}
 	term := e.Build(m.in)
 	weight := gorgonia.NewVector(g, tensor.Float64, gorgonia.WithShape(n), gorgonia.WithName("weight"))
-	total := gorgonia.Must(gorgonia.Sum(mul(term, weight)))
+	product := mul(term, weight)
+	total := gorgonia.Must(gorgonia.Sum(product))
 	grads, err := gorgonia.Grad(total, m.in.Logprob())
 	if err != nil {
 		return nil, fmt.Errorf("rl: differentiating the objective: %w", err)
+	}
+	if !tape {
+		if m.program = translate(g, m.in.feeds, weight, product, grads[0], m.in.ratio); m.program != nil {
+			return m, nil
+		}
 	}
 	gorgonia.Read(total, &m.loss)
 	// The gradient's own node is read: with bound dual values Gorgonia would

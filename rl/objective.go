@@ -9,7 +9,6 @@ import (
 type graphObjective struct {
 	settings Settings
 	eval     *evaluator
-	weights  []float64
 }
 
 // Evaluate implements Objective. Its metrics are shares of the whole step's
@@ -29,12 +28,14 @@ func (o *graphObjective) Evaluate(b Batch) (Result, error) {
 	if !finite(res.Loss) {
 		return Result{}, fmt.Errorf("rl: the loss is %v: %w", res.Loss, ErrNonFinite)
 	}
-	for k, i := range o.eval.at {
-		g := o.eval.grad[k]
-		if !finite(g) {
-			return Result{}, fmt.Errorf("rl: the gradient of token %d is %v: %w", i, g, ErrNonFinite)
+	at := 0
+	for _, s := range o.eval.spans {
+		at += copy(res.Grad[s.lo:s.hi], o.eval.grad[at:])
+		for i := s.lo; i < s.hi; i++ {
+			if !finite(res.Grad[i]) {
+				return Result{}, fmt.Errorf("rl: the gradient of token %d is %v: %w", i, res.Grad[i], ErrNonFinite)
+			}
 		}
-		res.Grad[i] = g
 	}
 	o.describe(b, res.Metrics)
 	return res, nil
@@ -45,19 +46,7 @@ func (o *graphObjective) prepare(b Batch) error {
 	if err := o.check(b); err != nil {
 		return err
 	}
-	o.weights = resize(o.weights, len(b.Mask))
-	if err := o.settings.Aggregation.weights(b, o.settings.Length, o.weights); err != nil {
-		return err
-	}
-	o.eval.load(b, o.anchors(b), o.weights)
-	return nil
-}
-
-func (o *graphObjective) anchors(b Batch) []float64 {
-	if o.settings.Anchor == AnchorOld {
-		return b.OldLogprobs
-	}
-	return b.RolloutLogprobs
+	return o.eval.load(b, o.settings.Anchor == AnchorOld, o.settings.Aggregation, o.settings.Length)
 }
 
 func (o *graphObjective) check(b Batch) error {
@@ -76,7 +65,7 @@ func (o *graphObjective) check(b Batch) error {
 			return fmt.Errorf("rl: the first token of sequence %d is masked in, but nothing predicts it", s)
 		}
 	}
-	needs, old := o.eval.in, o.settings.Anchor == AnchorOld
+	needs, old := o.eval.first.in, o.settings.Anchor == AnchorOld
 	for _, v := range []struct {
 		name   string
 		data   []float64
@@ -135,17 +124,26 @@ func (o *graphObjective) describe(b Batch, metrics map[string]float64) {
 	if b.RolloutLogprobs == nil {
 		return
 	}
-	var ratios, kl, rmax, gap float64
+	// The ratio to the anchor has been computed, and often is the one to the sampler.
+	known := len(o.eval.ratio) == len(t.Logprobs) && o.settings.Anchor != AnchorOld
+	var ratios, logs, rmax, gap float64
 	rmin := math.Inf(1)
 	for k, l := range t.Logprobs {
 		d := l - t.Rollouts[k]
-		r := math.Exp(bound(d))
+		gap = max(gap, math.Abs(d))
+		d = bound(d)
+		var r float64
+		if known {
+			r = o.eval.ratio[k]
+		} else {
+			r = math.Exp(d)
+		}
 		ratios += r
-		kl += r - 1 - bound(d)
-		rmax, rmin, gap = max(rmax, r), min(rmin, r), max(gap, math.Abs(d))
+		logs += r - 1 - d
+		rmax, rmin = max(rmax, r), min(rmin, r)
 	}
 	metrics["ratio_mean"] = ratios / n
-	metrics["approx_kl"] = kl / n
+	metrics["approx_kl"] = logs / n
 	metrics["ratio_max"] = rmax
 	metrics["ratio_min"] = rmin
 	metrics["logprob_gap_max"] = gap

@@ -148,7 +148,7 @@ func (r *Recorded) Batch(e Estimator) (Batch, error) {
 	b.Logprobs, b.RolloutLogprobs, b.OldLogprobs, b.ReferenceLogprobs = r.Logprobs, r.RolloutLogprobs, r.OldLogprobs, r.ReferenceLogprobs
 	b.Totals = CountTotals(b.Mask, b.Offsets, b.Prompts)
 	switch bySequence := r.Advantages; {
-	case len(r.Advantages) == len(b.Mask) && len(b.Mask) != len(r.Lengths):
+	case r.Advantages != nil && len(r.Advantages) == len(b.Mask):
 		b.Advantages = r.Advantages
 	case r.Advantages == nil && r.Rewards == nil:
 	case r.Advantages == nil:

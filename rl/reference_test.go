@@ -100,32 +100,6 @@ func TestClipMatchesReference(t *testing.T) {
 	}
 }
 
-// TestMachineSizes crosses the borders between the compiled shapes.
-func TestMachineSizes(t *testing.T) {
-	s := Settings{ClipLow: 0.2, ClipHigh: 0.25, Aggregation: Constant, Length: 100}
-	o, err := New("clip", s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, n := range []int{9000, 1, 63, 64, 65, 511, 512, 513, 4095, 4096, 4097, 2} {
-		b := bigBatch(n + 1)
-		res, err := o.Evaluate(b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		loss, grad := clipReference(b, s)
-		near(t, "loss", res.Loss, loss, 1e-10*(1+math.Abs(loss)))
-		for i := range grad {
-			if math.Abs(res.Grad[i]-grad[i]) > 1e-14 {
-				t.Fatalf("%d tokens: gradient of token %d is %g, want %g", n, i, res.Grad[i], grad[i])
-			}
-		}
-	}
-	if n := len(o.(*graphObjective).eval.machines); n != len(machineSizes) {
-		t.Errorf("%d machines for %d shapes", n, len(machineSizes))
-	}
-}
-
 // bigBatch is one sequence of n tokens with ratios on both sides of the clip.
 func bigBatch(n int) Batch {
 	b := Batch{Offsets: []int{0, n}, Totals: Totals{Tokens: n - 1, Sequences: 1}}
@@ -312,21 +286,4 @@ func TestCISPOGradient(t *testing.T) {
 			}
 		}
 	})
-}
-
-func BenchmarkClip1M(b *testing.B) {
-	s, err := Defaults("clip")
-	if err != nil {
-		b.Fatal(err)
-	}
-	o, err := New("clip", s)
-	if err != nil {
-		b.Fatal(err)
-	}
-	batch := bigBatch(1_000_000)
-	for b.Loop() {
-		if _, err := o.Evaluate(batch); err != nil {
-			b.Fatal(err)
-		}
-	}
 }

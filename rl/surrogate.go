@@ -12,10 +12,11 @@ import (
 // clipped is PPO's surrogate, max(−rA, −clip(r)A) (arXiv 1707.06347, eq. 7), with
 // the dual clip (arXiv 1912.09729) where asked for: min(that, −cA) where A < 0.
 func clipped(s Settings) (Expression, error) {
+	clips := s.clips()
 	return Expression{
 		Build: func(in *Inputs) *gorgonia.Node { return s.clip(in, in.Ratio(), in.Advantage()) },
 		Clipped: func(t Tokens) int {
-			return t.count(func(i int) bool { return s.clips(math.Exp(t.LogRatio(i)), t.Advantages[i]) })
+			return t.count(func(i int) bool { return clips(t.LogRatio(i), t.Advantages[i]) })
 		},
 	}, s.checkClip()
 }
@@ -26,12 +27,13 @@ func clipped(s Settings) (Expression, error) {
 // advantage is constant over a sequence both are one.
 func sequenceClipped(advantage func(in *Inputs) *gorgonia.Node) func(s Settings) (Expression, error) {
 	return func(s Settings) (Expression, error) {
+		clips := s.clips()
 		return Expression{
 			Build: func(in *Inputs) *gorgonia.Node { return s.clip(in, in.SequenceRatio(), advantage(in)) },
 			Clipped: func(t Tokens) int {
 				ratios := make([]float64, len(t.Logprobs))
 				t.spread(ratios, func(i int) float64 { return t.Logprobs[i] - t.Anchors[i] })
-				return t.count(func(i int) bool { return s.clips(math.Exp(bound(ratios[i])), t.Advantages[i]) })
+				return t.count(func(i int) bool { return clips(bound(ratios[i]), t.Advantages[i]) })
 			},
 		}, s.checkClip()
 	}
@@ -54,10 +56,15 @@ func (s Settings) clip(in *Inputs, ratio, advantage *gorgonia.Node) *gorgonia.No
 	return loss
 }
 
-// clips says whether the clipped surrogate has no gradient there.
-func (s Settings) clips(ratio, advantage float64) bool {
-	return advantage > 0 && ratio > 1+s.ClipHigh || advantage < 0 &&
-		(ratio < 1-s.ClipLow || s.DualClip > 0 && ratio > s.DualClip)
+// clips says whether the clipped surrogate has no gradient at a log ratio.
+func (s Settings) clips() func(logRatio, advantage float64) bool {
+	low, high, dual := math.Log(1-s.ClipLow), math.Log(1+s.ClipHigh), math.Inf(1)
+	if s.DualClip > 0 {
+		dual = math.Log(s.DualClip)
+	}
+	return func(logRatio, advantage float64) bool {
+		return advantage > 0 && logRatio > high || advantage < 0 && (logRatio < low || logRatio > dual)
+	}
 }
 
 // cispo (arXiv 2506.13585, eq. 4) is −clip(r)·A·logprob with the clipped ratio as
@@ -184,11 +191,12 @@ func clipCov(s Settings) (Expression, error) {
 	if err == nil && !(s.CovLow < s.CovHigh) {
 		err = fmt.Errorf("cov_low is %g and cov_high is %g; want low < high", s.CovLow, s.CovHigh)
 	}
+	clips := s.clips()
 	drop := func(t Tokens) map[int]bool {
 		cov := t.covariances()
 		var band []int
 		for i, c := range cov {
-			if c > s.CovLow && c < s.CovHigh && !s.clips(math.Exp(t.LogRatio(i)), t.Advantages[i]) {
+			if c > s.CovLow && c < s.CovHigh && !clips(t.LogRatio(i), t.Advantages[i]) {
 				band = append(band, i)
 			}
 		}
@@ -205,7 +213,7 @@ func clipCov(s Settings) (Expression, error) {
 		},
 		Clipped: func(t Tokens) int {
 			dropped := drop(t)
-			return t.count(func(i int) bool { return dropped[i] || s.clips(math.Exp(t.LogRatio(i)), t.Advantages[i]) })
+			return t.count(func(i int) bool { return dropped[i] || clips(t.LogRatio(i), t.Advantages[i]) })
 		},
 	}, err
 }
@@ -220,7 +228,8 @@ func klCov(s Settings) (Expression, error) {
 	}
 	return Expression{
 		Build: func(in *Inputs) *gorgonia.Node {
-			selected := in.Frozen("selected by covariance", func(t Tokens, out []float64) {
+			// The slope of |log ratio|, which is none at 0, where fresh data is.
+			slope := in.Frozen("slope of the selected", func(t Tokens, out []float64) {
 				cov := t.covariances()
 				order := make([]int, len(cov))
 				for i := range order {
@@ -229,16 +238,12 @@ func klCov(s Settings) (Expression, error) {
 				slices.SortFunc(order, func(a, b int) int {
 					return cmp.Or(cmp.Compare(cov[b], cov[a]), cmp.Compare(t.hash(a), t.hash(b)))
 				})
-				chosen := setOf(order[:min(len(order), s.covCount(len(cov)))])
-				for i := range out {
-					out[i] = 0
-					if chosen[i] {
-						out[i] = s.CovKLCoef
-					}
+				clear(out)
+				for _, i := range order[:min(len(order), s.covCount(len(cov)))] {
+					out[i] = s.CovKLCoef * float64(cmp.Compare(t.LogRatio(i), 0))
 				}
 			})
-			away := mul(selected, gorgonia.Must(gorgonia.Abs(in.LogRatio())))
-			return sub(away, mul(in.Ratio(), in.Advantage()))
+			return sub(mul(slope, in.LogRatio()), mul(in.Ratio(), in.Advantage()))
 		},
 	}, err
 }
