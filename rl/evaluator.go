@@ -13,8 +13,6 @@ type evaluator struct {
 	// gathered are the buffers of tokens.
 	gathered [5][]float64
 	weight   []float64
-	grad     []float64
-	ratio    []float64   // to the anchor, where the expression has one
 	vectors  [][]float64 // one for each input of first
 	scratch  [][]float64
 }
@@ -35,15 +33,12 @@ func newEvaluator(e Expression) (*evaluator, error) {
 	}, nil
 }
 
-// load gathers the trained tokens of b, whose ratios are taken against the old
-// policy or else the sampler, and computes what is fed in. What stands in masked
-// places is not read.
-func (ev *evaluator) load(b Batch, old bool, aggregation Aggregation, length int) error {
+// find looks up the trained tokens of a batch.
+func (ev *evaluator) find(b Batch) {
 	t := &ev.tokens
-	ev.spans, ev.weight, t.Offsets = ev.spans[:0], ev.weight[:0], append(t.Offsets[:0], 0)
+	ev.spans, t.Offsets = ev.spans[:0], append(t.Offsets[:0], 0)
 	n := 0
 	for s := range len(b.Offsets) - 1 {
-		before := n
 		for lo := b.Offsets[s]; lo < b.Offsets[s+1]; {
 			if !b.Mask[lo] {
 				lo++
@@ -58,15 +53,27 @@ func (ev *evaluator) load(b Batch, old bool, aggregation Aggregation, length int
 			lo = hi
 		}
 		t.Offsets = append(t.Offsets, n)
-		if n == before {
+	}
+}
+
+// load gathers the trained tokens that were found in b, whose ratios are taken
+// against the old policy or else the sampler, and computes what is fed in. What
+// stands in masked places is not read.
+func (ev *evaluator) load(b Batch, old bool, aggregation Aggregation, length int) error {
+	t := &ev.tokens
+	n := t.Offsets[len(t.Offsets)-1]
+	ev.weight = resize(ev.weight, n)
+	for s := range len(t.Offsets) - 1 {
+		trained := ev.weight[t.Offsets[s]:t.Offsets[s+1]]
+		if len(trained) == 0 {
 			continue
 		}
-		w, err := aggregation.weight(b, s, n-before, length)
+		w, err := aggregation.weight(b, s, len(trained), length)
 		if err != nil {
 			return err
 		}
-		for range n - before {
-			ev.weight = append(ev.weight, w)
+		for i := range trained {
+			trained[i] = w
 		}
 	}
 	for k, v := range []struct {
@@ -102,27 +109,24 @@ func (ev *evaluator) load(b Batch, old bool, aggregation Aggregation, length int
 	return nil
 }
 
-// run returns the loss of what was loaded, and leaves its gradient in ev.grad.
-func (ev *evaluator) run() (float64, error) {
-	ev.grad = resize(ev.grad, len(ev.weight))
+// run returns the loss of what was loaded, and shows visit its gradient piece by
+// piece, each from lo on, and the ratios to the anchor, nil where they are not known.
+func (ev *evaluator) run(visit func(lo int, gradient, ratio []float64)) (float64, error) {
 	if p := ev.first.program; p != nil {
-		ev.ratio = ev.ratio[:0]
-		if p.ratio >= 0 {
-			ev.ratio = resize(ev.ratio, len(ev.weight))
-		}
-		return p.run(ev.vectors, ev.weight, ev.grad, ev.ratio), nil
+		return p.run(ev.vectors, ev.weight, visit), nil
 	}
 	var loss float64
-	for lo := 0; lo < len(ev.grad); {
-		m, err := ev.tape(len(ev.grad) - lo)
+	for lo := 0; lo < len(ev.weight); {
+		m, err := ev.tape(len(ev.weight) - lo)
 		if err != nil {
 			return 0, err
 		}
-		hi := min(lo+m.n, len(ev.grad))
-		part, err := m.run(ev.vectors, ev.weight, lo, hi, ev.grad)
+		hi := min(lo+m.n, len(ev.weight))
+		part, gradient, err := m.run(ev.vectors, ev.weight, lo, hi)
 		if err != nil {
 			return 0, err
 		}
+		visit(lo, gradient, nil)
 		loss += part
 		lo = hi
 	}

@@ -72,9 +72,9 @@ func compile(e Expression, n int, tape bool) (m *machine, err error) {
 	return m, nil
 }
 
-// run evaluates tokens [lo, hi) of the vectors, one for each feed, and writes
-// dLoss/dLogprob of each to grad.
-func (m *machine) run(vectors [][]float64, weight []float64, lo, hi int, grad []float64) (float64, error) {
+// run evaluates tokens [lo, hi) of the vectors, one for each feed, on the tape,
+// and returns the loss and dLoss/dLogprob of each, which the next run overwrites.
+func (m *machine) run(vectors [][]float64, weight []float64, lo, hi int) (float64, []float64, error) {
 	for k, f := range m.in.feeds {
 		n := copy(f.data, vectors[k][lo:hi])
 		for i := n; i < m.n; i++ {
@@ -84,8 +84,7 @@ func (m *machine) run(vectors [][]float64, weight []float64, lo, hi int, grad []
 	clear(m.weight[copy(m.weight, weight[lo:hi]):])
 	defer m.vm.Reset()
 	if err := m.vm.RunAll(); err != nil {
-		return 0, fmt.Errorf("rl: running the objective's graph: %w", err)
+		return 0, nil, fmt.Errorf("rl: running the objective's graph: %w", err)
 	}
-	copy(grad[lo:hi], m.gradient.Data().([]float64))
-	return m.loss.Data().(float64), nil
+	return m.loss.Data().(float64), m.gradient.Data().([]float64)[:hi-lo], nil
 }

@@ -21,23 +21,36 @@ func (o *graphObjective) Evaluate(b Batch) (Result, error) {
 		return Result{}, err
 	}
 	res := Result{Grad: make([]float64, len(b.Logprobs)), Metrics: map[string]float64{}}
+	place, done := 0, 0 // the span that the next gradient belongs to, and how much of it is there
+	g := newGap()
 	var err error
-	if res.Loss, err = o.eval.run(); err != nil {
+	res.Loss, err = o.eval.run(func(lo int, gradient, ratio []float64) {
+		if b.RolloutLogprobs != nil {
+			if o.settings.Anchor == AnchorOld {
+				ratio = nil
+			}
+			hi := lo + len(gradient)
+			g.add(o.eval.tokens.Logprobs[lo:hi], o.eval.tokens.Rollouts[lo:hi], ratio)
+		}
+		for len(gradient) > 0 {
+			s := o.eval.spans[place]
+			n := copy(res.Grad[s.lo+done:s.hi], gradient)
+			gradient = gradient[n:]
+			if done += n; s.lo+done == s.hi {
+				place, done = place+1, 0
+			}
+		}
+	})
+	if err != nil {
 		return Result{}, err
 	}
 	if !finite(res.Loss) {
 		return Result{}, fmt.Errorf("rl: the loss is %v: %w", res.Loss, ErrNonFinite)
 	}
-	at := 0
-	for _, s := range o.eval.spans {
-		at += copy(res.Grad[s.lo:s.hi], o.eval.grad[at:])
-		for i := s.lo; i < s.hi; i++ {
-			if !finite(res.Grad[i]) {
-				return Result{}, fmt.Errorf("rl: the gradient of token %d is %v: %w", i, res.Grad[i], ErrNonFinite)
-			}
-		}
+	if i := o.nonFinite(res.Grad); i >= 0 {
+		return Result{}, fmt.Errorf("rl: the gradient of token %d is %v: %w", i, res.Grad[i], ErrNonFinite)
 	}
-	o.describe(b, res.Metrics)
+	o.describe(b, g, res.Metrics)
 	return res, nil
 }
 
@@ -65,6 +78,7 @@ func (o *graphObjective) check(b Batch) error {
 			return fmt.Errorf("rl: the first token of sequence %d is masked in, but nothing predicts it", s)
 		}
 	}
+	o.eval.find(b)
 	needs, old := o.eval.first.in, o.settings.Anchor == AnchorOld
 	for _, v := range []struct {
 		name   string
@@ -83,13 +97,17 @@ func (o *graphObjective) check(b Batch) error {
 		if v.data != nil && len(v.data) != n {
 			return fmt.Errorf("rl: batch of %d tokens has %d %s", n, len(v.data), v.name)
 		}
-		for i, x := range v.data {
-			if b.Mask[i] && !finite(x) {
-				return fmt.Errorf("rl: %s of token %d is %v: %w", v.name, i, x, ErrNonFinite)
+		if v.data != nil {
+			if i := o.nonFinite(v.data); i >= 0 {
+				return fmt.Errorf("rl: %s of token %d is %v: %w", v.name, i, v.data[i], ErrNonFinite)
 			}
 		}
 	}
-	own := CountTotals(b.Mask, b.Offsets, nil)
+	var own Totals
+	o.eval.tokens.sequences(func(lo, hi int) {
+		own.Tokens += hi - lo
+		own.Sequences++
+	})
 	if own.Tokens > b.Totals.Tokens || own.Sequences > b.Totals.Sequences {
 		return fmt.Errorf("rl: the batch trains on %d tokens of %d sequences, more than the step's total of %d of %d",
 			own.Tokens, own.Sequences, b.Totals.Tokens, b.Totals.Sequences)
@@ -97,8 +115,50 @@ func (o *graphObjective) check(b Batch) error {
 	return nil
 }
 
+// nonFinite is the first trained token whose entry is NaN or infinite, or −1.
+func (o *graphObjective) nonFinite(x []float64) int {
+	for _, s := range o.eval.spans {
+		for i, v := range x[s.lo:s.hi] {
+			if !finite(v) {
+				return s.lo + i
+			}
+		}
+	}
+	return -1
+}
+
+// gap sums up how far the policy is from the sampler.
+type gap struct{ ratios, kl, ratioMin, ratioMax, most float64 }
+
+func newGap() gap { return gap{ratioMin: math.Inf(1)} }
+
+// add counts tokens, whose ratios may be known.
+func (g *gap) add(logprobs, rollouts, ratios []float64) {
+	for k, l := range logprobs {
+		d := l - rollouts[k]
+		if most := math.Abs(d); most > g.most {
+			g.most = most
+		}
+		d = bound(d)
+		var r float64
+		if ratios != nil {
+			r = ratios[k]
+		} else {
+			r = math.Exp(d)
+		}
+		g.ratios += r
+		g.kl += r - 1 - d
+		if r > g.ratioMax {
+			g.ratioMax = r
+		}
+		if r < g.ratioMin {
+			g.ratioMin = r
+		}
+	}
+}
+
 // describe adds the metrics of what was loaded.
-func (o *graphObjective) describe(b Batch, metrics map[string]float64) {
+func (o *graphObjective) describe(b Batch, g gap, metrics map[string]float64) {
 	t := o.eval.tokens
 	if len(t.Logprobs) == 0 {
 		return
@@ -124,29 +184,11 @@ func (o *graphObjective) describe(b Batch, metrics map[string]float64) {
 	if b.RolloutLogprobs == nil {
 		return
 	}
-	// The ratio to the anchor has been computed, and often is the one to the sampler.
-	known := len(o.eval.ratio) == len(t.Logprobs) && o.settings.Anchor != AnchorOld
-	var ratios, logs, rmax, gap float64
-	rmin := math.Inf(1)
-	for k, l := range t.Logprobs {
-		d := l - t.Rollouts[k]
-		gap = max(gap, math.Abs(d))
-		d = bound(d)
-		var r float64
-		if known {
-			r = o.eval.ratio[k]
-		} else {
-			r = math.Exp(d)
-		}
-		ratios += r
-		logs += r - 1 - d
-		rmax, rmin = max(rmax, r), min(rmin, r)
-	}
-	metrics["ratio_mean"] = ratios / n
-	metrics["approx_kl"] = logs / n
-	metrics["ratio_max"] = rmax
-	metrics["ratio_min"] = rmin
-	metrics["logprob_gap_max"] = gap
+	metrics["ratio_mean"] = g.ratios / n
+	metrics["approx_kl"] = g.kl / n
+	metrics["ratio_max"] = g.ratioMax
+	metrics["ratio_min"] = g.ratioMin
+	metrics["logprob_gap_max"] = g.most
 	if clipped := o.eval.expression.Clipped; clipped != nil {
 		metrics["clip_fraction"] = float64(clipped(t)) / n
 	}

@@ -28,43 +28,43 @@ type program struct {
 // block is the number of tokens computed at a time.
 const block = 512
 
-// instruction writes out from a, and from b where the operation has two operands.
+// instruction writes out from a, and from b and c where the operation has as many
+// operands.
 type instruction struct {
-	do        func(out, a, b []float64)
-	out, a, b int
+	do           func(out, a, b, c []float64)
+	out, a, b, c int
 }
 
-// one is the float64 1. Comparisons choose between its bits and none, which takes
-// no branch.
+// one is the float64 1. Choices are made between bits, which takes no branch.
 const one = 0x3ff0000000000000
 
 // operations by their Gorgonia names.
-var operations = map[string]func(out, a, b []float64){
-	"+": func(out, a, b []float64) {
+var operations = map[string]func(out, a, b, c []float64){
+	"+": func(out, a, b, _ []float64) {
 		a, b = a[:len(out)], b[:len(out)]
 		for i := range out {
 			out[i] = a[i] + b[i]
 		}
 	},
-	"-": func(out, a, b []float64) {
+	"-": func(out, a, b, _ []float64) {
 		a, b = a[:len(out)], b[:len(out)]
 		for i := range out {
 			out[i] = a[i] - b[i]
 		}
 	},
-	"⊙": func(out, a, b []float64) {
+	"⊙": func(out, a, b, _ []float64) {
 		a, b = a[:len(out)], b[:len(out)]
 		for i := range out {
 			out[i] = a[i] * b[i]
 		}
 	},
-	"÷": func(out, a, b []float64) {
+	"÷": func(out, a, b, _ []float64) {
 		a, b = a[:len(out)], b[:len(out)]
 		for i := range out {
 			out[i] = a[i] / b[i]
 		}
 	},
-	"==": func(out, a, b []float64) {
+	"==": func(out, a, b, _ []float64) {
 		a, b = a[:len(out)], b[:len(out)]
 		for i := range out {
 			var same uint64
@@ -74,36 +74,57 @@ var operations = map[string]func(out, a, b []float64){
 			out[i] = math.Float64frombits(same)
 		}
 	},
-	"MinBetween": func(out, a, b []float64) {
+	"MinBetween": func(out, a, b, _ []float64) {
 		a, b = a[:len(out)], b[:len(out)]
 		for i := range out {
-			out[i] = min(a[i], b[i])
+			x := math.Float64bits(a[i])
+			if b[i] < a[i] {
+				x = math.Float64bits(b[i])
+			}
+			out[i] = math.Float64frombits(x)
 		}
 	},
-	"MaxBetween": func(out, a, b []float64) {
+	"MaxBetween": func(out, a, b, _ []float64) {
 		a, b = a[:len(out)], b[:len(out)]
 		for i := range out {
-			out[i] = max(a[i], b[i])
+			x := math.Float64bits(a[i])
+			if b[i] > a[i] {
+				x = math.Float64bits(b[i])
+			}
+			out[i] = math.Float64frombits(x)
 		}
 	},
-	"neg": func(out, a, _ []float64) {
+	"neg": func(out, a, _, _ []float64) {
 		a = a[:len(out)]
 		for i := range out {
 			out[i] = -a[i]
 		}
 	},
-	"exp": func(out, a, _ []float64) {
+	"exp": func(out, a, _, _ []float64) {
 		a = a[:len(out)]
 		for i := range out {
 			out[i] = math.Exp(a[i])
 		}
 	},
-	"square": func(out, a, _ []float64) {
+	"square": func(out, a, _, _ []float64) {
 		a = a[:len(out)]
 		for i := range out {
 			out[i] = a[i] * a[i]
 		}
 	},
+}
+
+// where is a where b equals c, and 0 elsewhere: a product with a comparison, which
+// is how the slopes of MinBetween and MaxBetween come.
+func where(out, a, b, c []float64) {
+	a, b, c = a[:len(out)], b[:len(out)], c[:len(out)]
+	for i := range out {
+		x := math.Float64bits(a[i])
+		if b[i] != c[i] {
+			x = 0
+		}
+		out[i] = math.Float64frombits(x)
+	}
 }
 
 // translator makes a program of a graph.
@@ -195,22 +216,18 @@ func (t *translator) emit(n *gorgonia.Node) bool {
 		t.p.slots[t.pin(n)] = slices.Repeat([]float64{c}, block)
 		return true
 	}
-	if n.Op() == nil {
+	do, operands := t.operation(n)
+	if do == nil {
 		return false
 	}
-	name, returnsBool := strings.CutSuffix(n.Op().String(), " false")
-	name, _ = strings.CutSuffix(name, " true")
-	do, ok := operations[name]
-	operands := t.operands(n)
-	if !ok || len(operands) == 0 || len(operands) > 2 || name == "==" && returnsBool {
-		return false
-	}
-	for _, o := range operands {
+	var at [3]int
+	for i, o := range operands {
 		if !t.emit(o) {
 			return false
 		}
+		at[i] = t.slot[o]
 	}
-	step := instruction{do: do, a: t.slot[operands[0]], b: t.slot[operands[len(operands)-1]]}
+	step := instruction{do: do, a: at[0], b: at[1], c: at[2]}
 	for _, o := range operands {
 		if t.uses[o]--; t.uses[o] == 0 && !t.fixed[t.slot[o]] {
 			t.free = append(t.free, t.slot[o])
@@ -225,6 +242,26 @@ func (t *translator) emit(n *gorgonia.Node) bool {
 	t.slot[n] = step.out
 	t.p.steps = append(t.p.steps, step)
 	return true
+}
+
+// operation is what computes n, and from what; nil where it is unknown.
+func (t *translator) operation(n *gorgonia.Node) (func(out, a, b, c []float64), []*gorgonia.Node) {
+	if n.Op() == nil {
+		return nil, nil
+	}
+	operands := t.operands(n)
+	if n.Op().String() == "⊙ false" {
+		for i, o := range operands {
+			if o.Op() != nil && o.Op().String() == "== true" && t.uses[o] == 1 {
+				return where, append([]*gorgonia.Node{operands[1-i]}, t.operands(o)...)
+			}
+		}
+	}
+	name, elementwise := strings.CutSuffix(n.Op().String(), " false")
+	if name == "==" && elementwise {
+		return nil, nil // of booleans
+	}
+	return operations[strings.TrimSuffix(name, " true")], operands
 }
 
 // constant is the value of a node that is one everywhere: a constant, or one
@@ -247,9 +284,9 @@ func (t *translator) constant(n *gorgonia.Node) (float64, bool) {
 	return 0, false
 }
 
-// run returns the loss of the vectors, one for each input, and writes its
-// gradient, and the ratio where there is one and ratio is not nil.
-func (p *program) run(vectors [][]float64, weight, gradient, ratio []float64) float64 {
+// run returns the loss of the vectors, one for each input, and shows visit the
+// gradient of each block, from lo on, and its ratio, nil where there is none.
+func (p *program) run(vectors [][]float64, weight []float64, visit func(lo int, gradient, ratio []float64)) float64 {
 	var loss float64
 	for lo := 0; lo < len(weight); lo += block {
 		hi := min(lo+block, len(weight))
@@ -259,15 +296,16 @@ func (p *program) run(vectors [][]float64, weight, gradient, ratio []float64) fl
 		}
 		p.slots[p.weight] = weight[lo:hi]
 		for _, s := range p.steps {
-			s.do(p.slots[s.out][:n], p.slots[s.a][:n], p.slots[s.b][:n])
+			s.do(p.slots[s.out][:n], p.slots[s.a], p.slots[s.b], p.slots[s.c])
 		}
 		for _, x := range p.slots[p.product][:n] {
 			loss += x
 		}
-		copy(gradient[lo:hi], p.slots[p.gradient])
-		if p.ratio >= 0 && ratio != nil {
-			copy(ratio[lo:hi], p.slots[p.ratio])
+		var ratio []float64
+		if p.ratio >= 0 {
+			ratio = p.slots[p.ratio][:n]
 		}
+		visit(lo, p.slots[p.gradient][:n], ratio)
 	}
 	return loss
 }

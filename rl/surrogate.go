@@ -16,7 +16,13 @@ func clipped(s Settings) (Expression, error) {
 	return Expression{
 		Build: func(in *Inputs) *gorgonia.Node { return s.clip(in, in.Ratio(), in.Advantage()) },
 		Clipped: func(t Tokens) int {
-			return t.count(func(i int) bool { return clips(t.LogRatio(i), t.Advantages[i]) })
+			n := 0
+			for i, a := range t.Advantages {
+				if clips(t.Logprobs[i]-t.Anchors[i], a) {
+					n++
+				}
+			}
+			return n
 		},
 	}, s.checkClip()
 }
