@@ -2,6 +2,7 @@ package rl
 
 import (
 	"math"
+	"slices"
 	"testing"
 
 	"gorgonia.org/gorgonia"
@@ -110,6 +111,44 @@ func TestOtherOperations(t *testing.T) {
 	for i := 1; i < 600; i++ {
 		c := math.Cosh(b.Logprobs[i])
 		near(t, "gradient", res.Grad[i], 3/(c*c), 1e-12)
+	}
+}
+
+// TestSharedComparison: a comparison that two products use is computed once, and
+// its operands, whose registers are given away in between, are not read again.
+func TestSharedComparison(t *testing.T) {
+	o, err := Compose(Expression{Build: func(in *Inputs) *gorgonia.Node {
+		l := in.Logprob()
+		d := neg(in.LogRatio())
+		same := gorgonia.Must(gorgonia.Eq(d, in.Clamp(d, -0.02, 0.02), true))
+		first := mul(same, l)
+		for range 5 {
+			first = add(square(first), l)
+		}
+		return add(first, mul(same, square(l)))
+	}}, Settings{Aggregation: SequenceSum})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.(*graphObjective).eval.first.program == nil {
+		t.Fatal("it has no program")
+	}
+	b := bigBatch(100)
+	for i := range b.Logprobs {
+		b.Logprobs[i] /= 10
+		b.RolloutLogprobs[i] /= 10
+	}
+	want, err := taped(t, o.(*graphObjective)).Evaluate(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	have, err := o.Evaluate(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	near(t, "loss", have.Loss, want.Loss, 1e-12)
+	if !slices.Equal(have.Grad, want.Grad) {
+		t.Errorf("gradient %v, on the tape %v", have.Grad[:5], want.Grad[:5])
 	}
 }
 

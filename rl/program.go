@@ -252,7 +252,8 @@ func (t *translator) operation(n *gorgonia.Node) (func(out, a, b, c []float64), 
 	operands := t.operands(n)
 	if n.Op().String() == "⊙ false" {
 		for i, o := range operands {
-			if o.Op() != nil && o.Op().String() == "== true" && t.uses[o] == 1 {
+			_, emitted := t.slot[o] // then its operands may be gone
+			if o.Op() != nil && o.Op().String() == "== true" && t.uses[o] == 1 && !emitted {
 				return where, append([]*gorgonia.Node{operands[1-i]}, t.operands(o)...)
 			}
 		}
