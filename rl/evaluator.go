@@ -1,29 +1,140 @@
 package rl
 
-import "math"
-
-// evaluator runs one expression over batches of any size.
+// evaluator runs one expression over batches of any size. Its buffers grow with
+// the largest batch seen, and with nothing else.
 type evaluator struct {
-	expression             Expression
-	usesOld, usesAdvantage bool
-	machines               map[int]*machine
+	expression Expression
+	// first is the smallest machine; the inputs of the others are alike.
+	first *machine
+	tapes map[int]*machine // where first is one: by size
+
+	spans  []span // of trained tokens, in the batch
+	tokens Tokens
+	// gathered are the buffers of tokens.
+	gathered [5][]float64
+	weight   []float64
+	vectors  [][]float64 // one for each input of first
+	scratch  [][]float64
 }
+
+// span is a run of trained tokens of one sequence, [lo, hi).
+type span struct{ lo, hi int }
 
 // newEvaluator compiles the smallest machine at once, so that a faulty
 // expression is reported when it is configured.
 func newEvaluator(e Expression) (*evaluator, error) {
-	ev := &evaluator{expression: e, machines: map[int]*machine{}}
-	m, err := ev.machine(1)
+	m, err := compile(e, machineSizes[0], false)
 	if err != nil {
 		return nil, err
 	}
-	ev.usesOld = m.in.old != nil || m.in.frozen != nil
-	ev.usesAdvantage = m.in.advantage != nil || m.in.frozen != nil
-	return ev, nil
+	return &evaluator{
+		expression: e, first: m, tapes: map[int]*machine{machineSizes[0]: m},
+		vectors: make([][]float64, len(m.in.feeds)), scratch: make([][]float64, len(m.in.feeds)),
+	}, nil
 }
 
-// machine returns the smallest one that takes n units, or the largest there is.
-func (ev *evaluator) machine(n int) (*machine, error) {
+// find looks up the trained tokens of a batch.
+func (ev *evaluator) find(b Batch) {
+	t := &ev.tokens
+	ev.spans, t.Offsets = ev.spans[:0], append(t.Offsets[:0], 0)
+	n := 0
+	for s := range len(b.Offsets) - 1 {
+		for lo := b.Offsets[s]; lo < b.Offsets[s+1]; {
+			if !b.Mask[lo] {
+				lo++
+				continue
+			}
+			hi := lo + 1
+			for hi < b.Offsets[s+1] && b.Mask[hi] {
+				hi++
+			}
+			ev.spans = append(ev.spans, span{lo, hi})
+			n += hi - lo
+			lo = hi
+		}
+		t.Offsets = append(t.Offsets, n)
+	}
+}
+
+// load gathers the trained tokens that were found in b, whose ratios are taken
+// against the old policy or else the sampler, and computes what is fed in. What
+// stands in masked places is not read.
+func (ev *evaluator) load(b Batch, old bool, aggregation Aggregation, length int) error {
+	t := &ev.tokens
+	n := t.Offsets[len(t.Offsets)-1]
+	ev.weight = resize(ev.weight, n)
+	for s := range len(t.Offsets) - 1 {
+		trained := ev.weight[t.Offsets[s]:t.Offsets[s+1]]
+		if len(trained) == 0 {
+			continue
+		}
+		w, err := aggregation.weight(b, s, len(trained), length)
+		if err != nil {
+			return err
+		}
+		for i := range trained {
+			trained[i] = w
+		}
+	}
+	for k, v := range []struct {
+		to   *[]float64
+		from []float64
+	}{
+		{&t.Logprobs, b.Logprobs}, {&t.Rollouts, b.RolloutLogprobs}, {&t.Anchors, b.OldLogprobs},
+		{&t.References, b.ReferenceLogprobs}, {&t.Advantages, b.Advantages},
+	} {
+		ev.gathered[k] = resize(ev.gathered[k], n)
+		*v.to = ev.gathered[k]
+		if v.from == nil {
+			clear(*v.to)
+			continue
+		}
+		at := 0
+		for _, s := range ev.spans {
+			at += copy((*v.to)[at:], v.from[s.lo:s.hi])
+		}
+	}
+	if !old {
+		t.Anchors = t.Rollouts
+	}
+	for k, f := range ev.first.in.feeds {
+		if f.stored != nil {
+			ev.vectors[k] = f.stored(t)
+			continue
+		}
+		ev.scratch[k] = resize(ev.scratch[k], n)
+		ev.vectors[k] = ev.scratch[k]
+		f.computed(*t, ev.vectors[k])
+	}
+	return nil
+}
+
+// run returns the loss of what was loaded, and shows visit its gradient piece by
+// piece, each from lo on, and the ratios to the anchor, nil where they are not known.
+func (ev *evaluator) run(visit func(lo int, gradient, ratio []float64)) (float64, error) {
+	if p := ev.first.program; p != nil {
+		return p.run(ev.vectors, ev.weight, visit), nil
+	}
+	var loss float64
+	for lo := 0; lo < len(ev.weight); {
+		m, err := ev.tape(len(ev.weight) - lo)
+		if err != nil {
+			return 0, err
+		}
+		hi := min(lo+m.n, len(ev.weight))
+		part, gradient, err := m.run(ev.vectors, ev.weight, lo, hi)
+		if err != nil {
+			return 0, err
+		}
+		visit(lo, gradient, nil)
+		loss += part
+		lo = hi
+	}
+	return loss, nil
+}
+
+// tape returns the smallest machine that takes n tokens, or the largest there is.
+func (ev *evaluator) tape(n int) (*machine, error) {
 	size := machineSizes[len(machineSizes)-1]
 	for _, s := range machineSizes {
 		if n <= s {
@@ -31,94 +142,21 @@ func (ev *evaluator) machine(n int) (*machine, error) {
 			break
 		}
 	}
-	if m, ok := ev.machines[size]; ok {
+	if m, ok := ev.tapes[size]; ok {
 		return m, nil
 	}
-	m, err := compile(ev.expression, size)
+	m, err := compile(ev.expression, size, true)
 	if err != nil {
 		return nil, err
 	}
-	ev.machines[size] = m
+	ev.tapes[size] = m
 	return m, nil
 }
 
-// add evaluates the expression on b, adds scale times its loss and gradient to
-// res, and returns the inputs it used.
-func (ev *evaluator) add(b Batch, weights []float64, scale float64, res *Result) (*units, error) {
-	u, at := ev.gather(b, weights)
-	grad := make([]float64, len(u.logprob))
-	for lo := 0; lo < len(grad); {
-		m, err := ev.machine(len(grad) - lo)
-		if err != nil {
-			return nil, err
-		}
-		hi := min(lo+m.n, len(grad))
-		loss, err := m.run(u, lo, hi, grad)
-		if err != nil {
-			return nil, err
-		}
-		res.Loss += scale * loss
-		lo = hi
+// resize returns x with n entries, whatever they hold.
+func resize(x []float64, n int) []float64 {
+	if cap(x) < n {
+		return make([]float64, n)
 	}
-	for k, i := range at {
-		res.Grad[i] += scale * grad[k]
-	}
-	return u, nil
-}
-
-// gather collects the units of b and the token each stands for. The gradient of
-// a unit's term is that token's: see Expression.Pooled. Pooling stands here
-// because Gorgonia has no segment sums.
-func (ev *evaluator) gather(b Batch, weights []float64) (u *units, at []int) {
-	u, at = newUnits(b)
-	for s := range len(b.Offsets) - 1 {
-		first := len(at)
-		var logprobs, olds float64
-		for i := b.Offsets[s]; i < b.Offsets[s+1]; i++ {
-			if b.Mask[i] {
-				at = append(at, i)
-				logprobs += b.Logprobs[i]
-				olds += entry(b.RolloutLogprobs, i)
-			}
-		}
-		n := float64(len(at) - first)
-		for _, i := range at[first:] {
-			logprob, old := b.Logprobs[i], entry(b.RolloutLogprobs, i)
-			if ev.expression.Pooled {
-				logprob, old = logprobs/n, olds/n
-			}
-			ev.push(u, logprob, old, entry(b.Advantages, i), weights[i])
-		}
-	}
-	return u, at
-}
-
-// newUnits makes room for the trained tokens of b.
-func newUnits(b Batch) (*units, []int) {
-	n := 0
-	for _, m := range b.Mask {
-		if m {
-			n++
-		}
-	}
-	vector := func() []float64 { return make([]float64, 0, n) }
-	return &units{logprob: vector(), old: vector(), advantage: vector(), frozen: vector(), weight: vector()}, make([]int, 0, n)
-}
-
-func (ev *evaluator) push(u *units, logprob, old, advantage, weight float64) {
-	u.logprob = append(u.logprob, logprob)
-	u.old = append(u.old, old)
-	u.advantage = append(u.advantage, advantage)
-	u.weight = append(u.weight, weight)
-	if f := ev.expression.Frozen; f != nil {
-		u.frozen = append(u.frozen, f(math.Exp(bound(logprob-old)), advantage))
-	}
-}
-
-// entry is x[i], 0 where the vector is absent.
-func entry(x []float64, i int) float64 {
-	if x == nil {
-		return 0
-	}
-	return x[i]
+	return x[:n]
 }

@@ -3,6 +3,7 @@ package rl
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"gorgonia.org/gorgonia"
 	"gorgonia.org/tensor"
@@ -20,48 +21,109 @@ const maxLogRatio = 20
 // token, to be weighted and summed. It is differentiated with respect to the
 // log-probabilities now; everything else is constant.
 type Expression struct {
-	// Pooled replaces the log-probabilities of a token, now and at sampling, by
-	// their means over its sequence's trained tokens: the length-normalised
-	// ratio of whole sequences (GSPO). The gradient of each token's term goes to
-	// that token alone, as in GSPO's token form; where the advantage is constant
-	// over a sequence this is the gradient of the sequence form.
-	Pooled bool
 	// Build returns the vector of per-token losses. It may panic through
 	// gorgonia.Must: compiling reports that as an error.
 	Build func(in *Inputs) *gorgonia.Node
-	// Frozen computes Inputs.Frozen for a token: a quantity that depends on the
-	// ratio and takes no gradient. Gorgonia has no stop-gradient, so it is fed in.
-	Frozen func(ratio, advantage float64) float64
-	// Clipped, where not nil, says which tokens lose their gradient or have it
-	// bounded; it only feeds the metric clip_fraction.
-	Clipped func(ratio, advantage float64) bool
+	// Clipped, where not nil, counts the tokens that lose their gradient or have
+	// it bounded; it only feeds the metric clip_fraction.
+	Clipped func(t Tokens) int
+}
+
+// Tokens are the trained tokens of a batch, sequence after sequence: what
+// quantities without a gradient are computed from. A vector that the batch does
+// not have is zero.
+type Tokens struct {
+	// Logprobs are those under the policy now, Anchors those under the policy that
+	// ratios are taken against (see Settings.Anchor).
+	Logprobs, Anchors []float64
+	// Rollouts and References are those of the policies that sampled, and of the
+	// frozen reference.
+	Rollouts, References []float64
+	Advantages           []float64
+	// Offsets bound the sequences: sequence s is [Offsets[s], Offsets[s+1]), empty
+	// where nothing of it is trained on.
+	Offsets []int
+}
+
+// LogRatio is the log-probability now minus the anchor's, within ±20.
+func (t Tokens) LogRatio(i int) float64 { return bound(t.Logprobs[i] - t.Anchors[i]) }
+
+// sequences calls visit with the bounds of each sequence that is trained on.
+func (t Tokens) sequences(visit func(lo, hi int)) {
+	for s := range len(t.Offsets) - 1 {
+		if lo, hi := t.Offsets[s], t.Offsets[s+1]; lo < hi {
+			visit(lo, hi)
+		}
+	}
+}
+
+// spread writes to every token of a sequence the mean of value over it.
+func (t Tokens) spread(out []float64, value func(i int) float64) {
+	t.sequences(func(lo, hi int) {
+		var sum float64
+		for i := lo; i < hi; i++ {
+			sum += value(i)
+		}
+		for i := lo; i < hi; i++ {
+			out[i] = sum / float64(hi-lo)
+		}
+	})
 }
 
 // Inputs are the vectors an expression is made of, each of the same length.
 // They are created when first asked for, so that an expression which does not
 // read, say, the advantage does not need one.
 type Inputs struct {
-	graph                           *gorgonia.ExprGraph
-	n                               int
-	logprob, old, advantage, frozen *gorgonia.Node
-	logRatio, ratio                 *gorgonia.Node
-	constants                       map[float64]*gorgonia.Node
+	graph           *gorgonia.ExprGraph
+	n               int
+	feeds           []feed
+	logRatio, ratio *gorgonia.Node
+	constants       map[float64]*gorgonia.Node
+	// What the expression needs of a batch, beside the log-probabilities now.
+	anchored, needsAdvantages, needsRollouts, needsReferences bool
+}
+
+// feed ties an input node to the vector that fills it. computed makes the vector
+// of a batch; where it is nil, stored picks one of Tokens.
+type feed struct {
+	name     string
+	node     *gorgonia.Node
+	data     []float64
+	stored   func(t *Tokens) []float64
+	computed func(t Tokens, out []float64)
 }
 
 // Logprob is the log-probability under the policy now.
-func (in *Inputs) Logprob() *gorgonia.Node { return in.input(&in.logprob, "logprob") }
+func (in *Inputs) Logprob() *gorgonia.Node {
+	return in.stored("logprob", func(t *Tokens) []float64 { return t.Logprobs })
+}
 
 // Advantage is the token's advantage.
-func (in *Inputs) Advantage() *gorgonia.Node { return in.input(&in.advantage, "advantage") }
+func (in *Inputs) Advantage() *gorgonia.Node {
+	in.needsAdvantages = true
+	return in.stored("advantage", func(t *Tokens) []float64 { return t.Advantages })
+}
 
-// Frozen is the value of Expression.Frozen.
-func (in *Inputs) Frozen() *gorgonia.Node { return in.input(&in.frozen, "frozen") }
+// SequenceAdvantage is the mean advantage of the token's sequence.
+func (in *Inputs) SequenceAdvantage() *gorgonia.Node {
+	in.needsAdvantages = true
+	return in.computed("sequence advantage", func(t Tokens, out []float64) {
+		t.spread(out, func(i int) float64 { return t.Advantages[i] })
+	})
+}
 
-// LogRatio is the log-probability now minus that at sampling, within ±20.
+// Frozen is a quantity that takes no gradient: compute fills out, one entry for
+// each token, from a batch. Gorgonia has no stop-gradient, so it is fed in. The
+// same name stands for the same quantity within an expression.
+func (in *Inputs) Frozen(name string, compute func(t Tokens, out []float64)) *gorgonia.Node {
+	in.anchored, in.needsAdvantages = true, true
+	return in.computed(name, compute)
+}
+
+// LogRatio is the log-probability now minus the anchor's, within ±20.
 func (in *Inputs) LogRatio() *gorgonia.Node {
 	if in.logRatio == nil {
-		diff := sub(in.Logprob(), in.input(&in.old, "old"))
-		in.logRatio = in.Clamp(diff, -maxLogRatio, maxLogRatio)
+		in.logRatio = in.Clamp(sub(in.Logprob(), in.anchor()), -maxLogRatio, maxLogRatio)
 	}
 	return in.logRatio
 }
@@ -69,9 +131,23 @@ func (in *Inputs) LogRatio() *gorgonia.Node {
 // Ratio is the importance ratio exp(LogRatio).
 func (in *Inputs) Ratio() *gorgonia.Node {
 	if in.ratio == nil {
-		in.ratio = gorgonia.Must(gorgonia.Exp(in.LogRatio()))
+		in.ratio = exp(in.LogRatio())
 	}
 	return in.ratio
+}
+
+// SequenceRatio is the geometric mean of the ratios of the token's sequence,
+// within e^±20. Its gradient goes to the token alone, as in the token form of
+// GSPO (arXiv 2507.18071, section 4.3): the sum of the gradients over a sequence
+// is that of the sequence's own ratio.
+func (in *Inputs) SequenceRatio() *gorgonia.Node {
+	rest := in.Frozen("rest of the sequence's log ratio", func(t Tokens, out []float64) {
+		t.spread(out, func(i int) float64 { return t.Logprobs[i] - t.Anchors[i] })
+		for i := range out {
+			out[i] -= t.Logprobs[i] - t.Anchors[i]
+		}
+	})
+	return exp(in.Clamp(add(sub(in.Logprob(), in.anchor()), rest), -maxLogRatio, maxLogRatio))
 }
 
 // Const is a vector filled with v. (MinBetween and its like take no scalars.)
@@ -94,107 +170,51 @@ func (in *Inputs) Clamp(x *gorgonia.Node, lo, hi float64) *gorgonia.Node {
 	return larger(smaller(x, in.Const(hi)), in.Const(lo))
 }
 
-func (in *Inputs) input(slot **gorgonia.Node, name string) *gorgonia.Node {
-	if *slot == nil {
-		*slot = gorgonia.NewVector(in.graph, tensor.Float64, gorgonia.WithShape(in.n), gorgonia.WithName(name))
+func (in *Inputs) anchor() *gorgonia.Node {
+	in.anchored = true
+	return in.stored("anchor", func(t *Tokens) []float64 { return t.Anchors })
+}
+
+func (in *Inputs) reference() *gorgonia.Node {
+	in.needsReferences = true
+	return in.stored("reference", func(t *Tokens) []float64 { return t.References })
+}
+
+func (in *Inputs) stored(name string, from func(t *Tokens) []float64) *gorgonia.Node {
+	return in.input(feed{name: name, stored: from})
+}
+
+func (in *Inputs) computed(name string, compute func(t Tokens, out []float64)) *gorgonia.Node {
+	return in.input(feed{name: name, computed: compute})
+}
+
+func (in *Inputs) input(f feed) *gorgonia.Node {
+	if i := slices.IndexFunc(in.feeds, func(g feed) bool { return g.name == f.name }); i >= 0 {
+		return in.feeds[i].node
 	}
-	return *slot
+	f.node = gorgonia.NewVector(in.graph, tensor.Float64, gorgonia.WithShape(in.n), gorgonia.WithName(f.name))
+	in.feeds = append(in.feeds, f)
+	return f.node
 }
 
 func mul(a, b *gorgonia.Node) *gorgonia.Node     { return gorgonia.Must(gorgonia.HadamardProd(a, b)) }
+func add(a, b *gorgonia.Node) *gorgonia.Node     { return gorgonia.Must(gorgonia.Add(a, b)) }
 func sub(a, b *gorgonia.Node) *gorgonia.Node     { return gorgonia.Must(gorgonia.Sub(a, b)) }
+func div(a, b *gorgonia.Node) *gorgonia.Node     { return gorgonia.Must(gorgonia.HadamardDiv(a, b)) }
 func neg(a *gorgonia.Node) *gorgonia.Node        { return gorgonia.Must(gorgonia.Neg(a)) }
+func exp(a *gorgonia.Node) *gorgonia.Node        { return gorgonia.Must(gorgonia.Exp(a)) }
+func square(a *gorgonia.Node) *gorgonia.Node     { return gorgonia.Must(gorgonia.Square(a)) }
 func smaller(a, b *gorgonia.Node) *gorgonia.Node { return gorgonia.Must(gorgonia.MinBetween(a, b)) }
 func larger(a, b *gorgonia.Node) *gorgonia.Node  { return gorgonia.Must(gorgonia.MaxBetween(a, b)) }
 
-// units are an expression's inputs for a batch, one entry for each trained token, gathered from the places that
-// are trained on: what stands in masked places never reaches a graph.
-type units struct {
-	logprob, old, advantage, frozen, weight []float64
-}
-
-// machine is a compiled expression for exactly n units. Shorter input is padded
-// with repetitions of its last unit, of weight zero: values that the expression
-// meets anyway cannot make a NaN of their own.
-type machine struct {
-	n        int
-	in       *Inputs
-	vm       gorgonia.VM
-	feeds    []feed
-	weight   []float64
-	loss     gorgonia.Value
-	gradient gorgonia.Value
-}
-
-// feed ties an input node to the vector it takes from units.
-type feed struct {
-	node *gorgonia.Node
-	data []float64
-	from func(u *units) []float64
-}
-
-// machineSizes are the shapes that graphs are built for (building takes 5 to
-// 23 ms). A batch runs as pieces of the largest and one smaller rest, so that
-// neither the number of machines nor their size grows with the batches seen.
-var machineSizes = []int{64, 512, 4096}
-
-func compile(e Expression, n int) (m *machine, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			m, err = nil, fmt.Errorf("rl: building the objective's graph: %v", p)
-		}
-	}()
-	g := gorgonia.NewGraph()
-	in := &Inputs{graph: g, n: n, constants: map[float64]*gorgonia.Node{}}
-	term := e.Build(in)
-	var weight *gorgonia.Node
-	in.input(&weight, "weight")
-	total := gorgonia.Must(gorgonia.Sum(mul(term, weight)))
-	grads, err := gorgonia.Grad(total, in.Logprob())
-	if err != nil {
-		return nil, fmt.Errorf("rl: differentiating the objective: %w", err)
+// bound keeps a log ratio within ±maxLogRatio. (Branches, which are never taken
+// in practice, are faster here than max and min.)
+func bound(logRatio float64) float64 {
+	if logRatio > maxLogRatio {
+		return maxLogRatio
 	}
-	m = &machine{n: n, in: in}
-	gorgonia.Read(total, &m.loss)
-	// The gradient's own node is read: with bound dual values Gorgonia would
-	// accumulate gradients over runs.
-	gorgonia.Read(grads[0], &m.gradient)
-	for _, f := range []feed{
-		{node: in.logprob, from: func(u *units) []float64 { return u.logprob }},
-		{node: in.old, from: func(u *units) []float64 { return u.old }},
-		{node: in.advantage, from: func(u *units) []float64 { return u.advantage }},
-		{node: in.frozen, from: func(u *units) []float64 { return u.frozen }},
-		{node: weight, from: func(u *units) []float64 { return u.weight }},
-	} {
-		if f.node == nil {
-			continue
-		}
-		f.data = make([]float64, n)
-		if err := gorgonia.Let(f.node, tensor.New(tensor.WithShape(n), tensor.WithBacking(f.data))); err != nil {
-			return nil, fmt.Errorf("rl: binding an input of the objective: %w", err)
-		}
-		m.feeds = append(m.feeds, f)
-		if f.node == weight {
-			m.weight = f.data
-		}
+	if logRatio < -maxLogRatio {
+		return -maxLogRatio
 	}
-	m.vm = gorgonia.NewTapeMachine(g)
-	return m, nil
-}
-
-// run evaluates units [lo, hi) and writes dLoss/dLogprob of each to grad.
-func (m *machine) run(u *units, lo, hi int, grad []float64) (float64, error) {
-	for _, f := range m.feeds {
-		n := copy(f.data, f.from(u)[lo:hi])
-		for i := n; i < m.n; i++ {
-			f.data[i] = f.data[n-1]
-		}
-	}
-	clear(m.weight[hi-lo:])
-	defer m.vm.Reset()
-	if err := m.vm.RunAll(); err != nil {
-		return 0, fmt.Errorf("rl: running the objective's graph: %w", err)
-	}
-	copy(grad[lo:hi], m.gradient.Data().([]float64))
-	return m.loss.Data().(float64), nil
+	return logRatio
 }

@@ -89,7 +89,7 @@ func TestTokenLosses(t *testing.T) {
 		}
 		b.Offsets = append(b.Offsets, len(b.Mask))
 	}
-	b.Totals = countTotals(b.Mask, b.Offsets)
+	b.Totals = CountTotals(b.Mask, b.Offsets, nil)
 	for _, c := range g.Cases {
 		t.Run(c.Name, func(t *testing.T) {
 			of := tokenLossSettings[c.Name]
@@ -183,12 +183,8 @@ func TestConventionalAdvantages(t *testing.T) {
 	}
 	for _, c := range g.Advantages {
 		t.Run(c.Source+"/"+c.Name, func(t *testing.T) {
-			e, err := NewEstimator(names[c.Name])
-			if err != nil {
-				t.Fatal(err)
-			}
 			for k, rewards := range c.Groups {
-				for i, a := range e(rewards) {
+				for i, a := range estimate(t, presetOf(t, names[c.Name]), rewards) {
 					near(t, "advantage", a, c.Expect[k][i], 1e-8)
 				}
 			}
@@ -216,7 +212,7 @@ func TestConventionalReductions(t *testing.T) {
 			for range b.Mask {
 				b.Logprobs = append(b.Logprobs, -1)
 			}
-			b.Totals = countTotals(b.Mask, b.Offsets)
+			b.Totals = CountTotals(b.Mask, b.Offsets, nil)
 			o, err := New("reinforce", Settings{Aggregation: names[c.Name]})
 			if err != nil {
 				t.Fatal(err)
@@ -296,7 +292,7 @@ func TestConventionalMasks(t *testing.T) {
 				t.Fatalf("%d sequences, want %d", len(group.Trajectories), c.Sequences)
 			}
 			begin().Append([]int32{1, 2}, []float32{0, 0}, []int64{0, 0}) // gives the group its spread
-			sel, err := Select([]*rollout.Group{group}, 0, Selection{Advantage: GroupMean, MaxLag: 0})
+			sel, err := Select([]*rollout.Group{group}, 0, Selection{Advantage: GroupEstimator(GroupMean), MaxLag: 0})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -5,85 +5,61 @@ import (
 	"math"
 )
 
-// Settings are the parameters of the objectives; each reads those that concern
-// it. Start from Defaults: a zero here means zero, not "the default".
-type Settings struct {
-	// ClipLow and ClipHigh bound the ratio to [1 − ClipLow, 1 + ClipHigh].
-	ClipLow  float64 `json:"clip_low" yaml:"clip_low"`
-	ClipHigh float64 `json:"clip_high" yaml:"clip_high"`
-	// DualClip (> 1) bounds the loss of tokens with a negative advantage by
-	// −DualClip·A; 0 leaves it unbounded.
-	DualClip float64 `json:"dual_clip" yaml:"dual_clip"`
-	// KLCoef weighs the k3 estimate of the divergence from the reference; 0 needs none.
-	KLCoef float64 `json:"kl_coef" yaml:"kl_coef"`
-	// TauPositive and TauNegative are SAPO's temperatures by the advantage's sign.
-	TauPositive float64 `json:"tau_positive" yaml:"tau_positive"`
-	TauNegative float64 `json:"tau_negative" yaml:"tau_negative"`
-	// Aggregation makes one loss of the tokens' terms.
-	Aggregation Aggregation `json:"aggregation" yaml:"aggregation"`
-	// Length is the divisor of the aggregation "constant": the context window in tokens.
-	Length int `json:"length" yaml:"length"`
-}
-
-// graphObjective evaluates an Expression, and beside it, where kl is not nil, a
-// penalty on the divergence from the reference.
+// graphObjective evaluates a whole expression: surrogate, correction and penalties.
 type graphObjective struct {
 	settings Settings
-	loss     *evaluator
-	kl       *evaluator
-}
-
-func newGraphObjective(e Expression, s Settings) (Objective, error) {
-	loss, err := newEvaluator(e)
-	if err != nil {
-		return nil, err
-	}
-	o := &graphObjective{settings: s, loss: loss}
-	if s.KLCoef > 0 {
-		if o.kl, err = newEvaluator(k3()); err != nil {
-			return nil, err
-		}
-	}
-	return o, nil
+	eval     *evaluator
 }
 
 // Evaluate implements Objective. Its metrics are shares of the whole step's
-// totals, so those of micro-batches merge with MergeMetrics.
+// totals, so those of micro-batches merge with MergeMetrics: ratio_mean and
+// approx_kl (k3) of the policy now against the sampler's, clip_fraction,
+// correction_mean, kl (of the reference) and entropy (estimated from the sampled
+// tokens); ratio_max, ratio_min and logprob_gap_max are extremes.
 func (o *graphObjective) Evaluate(b Batch) (Result, error) {
-	if err := o.check(b); err != nil {
+	if err := o.prepare(b); err != nil {
 		return Result{}, err
 	}
-	n := len(b.Logprobs)
-	res := Result{Grad: make([]float64, n), Metrics: map[string]float64{}}
-	weights, err := o.settings.Aggregation.weights(b, o.settings.Length)
-	if err != nil {
-		return Result{}, err
-	}
-	u, err := o.loss.add(b, weights, 1, &res)
-	if err != nil {
-		return Result{}, err
-	}
-	if o.kl != nil {
-		against := b
-		against.RolloutLogprobs = b.ReferenceLogprobs
-		before := res.Loss
-		if _, err := o.kl.add(against, weights, o.settings.KLCoef, &res); err != nil {
-			return Result{}, err
+	res := Result{Grad: make([]float64, len(b.Logprobs)), Metrics: map[string]float64{}}
+	place, done := 0, 0 // the span that the next gradient belongs to, and how much of it is there
+	g := newGap()
+	var err error
+	res.Loss, err = o.eval.run(func(lo int, gradient, ratio []float64) {
+		if b.RolloutLogprobs != nil {
+			if o.settings.Anchor == AnchorOld {
+				ratio = nil
+			}
+			hi := lo + len(gradient)
+			g.add(o.eval.tokens.Logprobs[lo:hi], o.eval.tokens.Rollouts[lo:hi], ratio)
 		}
-		res.Metrics["kl"] = (res.Loss - before) / o.settings.KLCoef
-	}
-	if b.RolloutLogprobs != nil {
-		o.describe(b, u, &res)
+		for len(gradient) > 0 {
+			s := o.eval.spans[place]
+			n := copy(res.Grad[s.lo+done:s.hi], gradient)
+			gradient = gradient[n:]
+			if done += n; s.lo+done == s.hi {
+				place, done = place+1, 0
+			}
+		}
+	})
+	if err != nil {
+		return Result{}, err
 	}
 	if !finite(res.Loss) {
 		return Result{}, fmt.Errorf("rl: the loss is %v: %w", res.Loss, ErrNonFinite)
 	}
-	for i, g := range res.Grad {
-		if !finite(g) {
-			return Result{}, fmt.Errorf("rl: the gradient of token %d is %v: %w", i, g, ErrNonFinite)
-		}
+	if i := o.nonFinite(res.Grad); i >= 0 {
+		return Result{}, fmt.Errorf("rl: the gradient of token %d is %v: %w", i, res.Grad[i], ErrNonFinite)
 	}
+	o.describe(b, g, res.Metrics)
 	return res, nil
+}
+
+// prepare checks b and loads it.
+func (o *graphObjective) prepare(b Batch) error {
+	if err := o.check(b); err != nil {
+		return err
+	}
+	return o.eval.load(b, o.settings.Anchor == AnchorOld, o.settings.Aggregation, o.settings.Length)
 }
 
 func (o *graphObjective) check(b Batch) error {
@@ -102,14 +78,18 @@ func (o *graphObjective) check(b Batch) error {
 			return fmt.Errorf("rl: the first token of sequence %d is masked in, but nothing predicts it", s)
 		}
 	}
+	o.eval.find(b)
+	needs, old := o.eval.first.in, o.settings.Anchor == AnchorOld
 	for _, v := range []struct {
 		name   string
 		data   []float64
 		needed bool
 	}{
-		{"rollout logprobs", b.RolloutLogprobs, o.loss.usesOld},
-		{"advantages", b.Advantages, o.loss.usesAdvantage},
-		{"reference logprobs", b.ReferenceLogprobs, o.kl != nil},
+		{"rollout logprobs", b.RolloutLogprobs, needs.needsRollouts || needs.anchored && !old},
+		{"old logprobs", b.OldLogprobs, needs.anchored && old},
+		{"advantages", b.Advantages, needs.needsAdvantages},
+		{"reference logprobs", b.ReferenceLogprobs, needs.needsReferences},
+		{"logprobs", b.Logprobs, true},
 	} {
 		if v.data == nil && v.needed && n > 0 {
 			return fmt.Errorf("rl: this objective needs %s", v.name)
@@ -117,62 +97,99 @@ func (o *graphObjective) check(b Batch) error {
 		if v.data != nil && len(v.data) != n {
 			return fmt.Errorf("rl: batch of %d tokens has %d %s", n, len(v.data), v.name)
 		}
-		for i, x := range v.data {
-			if b.Mask[i] && !finite(x) {
-				return fmt.Errorf("rl: %s of token %d is %v: %w", v.name, i, x, ErrNonFinite)
+		if v.data != nil {
+			if i := o.nonFinite(v.data); i >= 0 {
+				return fmt.Errorf("rl: %s of token %d is %v: %w", v.name, i, v.data[i], ErrNonFinite)
 			}
 		}
 	}
-	for i, x := range b.Logprobs {
-		if b.Mask[i] && !finite(x) {
-			return fmt.Errorf("rl: logprob of token %d is %v: %w", i, x, ErrNonFinite)
-		}
-	}
-	own := countTotals(b.Mask, b.Offsets)
+	var own Totals
+	o.eval.tokens.sequences(func(lo, hi int) {
+		own.Tokens += hi - lo
+		own.Sequences++
+	})
 	if own.Tokens > b.Totals.Tokens || own.Sequences > b.Totals.Sequences {
-		return fmt.Errorf("rl: the batch trains on %+v, more than the step's totals %+v", own, b.Totals)
+		return fmt.Errorf("rl: the batch trains on %d tokens of %d sequences, more than the step's total of %d of %d",
+			own.Tokens, own.Sequences, b.Totals.Tokens, b.Totals.Sequences)
 	}
 	return nil
 }
 
-// describe adds the metrics that compare the policy now with the one that
-// sampled: ratio_mean, approx_kl (k3), clip_fraction as shares of the step's
-// trained tokens; ratio_max, ratio_min and logprob_gap_max as extremes.
-func (o *graphObjective) describe(b Batch, u *units, res *Result) {
-	if len(u.logprob) == 0 {
-		return
-	}
-	n := float64(b.Totals.Tokens)
-	var ratios, kl, rmax, gap float64
-	rmin := math.Inf(1)
-	for i, trained := range b.Mask {
-		if !trained {
-			continue
-		}
-		d := b.Logprobs[i] - b.RolloutLogprobs[i]
-		r := math.Exp(bound(d))
-		ratios += r
-		kl += r - 1 - bound(d)
-		rmax, rmin, gap = max(rmax, r), min(rmin, r), max(gap, math.Abs(d))
-	}
-	res.Metrics["ratio_mean"] = ratios / n
-	res.Metrics["approx_kl"] = kl / n
-	res.Metrics["ratio_max"] = rmax
-	res.Metrics["ratio_min"] = rmin
-	res.Metrics["logprob_gap_max"] = gap
-	if clips := o.loss.expression.Clipped; clips != nil {
-		var clipped float64
-		for k, l := range u.logprob {
-			if clips(math.Exp(bound(l-u.old[k])), u.advantage[k]) {
-				clipped++
+// nonFinite is the first trained token whose entry is NaN or infinite, or −1.
+func (o *graphObjective) nonFinite(x []float64) int {
+	for _, s := range o.eval.spans {
+		for i, v := range x[s.lo:s.hi] {
+			if !finite(v) {
+				return s.lo + i
 			}
 		}
-		res.Metrics["clip_fraction"] = clipped / n
+	}
+	return -1
+}
+
+// gap sums up how far the policy is from the sampler.
+type gap struct{ ratios, kl, ratioMin, ratioMax, most float64 }
+
+func newGap() gap { return gap{ratioMin: math.Inf(1)} }
+
+// add counts tokens, whose ratios may be known.
+func (g *gap) add(logprobs, rollouts, ratios []float64) {
+	for k, l := range logprobs {
+		d := l - rollouts[k]
+		if most := math.Abs(d); most > g.most {
+			g.most = most
+		}
+		d = bound(d)
+		var r float64
+		if ratios != nil {
+			r = ratios[k]
+		} else {
+			r = math.Exp(d)
+		}
+		g.ratios += r
+		g.kl += r - 1 - d
+		if r > g.ratioMax {
+			g.ratioMax = r
+		}
+		if r < g.ratioMin {
+			g.ratioMin = r
+		}
 	}
 }
 
-func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
-
-func bound(logRatio float64) float64 {
-	return max(-maxLogRatio, min(maxLogRatio, logRatio))
+// describe adds the metrics of what was loaded.
+func (o *graphObjective) describe(b Batch, g gap, metrics map[string]float64) {
+	t := o.eval.tokens
+	if len(t.Logprobs) == 0 {
+		return
+	}
+	n := float64(b.Totals.Tokens)
+	if o.settings.KLCoef > 0 {
+		for k, l := range t.Logprobs {
+			metrics["kl"] += o.eval.weight[k] * o.settings.KLEstimator.value(l-t.References[k])
+		}
+	}
+	if o.settings.EntropyCoef != 0 {
+		for _, l := range t.Logprobs {
+			metrics["entropy"] -= l / n
+		}
+	}
+	if o.settings.Correction != "" {
+		weights := make([]float64, len(t.Logprobs))
+		o.settings.correctionWeights(t, weights)
+		for _, w := range weights {
+			metrics["correction_mean"] += w / n
+		}
+	}
+	if b.RolloutLogprobs == nil {
+		return
+	}
+	metrics["ratio_mean"] = g.ratios / n
+	metrics["approx_kl"] = g.kl / n
+	metrics["ratio_max"] = g.ratioMax
+	metrics["ratio_min"] = g.ratioMin
+	metrics["logprob_gap_max"] = g.most
+	if clipped := o.eval.expression.Clipped; clipped != nil {
+		metrics["clip_fraction"] = float64(clipped(t)) / n
+	}
 }

@@ -13,13 +13,14 @@ func TestDegenerateBatches(t *testing.T) {
 	nan, inf := math.NaN(), math.Inf(1)
 	empty := Batch{Offsets: []int{0}}
 	masked := Batch{
-		Logprobs: []float64{nan, inf, -inf}, RolloutLogprobs: []float64{nan, -inf, inf}, ReferenceLogprobs: []float64{nan, nan, inf},
+		Logprobs: []float64{nan, inf, -inf}, RolloutLogprobs: []float64{nan, -inf, inf}, ReferenceLogprobs: []float64{nan, nan, inf}, OldLogprobs: []float64{inf, nan, nan},
 		Advantages: []float64{nan, inf, -inf}, Mask: []bool{false, false, false}, Offsets: []int{0, 0, 3, 3},
+		Prompts: []string{"p", "p", "q"},
 	}
 	extreme := Batch{
-		Logprobs: []float64{0, -1e-9, -1000, -0.1, -800}, RolloutLogprobs: []float64{0, -900, -1e-9, -700, -0.1}, ReferenceLogprobs: []float64{0, -1, -2, -900, -0.1},
+		Logprobs: []float64{0, -1e-9, -1000, -0.1, -800}, RolloutLogprobs: []float64{0, -900, -1e-9, -700, -0.1}, ReferenceLogprobs: []float64{0, -1, -2, -900, -0.1}, OldLogprobs: []float64{0, -0.1, -900, -0.1, -700},
 		Advantages: []float64{0, 1, 1, -1, -1}, Mask: []bool{false, true, true, true, true}, Offsets: []int{0, 5},
-		Totals: Totals{Tokens: 4, Sequences: 1},
+		Prompts: []string{"p"}, Totals: Totals{Tokens: 4, Sequences: 1, Prompts: map[string]int{"p": 4}},
 	}
 	for name, o := range allObjectives(t) {
 		t.Run(name, func(t *testing.T) {
@@ -92,7 +93,7 @@ func TestMetrics(t *testing.T) {
 
 func TestBatchIsChecked(t *testing.T) {
 	good := func() Batch {
-		return Batch{Logprobs: []float64{0, -1}, RolloutLogprobs: []float64{0, -1}, Advantages: []float64{1, 1}, Mask: []bool{false, true}, Offsets: []int{0, 2}, Totals: Totals{1, 1}}
+		return Batch{Logprobs: []float64{0, -1}, RolloutLogprobs: []float64{0, -1}, Advantages: []float64{1, 1}, Mask: []bool{false, true}, Offsets: []int{0, 2}, Totals: Totals{Tokens: 1, Sequences: 1}}
 	}
 	s, _ := Defaults("clip")
 	o, err := New("clip", s)
@@ -109,6 +110,7 @@ func TestBatchIsChecked(t *testing.T) {
 		"first token":                func(b *Batch) { b.Mask[0] = true },
 		"needs advantages":           func(b *Batch) { b.Advantages = nil },
 		"needs rollout logprobs":     func(b *Batch) { b.RolloutLogprobs = nil },
+		"has 1 old logprobs":         func(b *Batch) { b.OldLogprobs = []float64{-1} },
 		"has 1 advantages":           func(b *Batch) { b.Advantages = b.Advantages[:1] },
 		"more than the step's total": func(b *Batch) { b.Totals = Totals{} },
 	} {
@@ -132,6 +134,23 @@ func TestSettingsAreChecked(t *testing.T) {
 		{"dapo", func(s *Settings) { s.DualClip = 0.5 }, "dual_clip"},
 		{"grpo", func(s *Settings) { s.KLCoef = math.NaN() }, "kl_coef"},
 		{"sapo", func(s *Settings) { s.TauNegative = 0 }, "tau_negative"},
+		{"gmpo", func(s *Settings) { s.ClipHigh = 0 }, "clip_high"},
+		{"dppo", func(s *Settings) { s.ClipLow = math.NaN() }, "clip_low"},
+		{"clip_cov", func(s *Settings) { s.CovLow = 5 }, "cov_low"},
+		{"kl_cov", func(s *Settings) { s.CovShare = 0 }, "cov_share"},
+		{"kl_cov", func(s *Settings) { s.CovKLCoef = -1 }, "cov_kl_coef"},
+		{"ppo", func(s *Settings) { s.Aggregation = "mean" }, "prompt_mean"},
+		{"ppo", func(s *Settings) { s.Aggregation = ConstantSum }, "length"},
+		{"ppo", func(s *Settings) { s.Anchor = "new" }, "old"},
+		{"ppo", func(s *Settings) { s.KLEstimator = "k4" }, "k3+"},
+		{"ppo", func(s *Settings) { s.EntropyCoef = math.Inf(1) }, "entropy_coef"},
+		{"ppo", func(s *Settings) { s.CorrectionHigh = 2 }, "set correction"},
+		{"ppo", func(s *Settings) { s.Correction = "tis" }, "truncate"},
+		{"ppo", func(s *Settings) { s.Correction = Mask }, "correction_high"},
+		{"icepop", func(s *Settings) { s.CorrectionHigh = 0.1 }, "low < high"},
+		{"icepop", func(s *Settings) { s.CorrectionLevel = "word" }, "geometric"},
+		{"icepop", func(s *Settings) { s.Anchor = AnchorRollout }, "twice"},
+		{"cispo", func(s *Settings) { s.Correction = Truncate }, "twice"},
 		{"nonesuch", func(*Settings) {}, "dapo"},
 	} {
 		s, _ := Defaults(c.name)
@@ -160,7 +179,7 @@ func TestOwnObjective(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	res, err := o.Evaluate(Batch{Logprobs: []float64{0, -3}, Mask: []bool{false, true}, Offsets: []int{0, 2}, Totals: Totals{1, 1}})
+	res, err := o.Evaluate(Batch{Logprobs: []float64{0, -3}, Mask: []bool{false, true}, Offsets: []int{0, 2}, Totals: Totals{Tokens: 1, Sequences: 1}})
 	if err != nil {
 		t.Fatal(err)
 	}

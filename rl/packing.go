@@ -16,7 +16,11 @@ type Packed struct {
 	Offsets         []int
 	Mask            []bool
 	RolloutLogprobs []float64
-	Advantages      []float64
+	// OldLogprobs are the trainer's when the step began; nil where they were not taken.
+	OldLogprobs []float64
+	Advantages  []float64
+	// Prompts are the groups of the sequences.
+	Prompts []string
 	// ReferenceLogprobs is filled in by the training loop where an objective needs it.
 	ReferenceLogprobs []float64
 }
@@ -46,14 +50,20 @@ func Pack(seqs []Sequence, budget int) ([]Packed, error) {
 
 func (p *Packed) add(s Sequence) {
 	p.IDs = append(p.IDs, s.ID)
+	p.Prompts = append(p.Prompts, s.Group)
 	p.Tokens = append(p.Tokens, s.Tokens...)
 	for i := range s.Tokens {
 		p.Mask = append(p.Mask, s.Trained[i] && i > 0)
-		p.Advantages = append(p.Advantages, s.Advantage)
+		if s.Advantages != nil {
+			p.Advantages = append(p.Advantages, s.Advantages[i])
+		} else {
+			p.Advantages = append(p.Advantages, s.Advantage)
+		}
 	}
 	for _, l := range s.Logprobs {
 		p.RolloutLogprobs = append(p.RolloutLogprobs, float64(l))
 	}
+	p.OldLogprobs = append(p.OldLogprobs, s.OldLogprobs...)
 	p.Offsets = append(p.Offsets, len(p.Tokens))
 }
 
@@ -62,10 +72,12 @@ func (p *Packed) Batch(logprobs []float64, totals Totals) Batch {
 	return Batch{
 		Logprobs:          logprobs,
 		RolloutLogprobs:   p.RolloutLogprobs,
+		OldLogprobs:       p.OldLogprobs,
 		ReferenceLogprobs: p.ReferenceLogprobs,
 		Advantages:        p.Advantages,
 		Mask:              p.Mask,
 		Offsets:           p.Offsets,
+		Prompts:           p.Prompts,
 		Totals:            totals,
 	}
 }
@@ -74,9 +86,15 @@ func (p *Packed) Batch(logprobs []float64, totals Totals) Batch {
 func TotalsOf(batches []Packed) Totals {
 	var t Totals
 	for _, p := range batches {
-		u := countTotals(p.Mask, p.Offsets)
+		u := CountTotals(p.Mask, p.Offsets, p.Prompts)
 		t.Tokens += u.Tokens
 		t.Sequences += u.Sequences
+		for prompt, n := range u.Prompts {
+			if t.Prompts == nil {
+				t.Prompts = map[string]int{}
+			}
+			t.Prompts[prompt] += n
+		}
 	}
 	return t
 }

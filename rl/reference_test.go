@@ -1,7 +1,10 @@
 package rl
 
 import (
+	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -43,23 +46,30 @@ func batchGen(maxTokens int, spread float64) *rapid.Generator[Batch] {
 			advantage := rapid.Float64Range(-2, 2).Draw(t, "advantage")
 			for i := range rapid.IntRange(0, maxTokens).Draw(t, "length") {
 				trained := i > 0 && rapid.Bool().Draw(t, "trained")
-				old, diff, ref := math.NaN(), math.Inf(1), math.Inf(-1)
+				old, diff, ref, start := math.NaN(), math.Inf(1), math.Inf(-1), math.Inf(1)
 				if trained {
 					old = rapid.Float64Range(-8, -0.01).Draw(t, "old")
 					diff = rapid.Float64Range(-spread, spread).Draw(t, "diff")
 					ref = rapid.Float64Range(-8, -0.01).Draw(t, "ref")
+					start = old + rapid.Float64Range(-spread, spread).Draw(t, "start")
 				}
 				b.RolloutLogprobs = append(b.RolloutLogprobs, old)
 				b.Logprobs = append(b.Logprobs, old+diff)
+				b.OldLogprobs = append(b.OldLogprobs, start)
 				b.ReferenceLogprobs = append(b.ReferenceLogprobs, ref)
 				b.Advantages = append(b.Advantages, advantage)
 				b.Mask = append(b.Mask, trained)
 			}
 			b.Offsets = append(b.Offsets, len(b.Mask))
+			b.Prompts = append(b.Prompts, rapid.SampledFrom([]string{"p", "q"}).Draw(t, "prompt"))
 		}
-		b.Totals = countTotals(b.Mask, b.Offsets)
+		b.Totals = CountTotals(b.Mask, b.Offsets, b.Prompts)
 		b.Totals.Tokens += rapid.IntRange(0, 5).Draw(t, "tokens elsewhere")
 		b.Totals.Sequences += rapid.IntRange(0, 2).Draw(t, "sequences elsewhere")
+		if b.Totals.Prompts != nil && rapid.Bool().Draw(t, "a prompt elsewhere") {
+			b.Totals.Prompts["p"] += 2
+			b.Totals.Prompts["r"]++
+		}
 		return b
 	})
 }
@@ -90,32 +100,6 @@ func TestClipMatchesReference(t *testing.T) {
 	}
 }
 
-// TestMachineSizes crosses the borders between the compiled shapes.
-func TestMachineSizes(t *testing.T) {
-	s := Settings{ClipLow: 0.2, ClipHigh: 0.25, Aggregation: Constant, Length: 100}
-	o, err := New("clip", s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, n := range []int{9000, 1, 63, 64, 65, 511, 512, 513, 4095, 4096, 4097, 2} {
-		b := bigBatch(n + 1)
-		res, err := o.Evaluate(b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		loss, grad := clipReference(b, s)
-		near(t, "loss", res.Loss, loss, 1e-10*(1+math.Abs(loss)))
-		for i := range grad {
-			if math.Abs(res.Grad[i]-grad[i]) > 1e-14 {
-				t.Fatalf("%d tokens: gradient of token %d is %g, want %g", n, i, res.Grad[i], grad[i])
-			}
-		}
-	}
-	if n := len(o.(*graphObjective).loss.machines); n != len(machineSizes) {
-		t.Errorf("%d machines for %d shapes", n, len(machineSizes))
-	}
-}
-
 // bigBatch is one sequence of n tokens with ratios on both sides of the clip.
 func bigBatch(n int) Batch {
 	b := Batch{Offsets: []int{0, n}, Totals: Totals{Tokens: n - 1, Sequences: 1}}
@@ -129,65 +113,135 @@ func bigBatch(n int) Batch {
 }
 
 // allObjectives are configurations of every family with and without a penalty,
-// and of every aggregation.
-func allObjectives(t *testing.T) map[string]Objective {
+// of every aggregation, correction and estimator of the divergence.
+func allObjectives(t *testing.T) map[string]*graphObjective {
 	t.Helper()
-	all := map[string]Objective{}
+	all := map[string]*graphObjective{}
+	make := func(label, name string, change func(s *Settings)) {
+		s, err := Defaults(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Length = 16
+		switch name {
+		case "gspo", "gspo_sequence":
+			s.ClipLow, s.ClipHigh = 0.2, 0.3 // the default is too tight for a finite difference
+		case "clip_cov", "kl_cov":
+			s.CovShare, s.CovLow = 0.3, 0.01 // few tokens are drawn
+		}
+		change(&s)
+		o, err := New(name, s)
+		if err != nil {
+			t.Fatalf("%s: %v", label, err)
+		}
+		all[label] = o.(*graphObjective)
+	}
 	for _, name := range Names() {
-		for _, kl := range []float64{0, 0.3} {
-			for _, agg := range []Aggregation{TokenMean, SequenceMean, Constant} {
-				s, err := Defaults(name)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if name != "dapo" && agg != s.Aggregation {
-					continue
-				}
-				s.KLCoef, s.Aggregation, s.Length = kl, agg, 16
-				if name == "gspo" {
-					s.ClipLow, s.ClipHigh = 0.2, 0.3 // the default is too tight for a finite difference
-				}
-				o, err := New(name, s)
-				if err != nil {
-					t.Fatal(err)
-				}
-				label := name + "/" + string(agg)
-				if kl > 0 {
-					label += "/kl"
-				}
-				all[label] = o
-			}
+		make(name, name, func(s *Settings) { s.KLCoef = 0 })
+		make(name+"/kl", name, func(s *Settings) { s.KLCoef = 0.3 })
+	}
+	for _, agg := range Aggregations {
+		make("dapo/"+string(agg), "dapo", func(s *Settings) { s.Aggregation, s.KLCoef = agg, 0.3 })
+	}
+	for _, k := range KLEstimators {
+		for _, importance := range []bool{false, true} {
+			make(fmt.Sprint("ppo/", k, "/", importance), "ppo", func(s *Settings) {
+				s.KLCoef, s.KLEstimator, s.KLImportance = 0.3, k, importance
+			})
 		}
 	}
+	make("ppo/entropy", "ppo", func(s *Settings) { s.EntropyCoef = 0.1 })
+	for _, c := range []Correction{Truncate, IcePop, Mask} {
+		for _, level := range []CorrectionLevel{TokenLevel, SequenceLevel, GeometricLevel} {
+			make(fmt.Sprint("decoupled_ppo/", c, "/", level), "decoupled_ppo", func(s *Settings) {
+				s.Correction, s.CorrectionLevel, s.CorrectionLow, s.CorrectionHigh = c, level, 0.8, 1.3
+			})
+			make(fmt.Sprint("reinforce/", c, "/", level), "reinforce", func(s *Settings) {
+				s.Correction, s.CorrectionLevel, s.CorrectionLow, s.CorrectionHigh = c, level, 0.8, 1.3
+			})
+		}
+	}
+	make("ppo/mask/negative", "ppo", func(s *Settings) {
+		s.Correction, s.CorrectionLevel, s.CorrectionLow, s.CorrectionNegative = Mask, GeometricLevel, 0.9, true
+	})
 	return all
 }
 
-// TestFiniteDifferences holds every gradient against central differences. At a
-// kink any value between the one-sided derivatives is a gradient. CISPO's
-// weight is a constant by definition, so it is left out and has its own test.
+// differentiable says whether the gradient is that of the loss as it is. Others
+// hold a factor constant that follows the policy, by their definition.
+func differentiable(label string) bool {
+	for _, held := range []string{"cispo", "clip_cov", "kl_cov", "k1+", "k3+", "entropy", "reinforce/", "ppo/mask"} {
+		if strings.HasPrefix(label, held) || strings.Contains(label, "/"+held) {
+			return label == "reinforce/kl"
+		}
+	}
+	return true
+}
+
+// atKink checks g against the differences of a loss: f is the loss with a
+// log-probability moved by x. At a kink any value between the one-sided
+// derivatives is a gradient.
+func atKink(t *rapid.T, what string, g float64, f func(x float64) float64) {
+	const h = 1e-5
+	here := f(0)
+	left, right := (here-f(-h))/h, (f(h)-here)/h
+	tol := 2e-3 * (1 + math.Abs(left))
+	if g < min(left, right)-tol || g > max(left, right)+tol {
+		t.Fatalf("gradient of %s is %g, differences %g and %g", what, g, left, right)
+	}
+	if central := (left + right) / 2; math.Abs(left-right) < 1e-3 && math.Abs(g-central) > 1e-6*(1+math.Abs(central)) {
+		t.Fatalf("gradient of %s is %g, central difference %g", what, g, central)
+	}
+}
+
+// TestFiniteDifferences holds every gradient against differences of the loss in
+// which what is fed in stays as it was: the definition of a stop-gradient.
 func TestFiniteDifferences(t *testing.T) {
 	for name, o := range allObjectives(t) {
-		if name[:5] == "cispo" {
+		t.Run(name, func(t *testing.T) {
+			rapid.Check(t, func(t *rapid.T) {
+				b := batchGen(5, 0.7).Draw(t, "batch")
+				if err := o.prepare(b); err != nil {
+					t.Fatal(err)
+				}
+				var grad []float64
+				loss := func() float64 {
+					grad = grad[:0]
+					l, err := o.eval.run(func(_ int, part, _ []float64) { grad = append(grad, part...) })
+					if err != nil {
+						t.Fatal(err)
+					}
+					return l
+				}
+				loss()
+				for k, g := range slices.Clone(grad) {
+					atKink(t, fmt.Sprint("trained token ", k), g, func(x float64) float64 {
+						was := o.eval.tokens.Logprobs[k]
+						defer func() { o.eval.tokens.Logprobs[k] = was }()
+						o.eval.tokens.Logprobs[k] += x
+						return loss()
+					})
+				}
+			})
+		})
+	}
+}
+
+// TestGradientOfTheLoss holds the gradients of objectives without a held factor
+// against differences of Evaluate itself, and with them those of sequences'
+// ratios, whose tokens' gradients are shared out.
+func TestGradientOfTheLoss(t *testing.T) {
+	for name, o := range allObjectives(t) {
+		if !differentiable(name) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
-				b := batchGen(5, 0.7).Draw(t, "batch")
+				b := batchGen(4, 0.7).Draw(t, "batch")
 				res, err := o.Evaluate(b)
 				if err != nil {
 					t.Fatal(err)
 				}
-				at := func(i int, x float64) float64 {
-					moved := b
-					moved.Logprobs = append([]float64(nil), b.Logprobs...)
-					moved.Logprobs[i] += x
-					r, err := o.Evaluate(moved)
-					if err != nil {
-						t.Fatal(err)
-					}
-					return r.Loss
-				}
-				const h = 1e-5
 				for i, trained := range b.Mask {
 					if !trained {
 						if res.Grad[i] != 0 {
@@ -195,14 +249,16 @@ func TestFiniteDifferences(t *testing.T) {
 						}
 						continue
 					}
-					left, right := (res.Loss-at(i, -h))/h, (at(i, h)-res.Loss)/h
-					tol := 2e-3 * (1 + math.Abs(left))
-					if g := res.Grad[i]; g < min(left, right)-tol || g > max(left, right)+tol {
-						t.Fatalf("gradient of token %d is %g, differences %g and %g", i, g, left, right)
-					}
-					if central := (left + right) / 2; math.Abs(left-right) < 1e-3 && math.Abs(res.Grad[i]-central) > 1e-6*(1+math.Abs(central)) {
-						t.Fatalf("gradient of token %d is %g, central difference %g", i, res.Grad[i], central)
-					}
+					atKink(t, fmt.Sprint("token ", i), res.Grad[i], func(x float64) float64 {
+						moved := b
+						moved.Logprobs = slices.Clone(b.Logprobs)
+						moved.Logprobs[i] += x
+						r, err := o.Evaluate(moved)
+						if err != nil {
+							t.Fatal(err)
+						}
+						return r.Loss
+					})
 				}
 			})
 		})
@@ -232,64 +288,4 @@ func TestCISPOGradient(t *testing.T) {
 			}
 		}
 	})
-}
-
-// TestMicroBatchesAddUp: loss, gradient and metrics of a step do not depend on
-// how its sequences are spread over micro-batches.
-func TestMicroBatchesAddUp(t *testing.T) {
-	for name, o := range allObjectives(t) {
-		t.Run(name, func(t *testing.T) {
-			rapid.Check(t, func(t *rapid.T) {
-				b := batchGen(6, 1).Draw(t, "batch")
-				whole, err := o.Evaluate(b)
-				if err != nil {
-					t.Fatal(err)
-				}
-				var loss float64
-				metrics := map[string]float64{}
-				for s := range len(b.Offsets) - 1 {
-					lo, hi := b.Offsets[s], b.Offsets[s+1]
-					part, err := o.Evaluate(Batch{
-						Logprobs: b.Logprobs[lo:hi], RolloutLogprobs: b.RolloutLogprobs[lo:hi], ReferenceLogprobs: b.ReferenceLogprobs[lo:hi],
-						Advantages: b.Advantages[lo:hi], Mask: b.Mask[lo:hi], Offsets: []int{0, hi - lo}, Totals: b.Totals,
-					})
-					if err != nil {
-						t.Fatal(err)
-					}
-					loss += part.Loss
-					MergeMetrics(metrics, part.Metrics)
-					for i, g := range part.Grad {
-						if math.Abs(g-whole.Grad[lo+i]) > 1e-13*(1+math.Abs(g)) {
-							t.Fatalf("gradient of token %d is %g in its part, %g in the whole", lo+i, g, whole.Grad[lo+i])
-						}
-					}
-				}
-				if math.Abs(loss-whole.Loss) > 1e-12*(1+math.Abs(loss)) {
-					t.Fatalf("parts add up to %g, the whole is %g", loss, whole.Loss)
-				}
-				for k, v := range whole.Metrics {
-					if math.Abs(metrics[k]-v) > 1e-12*(1+math.Abs(v)) {
-						t.Fatalf("%s: parts merge to %g, the whole is %g", k, metrics[k], v)
-					}
-				}
-			})
-		})
-	}
-}
-
-func BenchmarkClip1M(b *testing.B) {
-	s, err := Defaults("clip")
-	if err != nil {
-		b.Fatal(err)
-	}
-	o, err := New("clip", s)
-	if err != nil {
-		b.Fatal(err)
-	}
-	batch := bigBatch(1_000_000)
-	for b.Loop() {
-		if _, err := o.Evaluate(batch); err != nil {
-			b.Fatal(err)
-		}
-	}
 }

@@ -3,7 +3,6 @@ package rl
 import (
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"sync"
 
@@ -11,8 +10,11 @@ import (
 )
 
 // Family is a named objective: its default settings, and how to make its
-// expression from checked settings.
+// surrogate from checked settings. Corrections, penalties and aggregation are
+// added by New.
 type Family struct {
+	// About says in one line what it is, and where it comes from.
+	About    string
 	Defaults Settings
 	Build    func(s Settings) (Expression, error)
 }
@@ -20,19 +22,40 @@ type Family struct {
 var (
 	familiesMu sync.RWMutex
 	families   = map[string]Family{
-		// clip is the game's default (paper section 3, after the code world
-		// model): asymmetric clip, constant length, no KL.
-		"clip":  {Settings{ClipLow: 0.2, ClipHigh: 0.25, Aggregation: Constant, Length: 131072}, clipped},
-		"grpo":  {Settings{ClipLow: 0.2, ClipHigh: 0.2, KLCoef: 0.04, Aggregation: SequenceMean}, clipped},
-		"dapo":  {Settings{ClipLow: 0.2, ClipHigh: 0.28, DualClip: 3, Aggregation: TokenMean}, clipped},
-		"gspo":  {Settings{ClipLow: 3e-4, ClipHigh: 4e-4, Aggregation: SequenceMean}, sequenceClipped},
-		"cispo": {Settings{ClipLow: 1, ClipHigh: 4, Aggregation: TokenMean}, cispo},
-		"sapo":  {Settings{TauPositive: 1, TauNegative: 1.05, Aggregation: SequenceMean}, sapo},
-		// reinforce trusts that the batch is on-policy: no ratio.
-		"reinforce": {Settings{Aggregation: TokenMean}, reinforce},
-		// sft is the cross-entropy of the trained tokens; it reads neither
-		// advantages nor rollout log-probabilities.
-		"sft": {Settings{Aggregation: TokenMean}, supervised},
+		"clip": {"the game's default: PPO's clip, asymmetric, over a constant length (SSR section 3, after the code world model)",
+			Settings{ClipLow: 0.2, ClipHigh: 0.25, Aggregation: Constant, Length: 131072}, clipped},
+		"ppo": {"PPO's clip, a mean over tokens (arXiv 1707.06347)",
+			Settings{ClipLow: 0.2, ClipHigh: 0.2, Aggregation: TokenMean}, clipped},
+		"decoupled_ppo": {"PPO's clip around the policy that began the step, weighted for the sampler (arXiv 2110.00641)",
+			Settings{ClipLow: 0.2, ClipHigh: 0.2, Anchor: AnchorOld, Correction: Truncate, Aggregation: TokenMean}, clipped},
+		"icepop": {"decoupled PPO that drops tokens on which trainer and sampler disagree (arXiv 2510.18855)",
+			Settings{ClipLow: 0.2, ClipHigh: 0.2, Anchor: AnchorOld, Correction: IcePop, CorrectionLow: 0.5, CorrectionHigh: 5, Aggregation: TokenMean}, clipped},
+		"grpo": {"PPO's clip, a mean over sequences' means, with a k3 penalty (arXiv 2402.03300)",
+			Settings{ClipLow: 0.2, ClipHigh: 0.2, KLCoef: 0.04, Aggregation: SequenceMean}, clipped},
+		"dr_grpo": {"GRPO over a constant length, without the penalty (arXiv 2503.20783)",
+			Settings{ClipLow: 0.2, ClipHigh: 0.2, Aggregation: Constant, Length: 131072}, clipped},
+		"dapo": {"clip-higher, a mean over tokens (arXiv 2503.14476), with the dual clip of its implementations",
+			Settings{ClipLow: 0.2, ClipHigh: 0.28, DualClip: 3, Aggregation: TokenMean}, clipped},
+		"gspo": {"PPO's clip on the ratio of whole sequences, with each token's own advantage: the token form (arXiv 2507.18071)",
+			Settings{ClipLow: 3e-4, ClipHigh: 4e-4, Aggregation: SequenceMean}, sequenceClipped((*Inputs).Advantage)},
+		"gspo_sequence": {"gspo with the mean advantage of each sequence: the sequence form",
+			Settings{ClipLow: 3e-4, ClipHigh: 4e-4, Aggregation: SequenceMean}, sequenceClipped((*Inputs).SequenceAdvantage)},
+		"cispo": {"REINFORCE weighted by the clipped ratio: no token loses its gradient (arXiv 2506.13585)",
+			Settings{ClipLow: 1, ClipHigh: 4, Aggregation: TokenMean}, cispo},
+		"sapo": {"a sigmoid gate of the ratio in the place of the clip (arXiv 2511.20347)",
+			Settings{TauPositive: 1, TauNegative: 1.05, Aggregation: SequenceMean}, sapo},
+		"gmpo": {"the geometric mean of a sequence's ratios, clipped token by token in the logarithm (arXiv 2507.20673)",
+			Settings{ClipLow: 0.4, ClipHigh: 0.4, Aggregation: SequenceMean}, gmpo},
+		"dppo": {"the ratio, without tokens whose probability moved too far: a bound on the total variation (arXiv 2602.04879)",
+			Settings{ClipLow: 0.2, ClipHigh: 0.2, Aggregation: TokenMean}, dppo},
+		"clip_cov": {"PPO's clip without a few tokens of high covariance, against the loss of entropy (arXiv 2505.22617)",
+			Settings{ClipLow: 0.2, ClipHigh: 0.2, CovShare: 2e-4, CovLow: 1, CovHigh: 5, Aggregation: TokenMean}, clipCov},
+		"kl_cov": {"the ratio, with a penalty on the tokens of the highest covariance (arXiv 2505.22617)",
+			Settings{CovShare: 2e-4, CovKLCoef: 1, Aggregation: TokenMean}, klCov},
+		"reinforce": {"the policy gradient; trusts that the batch is on-policy: no ratio (Williams 1992)",
+			Settings{Aggregation: TokenMean}, reinforce},
+		"sft": {"the cross-entropy of the trained tokens; reads neither advantages nor rollout log-probabilities",
+			Settings{Aggregation: TokenMean}, supervised},
 	}
 )
 
@@ -50,29 +73,8 @@ func Names() []string {
 	return slices.Sorted(maps.Keys(families))
 }
 
-// Defaults returns the default settings of an objective, to be changed and given to New.
-func Defaults(name string) (Settings, error) {
-	f, err := family(name)
-	return f.Defaults, err
-}
-
-// New returns the named objective. Settings are taken as they are: start from Defaults.
-func New(name string, s Settings) (Objective, error) {
-	f, err := family(name)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.check(); err != nil {
-		return nil, fmt.Errorf("rl: objective %s: %w", name, err)
-	}
-	e, err := f.Build(s)
-	if err != nil {
-		return nil, fmt.Errorf("rl: objective %s: %w", name, err)
-	}
-	return newGraphObjective(e, s)
-}
-
-func family(name string) (Family, error) {
+// Lookup returns a registered objective.
+func Lookup(name string) (Family, error) {
 	familiesMu.RLock()
 	defer familiesMu.RUnlock()
 	f, ok := families[name]
@@ -82,116 +84,53 @@ func family(name string) (Family, error) {
 	return f, nil
 }
 
-// check refuses what no objective can use.
-func (s Settings) check() error {
-	switch {
-	case s.Aggregation == Constant && s.Length <= 0:
-		return fmt.Errorf("length is %d; the aggregation constant divides by it: give the context window", s.Length)
-	case s.Aggregation != Constant && s.Aggregation != TokenMean && s.Aggregation != SequenceMean:
-		return fmt.Errorf("no aggregation %q; there are %s, %s, %s", s.Aggregation, TokenMean, SequenceMean, Constant)
-	case s.DualClip != 0 && !(s.DualClip > 1):
-		return fmt.Errorf("dual_clip is %g; it must exceed 1, or be 0 for none", s.DualClip)
-	case !(s.KLCoef >= 0) || math.IsInf(s.KLCoef, 0):
-		return fmt.Errorf("kl_coef is %g; it must be finite and not negative", s.KLCoef)
-	}
-	return nil
+// Defaults returns the default settings of an objective, to be changed and given to New.
+func Defaults(name string) (Settings, error) {
+	f, err := Lookup(name)
+	return f.Defaults, err
 }
 
-func (s Settings) checkClip() error {
-	if !(s.ClipLow > 0) || !(s.ClipHigh > 0) || s.ClipLow > 1 {
-		return fmt.Errorf("clip_low is %g and clip_high is %g; want 0 < clip_low ≤ 1 and clip_high > 0", s.ClipLow, s.ClipHigh)
+// New returns the named objective. Settings are taken as they are: start from Defaults.
+func New(name string, s Settings) (Objective, error) {
+	f, err := Lookup(name)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	if err := s.check(); err != nil {
+		return nil, fmt.Errorf("rl: objective %s: %w", name, err)
+	}
+	surrogate, err := f.Build(s)
+	if err != nil {
+		return nil, fmt.Errorf("rl: objective %s: %w", name, err)
+	}
+	o, err := Compose(surrogate, s)
+	if err != nil {
+		return nil, fmt.Errorf("rl: objective %s: %w", name, err)
+	}
+	return o, nil
 }
 
-// clipped is PPO's surrogate, max(−rA, −clip(r)A), with the dual clip of DAPO's
-// implementations where asked for: min(that, −cA) where A < 0.
-func clipped(s Settings) (Expression, error) {
-	e := Expression{
+// Compose makes an objective of a surrogate: the correction, the penalties and
+// the aggregation of s are added to it.
+func Compose(surrogate Expression, s Settings) (Objective, error) {
+	if err := s.check(); err != nil {
+		return nil, fmt.Errorf("rl: %w", err)
+	}
+	var twice bool
+	whole := Expression{
 		Build: func(in *Inputs) *gorgonia.Node {
-			against := neg(in.Advantage())
-			kept := mul(in.Clamp(in.Ratio(), 1-s.ClipLow, 1+s.ClipHigh), against)
-			loss := larger(mul(in.Ratio(), against), kept)
-			if s.DualClip > 0 {
-				loss = smaller(loss, in.Frozen())
-			}
-			return loss
+			term := surrogate.Build(in)
+			twice = in.anchored && s.Anchor != AnchorOld && (s.Correction == Truncate || s.Correction == IcePop)
+			return s.penalized(in, s.corrected(in, term))
 		},
-		Clipped: func(ratio, advantage float64) bool {
-			return advantage > 0 && ratio > 1+s.ClipHigh || advantage < 0 &&
-				(ratio < 1-s.ClipLow || s.DualClip > 0 && ratio > s.DualClip)
-		},
+		Clipped: surrogate.Clipped,
 	}
-	if s.DualClip > 0 {
-		e.Frozen = func(_, advantage float64) float64 {
-			if advantage < 0 {
-				return -s.DualClip * advantage
-			}
-			return math.MaxFloat64
-		}
+	ev, err := newEvaluator(whole)
+	if err != nil {
+		return nil, err
 	}
-	return e, s.checkClip()
-}
-
-// sequenceClipped (GSPO) is the same surrogate on the ratio of whole sequences,
-// the geometric mean of their tokens' ratios.
-func sequenceClipped(s Settings) (Expression, error) {
-	e, err := clipped(s)
-	e.Pooled = true
-	return e, err
-}
-
-// cispo is −clip(r)·A·logprob with the clipped ratio as a constant weight: no
-// token loses its gradient.
-func cispo(s Settings) (Expression, error) {
-	lo, hi := 1-s.ClipLow, 1+s.ClipHigh
-	return Expression{
-		Build: func(in *Inputs) *gorgonia.Node {
-			return neg(mul(mul(in.Frozen(), in.Advantage()), in.Logprob()))
-		},
-		Frozen:  func(ratio, _ float64) float64 { return max(lo, min(hi, ratio)) },
-		Clipped: func(ratio, _ float64) bool { return ratio < lo || ratio > hi },
-	}, s.checkClip()
-}
-
-// sapo replaces the clip by a soft gate, −(4/τ)·σ(τ(r−1))·A, whose slope at
-// r = 1 is that of the ratio itself.
-func sapo(s Settings) (Expression, error) {
-	var err error
-	if !(s.TauPositive > 0) || !(s.TauNegative > 0) {
-		err = fmt.Errorf("tau_positive is %g and tau_negative is %g; both must be positive", s.TauPositive, s.TauNegative)
+	if twice {
+		return nil, errTwice
 	}
-	return Expression{
-		Build: func(in *Inputs) *gorgonia.Node {
-			tau := in.Frozen()
-			gate := gorgonia.Must(gorgonia.Sigmoid(mul(tau, sub(in.Ratio(), in.Const(1)))))
-			slope := gorgonia.Must(gorgonia.HadamardDiv(in.Const(4), tau))
-			return neg(mul(mul(slope, gate), in.Advantage()))
-		},
-		Frozen: func(_, advantage float64) float64 {
-			if advantage > 0 {
-				return s.TauPositive
-			}
-			return s.TauNegative
-		},
-	}, err
-}
-
-func reinforce(Settings) (Expression, error) {
-	return Expression{Build: func(in *Inputs) *gorgonia.Node {
-		return neg(mul(in.Advantage(), in.Logprob()))
-	}}, nil
-}
-
-func supervised(Settings) (Expression, error) {
-	return Expression{Build: func(in *Inputs) *gorgonia.Node { return neg(in.Logprob()) }}, nil
-}
-
-// k3 is the divergence estimate exp(ref − logprob) − (ref − logprob) − 1, where
-// the log ratio is taken against the reference. It is never negative.
-func k3() Expression {
-	return Expression{Build: func(in *Inputs) *gorgonia.Node {
-		d := neg(in.LogRatio())
-		return sub(sub(gorgonia.Must(gorgonia.Exp(d)), d), in.Const(1))
-	}}
+	return &graphObjective{settings: s, eval: ev}, nil
 }

@@ -13,6 +13,9 @@ type Batch struct {
 	Logprobs []float64
 	// RolloutLogprobs are natural logs recorded when the token was sampled.
 	RolloutLogprobs []float64
+	// OldLogprobs are natural logs under the trainer's policy when the step began;
+	// nil when unused (see Settings.Anchor).
+	OldLogprobs []float64
 	// ReferenceLogprobs are natural logs under a frozen reference; nil when unused.
 	ReferenceLogprobs []float64
 	// Advantages, one per token (constant over a sequence for outcome rewards).
@@ -21,6 +24,8 @@ type Batch struct {
 	Mask []bool
 	// Offsets bound the sequences: sequence s is [Offsets[s], Offsets[s+1]).
 	Offsets []int
+	// Prompts name the prompt, that is the group, of each sequence; nil when unused.
+	Prompts []string
 	// Totals are counts over the whole optimizer step, of which this batch may
 	// be a part, so that micro-batches add up to the loss of one big batch.
 	Totals Totals
@@ -32,6 +37,8 @@ type Totals struct {
 	Tokens int
 	// Sequences is the number of sequences with at least one masked-in token.
 	Sequences int
+	// Prompts are the masked-in tokens of each prompt that has any; nil when unused.
+	Prompts map[string]int
 }
 
 // Result is the value of an objective on a batch.

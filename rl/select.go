@@ -10,8 +10,11 @@ import (
 
 // Selection says which finished groups enter an update, and with what advantage.
 type Selection struct {
-	// Advantage is applied to each group on its own, so roles never mix.
+	// Advantage is applied to the groups of usable trajectories.
 	Advantage Estimator
+	// TurnDiscount, where positive, multiplies a token's advantage by its power of
+	// the number of turns after the token's.
+	TurnDiscount float64
 	// MaxLag discards trajectories that have a token sampled more than MaxLag
 	// versions ago (paper: 8). Negative: no bound.
 	MaxLag int64
@@ -23,11 +26,18 @@ type Selection struct {
 // Sequence is one trajectory as training sees it. The slices belong to the
 // trajectory and are parallel; Logprobs is nil in supervised examples.
 type Sequence struct {
-	ID        string
+	ID string
+	// Group is the ID of the group that it belongs to.
+	Group     string
 	Tokens    []int32
 	Trained   []bool
 	Logprobs  []float32
 	Advantage float64
+	// Advantages, where not nil, are those of each token, instead of Advantage.
+	Advantages []float64
+	// OldLogprobs are the trainer's when the step began; nil where no objective
+	// reads them.
+	OldLogprobs []float64
 }
 
 // Selected is what Select kept, and how much it did not.
@@ -36,7 +46,8 @@ type Selected struct {
 	Sequences []Sequence
 	// Groups is the number of groups that contribute.
 	Groups int
-	// NoSpread counts groups whose remaining rewards are all equal.
+	// NoSpread counts groups without any advantage: with a group's baseline, those
+	// whose remaining rewards are all equal.
 	NoSpread int
 	// Failed, Cancelled, Stale, Masked and Empty count trajectories: lost to
 	// infrastructure, stopped, sampled too many versions ago, left out for their
@@ -51,22 +62,27 @@ type Selected struct {
 func Select(groups []*rollout.Group, now int64, s Selection) (Selected, error) {
 	var out Selected
 	seen := map[string]bool{}
-	for _, g := range groups {
-		scored, err := out.scored(g, now, s.MaxLag)
-		if err != nil {
+	groups = slices.Clone(groups)
+	slices.SortStableFunc(groups, func(a, b *rollout.Group) int { return cmp.Compare(a.ID, b.ID) })
+	scored := make([][]*rollout.Trajectory, len(groups))
+	episodes := make([][]Episode, len(groups))
+	for i, g := range groups {
+		var err error
+		if scored[i], err = out.scored(g, now, s.MaxLag); err != nil {
 			return Selected{}, err
 		}
-		rewards := make([]float64, len(scored))
-		for i, t := range scored {
-			rewards[i] = t.Reward
+		for _, t := range scored[i] {
+			episodes[i] = append(episodes[i], Episode{Role: string(t.Role), Reward: t.Reward, Length: countTrue(t.Trained[1:])})
 		}
-		if !HasSpread(rewards) {
+	}
+	for i, advantages := range s.Advantage.Estimate(episodes) {
+		if !slices.ContainsFunc(advantages, func(a float64) bool { return a != 0 }) {
 			out.NoSpread++
 			continue
 		}
 		contributes := false
-		for i, a := range s.Advantage(rewards) {
-			t := scored[i]
+		for k, a := range advantages {
+			t := scored[i][k]
 			if seen[t.ID] {
 				return Selected{}, fmt.Errorf("rl: trajectory %s appears twice", t.ID)
 			}
@@ -74,11 +90,15 @@ func Select(groups []*rollout.Group, now int64, s Selection) (Selected, error) {
 			switch {
 			case slices.Contains(s.MaskOutcomes, t.Outcome):
 				out.Masked++
-			case !slices.Contains(t.Trained[1:], true):
+			case episodes[i][k].Length == 0:
 				out.Empty++
 			default:
 				contributes = true
-				out.Sequences = append(out.Sequences, Sequence{ID: t.ID, Tokens: t.Tokens, Trained: t.Trained, Logprobs: t.Logprobs, Advantage: a})
+				q := Sequence{ID: t.ID, Group: groups[i].ID, Tokens: t.Tokens, Trained: t.Trained, Logprobs: t.Logprobs, Advantage: a}
+				if s.TurnDiscount > 0 {
+					q.Advantages = discounted(t, a, s.TurnDiscount)
+				}
+				out.Sequences = append(out.Sequences, q)
 			}
 		}
 		if contributes {
@@ -87,6 +107,22 @@ func Select(groups []*rollout.Group, now int64, s Selection) (Selected, error) {
 	}
 	slices.SortFunc(out.Sequences, func(a, b Sequence) int { return cmp.Compare(a.ID, b.ID) })
 	return out, nil
+}
+
+// discounted is an advantage for each token: that of the last turn is a, and each
+// turn before it has gamma times that of the next.
+func discounted(t *rollout.Trajectory, a, gamma float64) []float64 {
+	advantages := make([]float64, len(t.Tokens))
+	for i := range advantages {
+		advantages[i] = a
+	}
+	for k := len(t.Turns) - 2; k >= 0; k-- {
+		a *= gamma
+		for i := range t.Turns[k+1].Start {
+			advantages[i] = a
+		}
+	}
+	return advantages
 }
 
 // scored returns the group's usable trajectories, ordered by ID.

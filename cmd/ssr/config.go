@@ -189,8 +189,8 @@ func override(s string) (document, error) {
 	return document{setFlag + s, []byte(text)}, nil
 }
 
-// parseConfig lays documents over the defaults. An objective brings its own
-// default settings, under what the documents say about the loss.
+// parseConfig lays documents over the defaults. An objective and an advantage
+// bring their own default settings, under what the documents say about them.
 func parseConfig(docs []document) (config, error) {
 	c := defaultConfig()
 	for range 2 {
@@ -203,12 +203,21 @@ func parseConfig(docs []document) (config, error) {
 			base.Train.Objective, base.Train.Loss = c.Train.Objective, loss
 			base.Train.Loss.Length = 0
 		}
+		advantage, err := rl.LookupAdvantage(c.Train.Advantage)
+		if err != nil {
+			return config{}, fmt.Errorf("configuration: train.advantage: %w", err)
+		}
+		settings := advantage.Defaults
+		base.Train.AdvantageSettings = &settings
 		for _, d := range docs {
 			if err := load(d, &base); err != nil {
 				return config{}, err
 			}
 		}
 		c = base
+		if s := c.Train.AdvantageSettings; s != nil && *s == advantage.Defaults {
+			c.Train.AdvantageSettings = nil // said by the name
+		}
 	}
 	if c.Train.Loss.Length == 0 {
 		c.Train.Loss.Length = c.Episodes.Limits.Context
@@ -216,17 +225,23 @@ func parseConfig(docs []document) (config, error) {
 	return c, nil
 }
 
-// load reads one document strictly over v. Every mistake is reported, with its line.
+// load reads one document strictly over v.
 func load(d document, v *config) error {
 	if len(bytes.TrimSpace(d.data)) == 0 {
 		return nil
 	}
 	strategies := v.Game.Strategies
 	v.Game.Strategies = nil // a document's map replaces the default, it is not laid over it
-	err := yaml.Load(d.data, v, yaml.WithKnownFields())
+	err := loadStrict(d, v)
 	if v.Game.Strategies == nil {
 		v.Game.Strategies = strategies
 	}
+	return err
+}
+
+// loadStrict reads one document over v. Every mistake is reported, with its line.
+func loadStrict(d document, v any) error {
+	err := yaml.Load(d.data, v, yaml.WithKnownFields())
 	if err == nil {
 		return nil
 	}

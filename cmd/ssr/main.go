@@ -37,6 +37,8 @@ type commands struct {
 	Model      modelCmd      `cmd:"" help:"Look at a model, tokenize, score and generate."`
 	Trajectory trajectoryCmd `cmd:"" help:"Read the episodes of a run."`
 	Run        runCmd        `cmd:"" help:"Summarise a run and draw its curves."`
+	Objective  objectiveCmd  `cmd:"" help:"Look at objectives, and try them on a recorded batch."`
+	Advantage  advantageCmd  `cmd:"" help:"Look at advantage estimators, and try them on recorded rewards."`
 	Config     configCmd     `cmd:"" help:"Print and check configurations."`
 	Prompts    promptsCmd    `cmd:"" help:"Write the prompt templates to a folder, to be edited."`
 	Bench      benchCmd      `cmd:"" help:"Measure tokens and sandbox episodes per second."`

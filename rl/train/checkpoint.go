@@ -22,6 +22,8 @@ type state struct {
 	SkippedInRow int `json:"skipped_in_row"`
 	// Unhealthy counts steps in a row that the guard complained about.
 	Unhealthy int `json:"unhealthy"`
+	// Baselines are what the advantage estimator carries from step to step.
+	Baselines map[string]float64 `json:"baselines,omitempty"`
 	// Rules is the fingerprint of the settings the run began with.
 	Rules json.RawMessage `json:"rules"`
 	// Game is the game's state after Step.

@@ -97,6 +97,18 @@ func (p *table) Accumulate(ctx context.Context, batches []rl.Packed, fn Gradient
 	return p.failing("accumulate")
 }
 
+func (p *table) Logprobs(_ context.Context, batches []rl.Packed) ([][]float64, error) {
+	out := make([][]float64, len(batches))
+	for i, b := range batches {
+		out[i] = make([]float64, len(b.Tokens))
+		each(b, func(k int) {
+			q := p.probs(b.Tokens[k-1])
+			out[i][k] = math.Log(q[b.Tokens[k]])
+		})
+	}
+	return out, p.failing("score")
+}
+
 // each visits the tokens that something predicts.
 func each(b rl.Packed, visit func(k int)) {
 	for s := range len(b.Offsets) - 1 {

@@ -1,12 +1,16 @@
 package train
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"github.com/ssr-go/ssr/internal/atomicfile"
+	"github.com/ssr-go/ssr/rl"
 )
 
 // A run's folder:
@@ -15,11 +19,13 @@ import (
 //	metrics.jsonl                      one object a step
 //	trajectories/step-000012.jsonl.zst finished groups of a step, the journal
 //	checkpoints/step-000012/           state.json and weights/
+//	batches/step-000012.json           recorded batches, where asked for
 const (
 	lockName         = "lock"
 	metricsName      = "metrics.jsonl"
 	trajectoriesName = "trajectories"
 	checkpointsName  = "checkpoints"
+	batchesName      = "batches"
 	stepPattern      = "step-%06d"
 )
 
@@ -45,6 +51,19 @@ func lockFolder(dir string) (unlock func() error, err error) {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return f.Close, nil
+}
+
+// recordBatch writes a step's batch.
+func recordBatch(dir string, step int, r *rl.Recorded) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	folder := filepath.Join(dir, batchesName)
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return err
+	}
+	return atomicfile.WriteBytes(filepath.Join(folder, fmt.Sprintf(stepPattern+".json", step)), data)
 }
 
 // syncTree makes every file and folder under dir durable.

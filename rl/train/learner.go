@@ -47,6 +47,13 @@ type Reference interface {
 	ReferenceLogprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error)
 }
 
+// Scorer is implemented by learners that can score tokens without an update,
+// which several updates of one step around the policy that began it need.
+type Scorer interface {
+	// Logprobs returns one vector for each batch, as Accumulate would give it to fn.
+	Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error)
+}
+
 // AdamW are the settings of one optimizer step (decoupled weight decay).
 type AdamW struct {
 	LR          float64 `json:"lr" yaml:"lr"`

@@ -18,6 +18,8 @@ type Settings struct {
 	Loss      rl.Settings `json:"loss" yaml:"loss"`
 	// Advantage names an estimator of package rl.
 	Advantage string `json:"advantage" yaml:"advantage"`
+	// AdvantageSettings, where not nil, stand in the place of the named estimator's.
+	AdvantageSettings *rl.AdvantageSettings `json:"advantage_settings,omitempty" yaml:"advantage_settings,omitempty"`
 	// MaxLag discards trajectories older than that many versions; negative: none.
 	MaxLag int64 `json:"max_lag" yaml:"max_lag"`
 	// MaskOutcomes are outcomes whose trajectories are not trained on.
@@ -37,6 +39,9 @@ type Settings struct {
 	KeepCheckpoints int `json:"keep_checkpoints" yaml:"keep_checkpoints"`
 	// MaxSkipped updates in a row with a non-finite loss or gradient stop the run.
 	MaxSkipped int `json:"max_skipped" yaml:"max_skipped"`
+	// RecordBatches writes the batch of the first update of every so many steps to
+	// the run's folder, for ssr objective to read; 0 means none.
+	RecordBatches int `json:"record_batches,omitempty" yaml:"record_batches"`
 	// Guard stops a policy that degenerates.
 	Guard Guard `json:"guard" yaml:"guard"`
 }
@@ -92,6 +97,20 @@ func (s Settings) check() error {
 		positive("keep_checkpoints", s.KeepCheckpoints), positive("max_skipped", s.MaxSkipped), s.Optimizer.check(), s.Schedule.check())
 }
 
+// estimator is the named one, with its settings or these, and its turn discount.
+func (s Settings) estimator() (rl.Estimator, float64, error) {
+	preset, err := rl.LookupAdvantage(s.Advantage)
+	if err != nil {
+		return nil, 0, err
+	}
+	settings := preset.Defaults
+	if s.AdvantageSettings != nil {
+		settings = *s.AdvantageSettings
+	}
+	e, err := settings.Estimator()
+	return e, settings.TurnDiscount, err
+}
+
 func positive(name string, n int) error {
 	if n <= 0 {
 		return fmt.Errorf("%s is %d; it must be positive", name, n)
@@ -112,7 +131,7 @@ func (o AdamW) check() error {
 // fingerprint is the part of the settings that decides what a step computes: a
 // run can be extended, but not resumed under other rules than it began with.
 func (s Settings) fingerprint(seed uint64) (string, error) {
-	s.Steps, s.CheckpointEvery, s.KeepCheckpoints, s.MaxSkipped, s.Guard = 0, 0, 0, 0, Guard{}
+	s.Steps, s.CheckpointEvery, s.KeepCheckpoints, s.MaxSkipped, s.RecordBatches, s.Guard = 0, 0, 0, 0, 0, Guard{}
 	data, err := json.Marshal(struct {
 		Seed uint64 `json:"seed"`
 		Settings

@@ -32,7 +32,7 @@ func Train(ctx context.Context, o Options, learner Learner, game Game) (sum Summ
 	if err := o.Settings.check(); err != nil {
 		return sum, fmt.Errorf("settings: %w", err)
 	}
-	estimator, err := rl.NewEstimator(o.Advantage)
+	estimator, discount, err := o.estimator()
 	if err != nil {
 		return sum, err
 	}
@@ -51,7 +51,7 @@ func Train(ctx context.Context, o Options, learner Learner, game Game) (sum Summ
 	defer func() { err = errors.Join(err, r.close()) }()
 	l := &loop{
 		Options: o, run: r, learner: learner, game: game, updater: u,
-		selection: rl.Selection{Advantage: estimator, MaxLag: o.MaxLag, MaskOutcomes: o.MaskOutcomes},
+		selection: rl.Selection{Advantage: estimator, TurnDiscount: discount, MaxLag: o.MaxLag, MaskOutcomes: o.MaskOutcomes},
 	}
 	for r.state.Step < o.Steps {
 		if err := l.step(ctx); err != nil {
@@ -96,12 +96,23 @@ func (l *loop) step(ctx context.Context) error {
 	for i, f := range finished {
 		groups[i] = f.Group
 	}
+	next := l.state
+	stateful, _ := l.selection.Advantage.(rl.Stateful)
+	if stateful != nil {
+		stateful.Restore(l.state.Baselines)
+	}
 	selected, err := rl.Select(groups, l.learner.Version(), l.selection)
 	if err != nil {
 		return err
 	}
+	if stateful != nil {
+		next.Baselines = stateful.State()
+	}
 	m := Metrics{Step: step, PlayMetrics: describePlay(finished, selected)}
-	next := l.state
+	l.updater.record = nil
+	if l.RecordBatches > 0 && step%l.RecordBatches == 0 {
+		l.updater.record = func(r *rl.Recorded) error { return recordBatch(l.dir, step, r) }
+	}
 	m.UpdateMetrics, err = l.updater.run(ctx, &next, minibatches(selected.Sequences, l.Epochs, l.Minibatches, l.Seed, step))
 	if err != nil {
 		return err

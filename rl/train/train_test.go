@@ -139,6 +139,98 @@ func TestMicroBatches(t *testing.T) {
 
 // TestFailuresSurface: whatever breaks is the error of Train, and the run goes
 // on after it to the same end as one where nothing broke.
+// TestOldAnchor: on fresh data the policy that began the step is the one that
+// sampled, so that decoupled PPO, in one update a step or in several, takes the
+// run that PPO does, up to the sampler's float32.
+func TestOldAnchor(t *testing.T) {
+	for _, epochs := range []int{1, 2} {
+		run := func(objective string, change func(*table, *puzzle)) (*table, error) {
+			s := testSettings(4)
+			s.Objective, s.Epochs, s.Minibatches = objective, epochs, epochs
+			var err error
+			if s.Loss, err = rl.Defaults(objective); err != nil {
+				t.Fatal(err)
+			}
+			p, _, _, err := play(t, Options{Settings: s}, change)
+			return p, err
+		}
+		want, err := run("ppo", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		have, err := run("decoupled_ppo", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range want.W {
+			for j, w := range want.W[i] {
+				if math.Abs(have.W[i][j]-w) > 1e-5 {
+					t.Errorf("%d epochs: weight %d, %d is %g, with ppo %g", epochs, i, j, have.W[i][j], w)
+				}
+			}
+		}
+		boom := errors.New("boom")
+		_, err = run("decoupled_ppo", func(p *table, _ *puzzle) {
+			p.fail = func(call string) error {
+				if call == "score" {
+					return boom
+				}
+				return nil
+			}
+		})
+		if scored := errors.Is(err, boom); scored != (epochs > 1) {
+			t.Errorf("%d epochs: error %v", epochs, err)
+		}
+	}
+	s := testSettings(1)
+	s.Objective, s.Epochs = "icepop", 2
+	s.Loss, _ = rl.Defaults("icepop")
+	p := &table{}
+	_, err := Train(context.Background(), Options{Settings: s, Dir: t.TempDir()}, struct{ Learner }{p}, &puzzle{policy: p})
+	if err == nil || !strings.Contains(err.Error(), "a learner that scores") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestRecordBatches: a recorded batch has the loss of its update.
+func TestRecordBatches(t *testing.T) {
+	s, dir := testSettings(4), t.TempDir()
+	s.RecordBatches, s.TokenBudget = 2, 30
+	_, lines, _, err := play(t, Options{Settings: s, Dir: dir}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := os.ReadDir(filepath.Join(dir, batchesName))
+	if err != nil || len(files) != 2 {
+		t.Fatalf("%d batches, %v; want those of steps 2 and 4", len(files), err)
+	}
+	o, err := rl.New(s.Objective, s.Loss)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, f := range files {
+		data, err := os.ReadFile(filepath.Join(dir, batchesName, f.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := rl.ParseRecorded(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := r.Batch(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := o.Evaluate(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m := lines[2*k+1]; m.MicroBatches < 2 || math.Abs(res.Loss-*m.Loss) > 1e-12 {
+			t.Errorf("%s: loss %g, the update's %d micro-batches had %g", f.Name(), res.Loss, m.MicroBatches, *m.Loss)
+		}
+	}
+}
+
 func TestFailuresSurface(t *testing.T) {
 	s := testSettings(4)
 	calm := t.TempDir()
@@ -190,6 +282,47 @@ func TestFailuresSurface(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// TestBaselinesSurvive: an estimator's moving averages go on after a resume, from
+// the last checkpoint and the journal, as if nothing had happened.
+func TestBaselinesSurvive(t *testing.T) {
+	s := testSettings(5)
+	s.Advantage, s.CheckpointEvery = "role_ema", 2
+	calm, dir := t.TempDir(), t.TempDir()
+	if _, _, _, err := play(t, Options{Settings: s, Dir: calm, Seed: 5}, nil); err != nil {
+		t.Fatal(err)
+	}
+	broken := errors.New("it broke")
+	_, _, _, err := play(t, Options{Settings: s, Dir: dir, Seed: 5}, func(_ *table, g *puzzle) {
+		g.played = func(id string) error {
+			if strings.HasPrefix(id, "004") {
+				return broken
+			}
+			return nil
+		}
+	})
+	if !errors.Is(err, broken) {
+		t.Fatalf("error %v", err)
+	}
+	if _, _, _, err := play(t, Options{Settings: s, Dir: dir, Seed: 5, Resume: true}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(metricsWithoutTimes(t, calm), metricsWithoutTimes(t, dir)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(finalWeights(t, calm), finalWeights(t, dir)); diff != "" {
+		t.Error(diff)
+	}
+	// Against no baseline at all the run is another one.
+	s.AdvantageSettings = &rl.AdvantageSettings{}
+	plain := t.TempDir()
+	if _, _, _, err := play(t, Options{Settings: s, Dir: plain, Seed: 5}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if cmp.Equal(finalWeights(t, calm), finalWeights(t, plain)) {
+		t.Error("the baselines made no difference")
 	}
 }
 
@@ -325,6 +458,7 @@ func TestRefusals(t *testing.T) {
 		"token_budget is 0": func(s *Settings) { s.TokenBudget = 0 },
 		"estimator":         func(s *Settings) { s.Advantage = "none" },
 		"objective":         func(s *Settings) { s.Objective = "none" },
+		"decay is 2":        func(s *Settings) { s.AdvantageSettings = &rl.AdvantageSettings{Baseline: rl.BaselineRole, Decay: 2} },
 		"reference policy":  func(s *Settings) { s.Loss.KLCoef = 0.1 },
 		"beta1":             func(s *Settings) { s.Optimizer.Beta1 = 1 },
 		"schedule":          func(s *Settings) { s.Schedule.Kind = "steep" },

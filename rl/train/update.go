@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 
 	"github.com/ssr-go/ssr/rl"
@@ -15,6 +17,9 @@ type updater struct {
 	learner    Learner
 	objective  rl.Objective
 	references bool // the objective wants reference log-probabilities
+	old        bool // the objective wants those of the policy before the step's updates
+	// record, where not nil, is given the batch of the first update of a step.
+	record func(*rl.Recorded) error
 	updateSettings
 }
 
@@ -30,7 +35,7 @@ func newUpdater(l Learner, objective string, loss rl.Settings, s updateSettings)
 	if err != nil {
 		return nil, err
 	}
-	u := &updater{learner: l, objective: o, references: loss.KLCoef > 0, updateSettings: s}
+	u := &updater{learner: l, objective: o, references: loss.KLCoef > 0, old: loss.Anchor == rl.AnchorOld, updateSettings: s}
 	if _, ok := l.(Reference); u.references && !ok {
 		return nil, fmt.Errorf("kl_coef is %g, but this learner has no reference policy; set it to 0", loss.KLCoef)
 	}
@@ -41,13 +46,18 @@ func newUpdater(l Learner, objective string, loss rl.Settings, s updateSettings)
 // whose loss or gradient is not finite is skipped; too many in a row are an error.
 func (u *updater) run(ctx context.Context, st *state, minibatches [][]rl.Sequence) (UpdateMetrics, error) {
 	m := UpdateMetrics{LR: u.optimizer.LR * u.schedule.Factor(st.Updates)}
+	if u.old && len(minibatches) > 1 { // a single update's own are the old ones
+		if err := u.scoreOld(ctx, minibatches); err != nil {
+			return m, err
+		}
+	}
 	for k, seqs := range minibatches {
 		packed, err := rl.Pack(seqs, u.budget)
 		if err != nil {
 			return m, err
 		}
 		m.MicroBatches += len(packed)
-		one, err := u.step(ctx, packed, u.schedule.Factor(st.Updates))
+		one, err := u.step(ctx, packed, u.schedule.Factor(st.Updates), k == 0 && u.record != nil)
 		if errors.Is(err, rl.ErrNonFinite) {
 			st.Skipped++
 			st.SkippedInRow++
@@ -68,6 +78,41 @@ func (u *updater) run(ctx context.Context, st *state, minibatches [][]rl.Sequenc
 	return m, nil
 }
 
+// scoreOld gives the sequences of all minibatches their log-probabilities before
+// the first update.
+func (u *updater) scoreOld(ctx context.Context, minibatches [][]rl.Sequence) error {
+	scorer, ok := u.learner.(Scorer)
+	if !ok {
+		return errors.New("several updates a step around the policy that began it (anchor old) need a learner that scores tokens")
+	}
+	byID := map[string]rl.Sequence{}
+	for _, seqs := range minibatches {
+		for _, s := range seqs {
+			byID[s.ID] = s
+		}
+	}
+	packed, err := rl.Pack(slices.Collect(maps.Values(byID)), u.budget)
+	if err != nil {
+		return err
+	}
+	logprobs, err := scorer.Logprobs(ctx, packed)
+	if err != nil {
+		return fmt.Errorf("log-probabilities before the updates: %w", err)
+	}
+	old := map[string][]float64{}
+	for i, p := range packed {
+		for s, id := range p.IDs {
+			old[id] = logprobs[i][p.Offsets[s]:p.Offsets[s+1]]
+		}
+	}
+	for _, seqs := range minibatches {
+		for k := range seqs {
+			seqs[k].OldLogprobs = old[seqs[k].ID]
+		}
+	}
+	return nil
+}
+
 // outcome is one optimizer step.
 type outcome struct {
 	loss, norm float64
@@ -75,7 +120,7 @@ type outcome struct {
 	metrics    map[string]float64
 }
 
-func (u *updater) step(ctx context.Context, packed []rl.Packed, factor float64) (outcome, error) {
+func (u *updater) step(ctx context.Context, packed []rl.Packed, factor float64, record bool) (outcome, error) {
 	if u.references {
 		refs, err := u.learner.(Reference).ReferenceLogprobs(ctx, packed)
 		if err != nil {
@@ -87,17 +132,26 @@ func (u *updater) step(ctx context.Context, packed []rl.Packed, factor float64) 
 	}
 	totals := rl.TotalsOf(packed)
 	results := make([]rl.Result, len(packed))
+	batches := make([]rl.Batch, len(packed))
 	entropies := make([]float64, len(packed))
 	measured := make([]bool, len(packed))
 	var mu sync.Mutex // objectives serve one goroutine at a time
 	err := u.learner.Accumulate(ctx, packed, func(i int, logprobs, entropy []float64) ([]float64, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		r, err := u.objective.Evaluate(packed[i].Batch(logprobs, totals))
+		b := packed[i].Batch(logprobs, totals)
+		if u.old && b.OldLogprobs == nil {
+			b.OldLogprobs = logprobs
+		}
+		r, err := u.objective.Evaluate(b)
 		if err != nil {
 			return nil, err
 		}
 		results[i] = r
+		if record { // the slices given here are not kept by the learner's contract
+			b.Logprobs, b.OldLogprobs = slices.Clone(b.Logprobs), slices.Clone(b.OldLogprobs)
+			batches[i] = b
+		}
 		if entropy != nil {
 			measured[i] = true
 			for k, trained := range packed[i].Mask {
@@ -110,6 +164,11 @@ func (u *updater) step(ctx context.Context, packed []rl.Packed, factor float64) 
 	})
 	if err != nil {
 		return outcome{}, fmt.Errorf("accumulate gradients: %w", err)
+	}
+	if record {
+		if err := u.record(rl.Record(batches)); err != nil {
+			return outcome{}, fmt.Errorf("record the batch: %w", err)
+		}
 	}
 	opt := u.optimizer
 	opt.LR *= factor

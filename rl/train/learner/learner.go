@@ -26,7 +26,10 @@ type Learner struct {
 	tokenizer *token.Tokenizer
 }
 
-var _ train.Learner = (*Learner)(nil)
+var (
+	_ train.Learner = (*Learner)(nil)
+	_ train.Scorer  = (*Learner)(nil)
+)
 
 // New returns a learner of a float32 or float64 policy, which stays the
 // caller's to close.
@@ -49,6 +52,22 @@ func (l *Learner) Accumulate(ctx context.Context, batches []rl.Packed, fn train.
 		}
 	}
 	return nil
+}
+
+// Logprobs scores batches under the weights as they are.
+func (l *Learner) Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error) {
+	return score(ctx, l.policy, batches)
+}
+
+func score(ctx context.Context, p *model.Policy, batches []rl.Packed) ([][]float64, error) {
+	out := make([][]float64, len(batches))
+	for i, b := range batches {
+		var err error
+		if out[i], err = p.Logprobs(ctx, b.Tokens, b.Offsets); err != nil {
+			return nil, fmt.Errorf("micro-batch %d of %d: %w", i+1, len(batches), err)
+		}
+	}
+	return out, nil
 }
 
 // Step updates the weights.
@@ -87,12 +106,9 @@ var _ train.Reference = WithReference{}
 
 // ReferenceLogprobs scores batches under the frozen policy.
 func (l WithReference) ReferenceLogprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error) {
-	out := make([][]float64, len(batches))
-	for i, b := range batches {
-		var err error
-		if out[i], err = l.Frozen.Logprobs(ctx, b.Tokens, b.Offsets); err != nil {
-			return nil, fmt.Errorf("reference, micro-batch %d of %d: %w", i+1, len(batches), err)
-		}
+	out, err := score(ctx, l.Frozen, batches)
+	if err != nil {
+		return nil, fmt.Errorf("reference: %w", err)
 	}
 	return out, nil
 }
