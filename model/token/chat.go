@@ -105,11 +105,11 @@ func (c *Chat) StopTokens() []int32 { return append([]int32(nil), c.stop...) }
 
 func (c *Chat) message(ids []int32, m Message) []int32 {
 	ids = append(ids, c.start)
-	ids = c.t.appendEncode(ids, m.Role+"\n"+m.Content)
+	ids = c.t.appendEncode(ids, m.Role+"\n"+m.Content, false)
 	ids = append(ids, c.end)
 	return append(ids, c.newline...)
 }
 
 func (c *Chat) open(ids []int32) []int32 {
-	return c.t.appendEncode(append(ids, c.start), Assistant+"\n")
+	return c.t.appendEncode(append(ids, c.start), Assistant+"\n", false)
 }
