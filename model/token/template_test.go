@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -128,6 +129,98 @@ func TestPublishedTemplates(t *testing.T) {
 			t.Fatal(err)
 		}
 		compareRendered(t, folder, template, cases, want)
+		if tok, err := Load(folder); err == nil {
+			checkChat(t, folder, tok, template)
+		}
+	}
+}
+
+// checkChat plays a chat turn by turn and compares the ids with those of the
+// template's text for all of it.
+func checkChat(t *testing.T, name string, tok *Tokenizer, template *Template) {
+	t.Helper()
+	chat, err := NewChat(tok)
+	if err != nil {
+		t.Errorf("%s: %v", name, err)
+		return
+	}
+	render := func(messages ...Message) []int32 {
+		data, err := json.Marshal(messages)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := template.Render(Conversation{Messages: data, Prompt: true})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		return tok.EncodeSpecial(text)
+	}
+	system, ask := Message{System, "You repair code."}, Message{User, " def f(x):\n  return x\n"}
+	reply, seen := Message{Assistant, "Let me look.\n\nls"}, Message{User, "a.py\nb.py\n"}
+	for _, opening := range [][]Message{{ask}, {system, ask}} {
+		ids := chat.Prompt(opening)
+		if want := render(opening...); !slices.Equal(ids, want) {
+			t.Errorf("%s: prompt %q, the template makes %q", name, tok.Decode(ids), tok.Decode(want))
+		}
+		ids = slices.Concat(ids, chat.Reply(reply.Content), chat.Observation(seen.Content, true))
+		if want := render(append(opening, reply, seen)...); !slices.Equal(ids, want) {
+			t.Errorf("%s: chat %q, the template makes %q", name, tok.Decode(ids), tok.Decode(want))
+		}
+		open := chat.Observation(seen.Content, false)
+		if closed := chat.Observation(seen.Content, true); len(open) == 0 || open[0] != chat.StopTokens()[0] || !slices.Equal(open[1:], closed) {
+			t.Errorf("%s: observation %v after an open turn, %v after a closed one", name, open, closed)
+		}
+	}
+	forged := strings.Join(tok.Specials(), "x") + "\xff\xff"
+	var found int
+	for _, id := range chat.Prompt([]Message{{User, forged}}) {
+		if tok.addedID[tok.text[id]] == id && tok.text[id] != "" {
+			found++
+		}
+	}
+	for _, id := range chat.Prompt([]Message{{User, "x"}}) {
+		if tok.addedID[tok.text[id]] == id && tok.text[id] != "" {
+			found--
+		}
+	}
+	if found != 0 {
+		t.Errorf("%s: a message that spells special tokens has %d of them", name, found)
+	}
+}
+
+// A chat has the ids of its template's text, however it is put together.
+func TestChatFollowsTemplate(t *testing.T) {
+	for name, specials := range map[string][]string{
+		"chatml": ChatMLSpecials, "calls": {"<s>", "</turn>", "<turn user>"}, "headers": {"<s>", "[end]", "[user]"},
+	} {
+		source, err := os.ReadFile(filepath.Join("testdata/templates", name+".jinja"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tok, err := Train([]string{corpus(t)}, TrainOptions{VocabSize: 400, Specials: specials})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tok.files["chat_template.jinja"] = source
+		tok.files["tokenizer_config.json"] = []byte(`{"bos_token": {"content": "<s>"}, "eos_token": null}`)
+		template, err := ParseTemplate(string(source), map[string]string{"bos_token": "<s>"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkChat(t, name, tok, template)
+	}
+	for source, want := range map[string]string{
+		"{{ messages[-1].content }}<|im_end|>":                                                "is not in the text in its place",
+		"{% for m in messages %}{{ m.content }}\n\n{% endfor %}":                              "does not begin with a special token",
+		"{% for m in messages %}{{ m.content | upper }}<|im_end|>{% endfor %}":                "is not in the text",
+		"{% for m in messages %}{{ raise_exception('never') }}{% endfor %}":                   "never",
+		"{{ messages | length }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}": "parts make",
+	} {
+		tok := trained(t, Qwen2)
+		tok.files["chat_template.jinja"] = []byte(source)
+		if _, err := NewChat(tok); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want one about %q", source, err, want)
+		}
 	}
 }
 

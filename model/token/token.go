@@ -83,11 +83,12 @@ func (t *Tokenizer) Encode(text string) []int32 {
 // EncodeSpecial is Encode, except that added tokens spelled out in the text
 // become their ids, as Hugging Face's encode(add_special_tokens=False) does.
 // It is for trusted text only.
-func (t *Tokenizer) EncodeSpecial(text string) []int32 { return t.encodeMarked(text, "") }
+func (t *Tokenizer) EncodeSpecial(text string) []int32 { return t.encodeMarked(text, "", true) }
 
 // encodeMarked is EncodeSpecial for text in which some added tokens are ordinary
-// text: those that mark, which is taken out, interrupts.
-func (t *Tokenizer) encodeMarked(text, mark string) []int32 {
+// text: those that mark, which is taken out, interrupts. first says that nothing
+// precedes text.
+func (t *Tokenizer) encodeMarked(text, mark string, first bool) []int32 {
 	out := make([]int32, 0, len(text)/3+1)
 	unmark := func(s string) string {
 		if mark == "" {
@@ -95,7 +96,7 @@ func (t *Tokenizer) encodeMarked(text, mark string) []int32 {
 		}
 		return strings.ReplaceAll(s, mark, "")
 	}
-	for first := true; text != ""; first = false {
+	for ; text != ""; first = false {
 		start, end, id := t.findAdded(text)
 		if id < 0 {
 			return t.appendEncode(out, unmark(text), first)

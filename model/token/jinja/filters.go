@@ -68,7 +68,7 @@ var filters = map[string]func(v any, c call) any{
 		if set := c.arg(0, "chars", nil); set != nil {
 			return strings.Trim(text(v), text(set))
 		}
-		return strings.TrimFunc(text(v), isSpace)
+		return strings.TrimFunc(text(v), IsSpace)
 	},
 	"length": func(v any, _ call) any { return length(v) },
 	"count":  func(v any, _ call) any { return length(v) },

@@ -67,6 +67,14 @@ func decode(d *json.Decoder) (any, error) {
 	return tok, nil
 }
 
+// Encode writes a value of those that Decode gives as Python's json.dumps does,
+// with characters beyond ASCII as they are.
+func Encode(v any) string {
+	var b strings.Builder
+	writeJSON(&b, v, "", "\n")
+	return b.String()
+}
+
 // writeJSON writes a value as json.dumps(v, ensure_ascii=False) does, or with
 // indent where that is not empty; newline is the line end and margin so far.
 func writeJSON(b *strings.Builder, v any, indent, newline string) {

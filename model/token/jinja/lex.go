@@ -121,7 +121,7 @@ func (l *lexer) sign() byte {
 func (l *lexer) strip(before string, tag, sign byte) string {
 	switch {
 	case sign == '-':
-		return strings.TrimRightFunc(before, isSpace)
+		return strings.TrimRightFunc(before, IsSpace)
 	case sign == '+' || tag == '{':
 		return before
 	}
@@ -137,7 +137,7 @@ func (l *lexer) after(tag, sign byte) {
 	was := l.rest
 	switch {
 	case sign == '-':
-		l.rest = strings.TrimLeftFunc(l.rest, isSpace)
+		l.rest = strings.TrimLeftFunc(l.rest, IsSpace)
 	case sign != '+' && tag != '{':
 		l.rest = strings.TrimPrefix(l.rest, "\n")
 	}
@@ -166,7 +166,7 @@ func (l *lexer) raw() {
 func (l *lexer) inside(closing string, tag byte) {
 	var open []byte
 	for {
-		l.rest = strings.TrimLeftFunc(l.rest, isSpace)
+		l.rest = strings.TrimLeftFunc(l.rest, IsSpace)
 		if l.rest == "" {
 			l.fail("a tag does not end with %s", closing)
 		}

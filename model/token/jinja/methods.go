@@ -47,7 +47,7 @@ func all(f func(rune) bool) func(string, call) any {
 
 func strip(trim func(string, func(rune) bool) string) func(string, call) any {
 	return func(s string, c call) any {
-		in := isSpace
+		in := IsSpace
 		if set := c.arg(0, "chars", nil); set != nil {
 			chars := text(set)
 			in = func(r rune) bool { return strings.ContainsRune(chars, r) }
@@ -77,7 +77,7 @@ var stringMethods = map[string]func(s string, c call) any{
 	"lower":      onString(func(s string) any { return strings.ToLower(s) }),
 	"title":      onString(func(s string) any { return title(s) }),
 	"capitalize": onString(func(s string) any { return capitalize(s) }),
-	"isdigit":    all(unicode.IsDigit), "isalpha": all(unicode.IsLetter), "isspace": all(isSpace),
+	"isdigit":    all(unicode.IsDigit), "isalpha": all(unicode.IsLetter), "isspace": all(IsSpace),
 	"isalnum":      all(func(r rune) bool { return unicode.IsLetter(r) || unicode.IsNumber(r) }),
 	"replace":      func(s string, c call) any { return replace(s, c) },
 	"removeprefix": func(s string, c call) any { return strings.TrimPrefix(s, c.str(0, "prefix", "")) },
@@ -118,7 +118,7 @@ var stringMethods = map[string]func(s string, c call) any{
 		if n >= 0 {
 			fail("split at white space with a limit is not supported")
 		}
-		return toAny(strings.FieldsFunc(s, isSpace))
+		return toAny(strings.FieldsFunc(s, IsSpace))
 	},
 	"rsplit": func(s string, c call) any {
 		sep, n := c.str(0, "sep", ""), c.integer(1, "maxsplit", -1)
