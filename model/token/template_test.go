@@ -19,10 +19,6 @@ type conversation struct {
 	Options  map[string]any  `json:"options,omitempty"`
 }
 
-func (c conversation) conversation() Conversation {
-	return Conversation{Messages: c.Messages, Tools: c.Tools, Prompt: c.Prompt, Options: c.Options}
-}
-
 // compareRendered counts the conversations that t renders otherwise than want
 // says; nil there is a refusal.
 func compareRendered(t *testing.T, name string, template *Template, cases []conversation, want []*string) {
@@ -31,7 +27,7 @@ func compareRendered(t *testing.T, name string, template *Template, cases []conv
 		t.Fatalf("%s: %d conversations, %d answers", name, len(cases), len(want))
 	}
 	for i, c := range cases {
-		got, err := template.Render(c.conversation())
+		got, err := template.Render(Conversation(c))
 		switch {
 		case want[i] == nil && err == nil:
 			t.Errorf("%s, conversation %d: rendered %q, transformers refuses", name, i, got)
