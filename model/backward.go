@@ -22,14 +22,13 @@ type tape[F float] struct {
 // attendWithin is attention within the sequences of a segment. layers, if not
 // nil, receive the logs of its denominators.
 func attendWithin[F float](p *Policy, seg segment, layers []*activations) Attend[F] {
-	shape := p.attention()
 	return func(layer int, qkv, out []F) {
 		q, k, v := SplitQKV(p, qkv)
 		var lse []F
 		if layers != nil && layers[layer].lse != nil {
 			lse = torch.Data[F](layers[layer].lse)
 		}
-		native.AttentionForward(shape, q, k, v, seg.offsets, out, lse)
+		native.AttentionForward(p.Attention(layer), q, k, v, seg.offsets, out, lse)
 	}
 }
 
@@ -120,9 +119,12 @@ func (t *tape[F]) layerBackward(p *Policy, s *torch.Scope, layer int, dx *torch.
 	torch.MatMul(datt, dx, w.Out.W)
 	q, k, v := SplitQKV(p, torch.Data[F](a.qkv))
 	dq, dk, dv := SplitQKV(p, torch.Data[F](dqkv))
-	native.AttentionBackward(p.attention(), q, k, v, torch.Data[F](a.att), torch.Data[F](a.lse), torch.Data[F](datt),
+	native.AttentionBackward(p.Attention(layer), q, k, v, torch.Data[F](a.att), torch.Data[F](a.lse), torch.Data[F](datt),
 		t.seg.offsets, dq, dk, dv)
 	rotate[F](p, dqkv, t.seg.positions, native.RopeInverse[F])
+	if w.QNorm != nil {
+		normHeadsBackward[F](p, w, g, a, dqkv)
+	}
 	rms[F](p, a.input, w.InputNorm, norm, nil)
 	torch.AddMatMul(g.QKV.W, s.Own(dqkv.T()), norm)
 	if g.QKV.Bias != nil {
@@ -137,6 +139,21 @@ func (t *tape[F]) layerBackward(p *Policy, s *torch.Scope, layer int, dx *torch.
 func rmsBackward[F float](x, weight, rstd, dy, dx, dweight *torch.Tensor) {
 	native.RMSNormBackward(torch.Data[F](x), torch.Data[F](weight), torch.Data[F](rstd), torch.Data[F](dy),
 		x.Shape()[0], 0, 0, torch.Data[F](dx), torch.Data[F](dweight))
+}
+
+// normHeadsBackward replaces dqkv, the gradient of the normalised heads, by that
+// of the raw ones, and adds to the gradient of the norms in g.
+func normHeadsBackward[F float](p *Policy, w, g *Layer, a *activations, dqkv *torch.Tensor) {
+	rows, stride := dqkv.Shape()[0], dqkv.Shape()[1]
+	raw, d, rstd := torch.Data[F](a.raw), torch.Data[F](dqkv), torch.Data[F](a.rstdHeads)
+	eachHead(p.config, w, func(head, first int, weight *torch.Tensor) {
+		dweight := g.QNorm
+		if head >= p.config.Heads {
+			dweight = g.KNorm
+		}
+		native.RMSNormBackward(raw[first:], torch.Data[F](weight), rstd[head*rows:][:rows], d[first:], rows, stride, stride,
+			d[first:], torch.Data[F](dweight))
+	})
 }
 
 // addColumns adds every row of m to sum.

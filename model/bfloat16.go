@@ -12,16 +12,20 @@ import (
 
 func bf16(v float32) float32 { return math.Float32frombits(uint32(toBF16(v)) << 16) }
 
-// rmsBF16 rounds the normalised row before the weight is applied.
-func rmsBF16(x, weight, y *torch.Tensor, eps float64) {
-	src, w, dst := torch.Data[float32](x), torch.Data[float32](weight), torch.Data[float32](y)
-	for ; len(src) > 0; src, dst = src[len(w):], dst[len(w):] {
+// rmsBF16 rounds the normalised row before the weight is applied. Rows are at a
+// stride in x and y, 0 for dense.
+func rmsBF16(x, w []float32, rows, stride int, eps float64, y []float32) {
+	if stride == 0 {
+		stride = len(w)
+	}
+	for row := range rows {
+		src, dst := x[row*stride:][:len(w)], y[row*stride:][:len(w)]
 		sum := float32(0)
-		for _, v := range src[:len(w)] {
+		for _, v := range src {
 			sum += v * v
 		}
 		r := float32(1 / math.Sqrt(float64(sum/float32(len(w)))+eps))
-		for i, v := range src[:len(w)] {
+		for i, v := range src {
 			dst[i] = bf16(w[i] * bf16(v*r))
 		}
 	}

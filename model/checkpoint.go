@@ -1,16 +1,19 @@
 package model
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model/safetensors"
@@ -33,7 +36,7 @@ func Load(dir string, o Options) (*Policy, error) {
 	defer files.close()
 	// Before any memory is taken: the file may be of another model.
 	params, _ := layout(c)
-	if err := files.check(params); err != nil {
+	if err := files.check(c, params); err != nil {
 		return nil, fmt.Errorf("model: %s: %w", dir, err)
 	}
 	p, err := newPolicy(c, o)
@@ -57,7 +60,7 @@ func (p *Policy) LoadWeights(dir string) error {
 		return fmt.Errorf("model: %w", err)
 	}
 	defer files.close()
-	if err := files.check(p.params); err != nil {
+	if err := files.check(p.config, p.params); err != nil {
 		return fmt.Errorf("model: %s: %w", dir, err)
 	}
 	if err := p.readAll(files); err != nil {
@@ -178,9 +181,12 @@ func (s *shards) tensor(name string) (safetensors.Tensor, error) {
 	return f.Tensor(name)
 }
 
-// check says which parameter the files lack or have in another shape.
-func (s *shards) check(params []Parameter) error {
+// check says which parameter the files lack or have in another shape, and which
+// tensor they have that is no parameter.
+func (s *shards) check(c Config, params []Parameter) error {
+	known := make(map[string]bool, len(params))
 	for _, param := range params {
+		known[param.Name] = true
 		t, err := s.tensor(param.Name)
 		if err == nil {
 			err = checkStored(t, param.shape)
@@ -188,6 +194,35 @@ func (s *shards) check(params []Parameter) error {
 		if err != nil {
 			return err
 		}
+	}
+	for _, file := range slices.Sorted(maps.Keys(s.files)) {
+		for _, name := range s.files[file].Names() {
+			switch {
+			case known[name], strings.HasSuffix(name, ".rotary_emb.inv_freq"): // old files store what config.json says
+			case name == headName && c.TieEmbeddings:
+				if err := s.checkTied(); err != nil {
+					return err
+				}
+			default:
+				return fmt.Errorf("%s has a tensor %s, which a %s model of this config.json has not", file, name, c.ModelType)
+			}
+		}
+	}
+	return nil
+}
+
+// checkTied refuses a head that is stored beside an embedding that is not it.
+func (s *shards) checkTied() error {
+	head, err := s.tensor(headName)
+	if err != nil {
+		return err
+	}
+	embedding, err := s.tensor(embeddingName)
+	if err != nil {
+		return err
+	}
+	if head.DType != embedding.DType || !bytes.Equal(head.Data, embedding.Data) {
+		return fmt.Errorf("%s is not %s, though config.json ties them; set tie_word_embeddings to false", headName, embeddingName)
 	}
 	return nil
 }

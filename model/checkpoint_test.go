@@ -152,6 +152,14 @@ func TestLoadNamesWhatIsWrong(t *testing.T) {
 			ts[1].DType = safetensors.I32
 			return ts
 		}, "tensor model.layers.0.input_layernorm.weight: dtype I32 is not supported for weights"},
+		{"unexpected", func(_ string, ts []safetensors.Tensor) []safetensors.Tensor {
+			return append(ts, safetensors.Tensor{Name: "model.layers.0.self_attn.q_norm.weight", DType: safetensors.U8, Shape: []int64{1}, Data: []byte{0}})
+		}, "model.safetensors has a tensor model.layers.0.self_attn.q_norm.weight, which a qwen2 model of this config.json has not"},
+		{"tied", func(_ string, ts []safetensors.Tensor) []safetensors.Tensor {
+			head := ts[0]
+			head.Name, head.Data = "lm_head.weight", make([]byte, len(head.Data))
+			return append(ts, head)
+		}, "lm_head.weight is not model.embed_tokens.weight"},
 		{"config", func(dir string, ts []safetensors.Tensor) []safetensors.Tensor {
 			os.Remove(filepath.Join(dir, "config.json"))
 			return ts
@@ -173,6 +181,32 @@ func TestLoadNamesWhatIsWrong(t *testing.T) {
 				t.Errorf("got %v, want %q", err, tc.want)
 			}
 		})
+	}
+}
+
+// TestLoadSkips: a tied head that is stored too, and the frequencies that old
+// checkpoints store, are no reason to refuse a file.
+func TestLoadSkips(t *testing.T) {
+	dir, p := t.TempDir(), random(t, tiny("qwen2", true), Options{})
+	if err := p.Save(dir, torch.Float32); err != nil {
+		t.Fatal(err)
+	}
+	var tensors []safetensors.Tensor
+	for _, param := range p.Parameters() {
+		tensors = append(tensors, stored(param.Name, param.Tensor, false))
+	}
+	head, frequencies := tensors[0], tensors[1]
+	head.Name, frequencies.Name = "lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"
+	if err := safetensors.Write(filepath.Join(dir, weightsFile), append(tensors, head, frequencies), nil); err != nil {
+		t.Fatal(err)
+	}
+	loaded, err := Load(dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer loaded.Close()
+	if !slices.Equal(torch.Data[float32](p.flat), torch.Data[float32](loaded.flat)) {
+		t.Error("other weights")
 	}
 }
 

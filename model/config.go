@@ -13,7 +13,8 @@ import (
 // Config is the shape of a decoder-only transformer, as a Hugging Face
 // config.json states it.
 type Config struct {
-	// ModelType selects the architecture family: "qwen2" or "llama".
+	// ModelType selects the architecture family: "qwen2", "qwen3", "llama",
+	// "mistral" or "cwm".
 	ModelType string
 	// VocabSize is the number of rows of the embedding and of the head.
 	VocabSize int
@@ -28,6 +29,11 @@ type Config struct {
 	RopeTheta    float64
 	// RopeScaling is nil for plain rotary embeddings.
 	RopeScaling *RopeScaling
+	// Window is how many tokens a query of a layer in Sliding sees, itself the
+	// last of them. Sliding has an entry a layer; nil (and Window 0) when every
+	// layer sees all tokens.
+	Window  int
+	Sliding []bool
 	// TieEmbeddings makes the head the embedding matrix itself.
 	TieEmbeddings bool
 	// InitStd is the standard deviation of freshly drawn weights.
@@ -41,29 +47,34 @@ type Config struct {
 	extra map[string]json.RawMessage
 }
 
-// RopeScaling is the "llama3" frequency scaling.
-type RopeScaling struct {
-	Factor           float64 `json:"factor"`
-	LowFreqFactor    float64 `json:"low_freq_factor"`
-	HighFreqFactor   float64 `json:"high_freq_factor"`
-	OriginalMaxPosns int     `json:"original_max_position_embeddings"`
-}
-
 // family is what distinguishes one architecture from another.
 type family struct {
 	// architecture is the class name in config.json.
 	architecture string
 	// qkvBias adds a bias to the query, key and value projections.
 	qkvBias bool
-	// ropeScaling admits "llama3" scaling.
-	ropeScaling bool
+	// qkNorm normalises each head of the queries and of the keys before they are
+	// rotated.
+	qkNorm bool
+	// defaults are the values that transformers assumes of absent fields, where
+	// they are not the same for every family; rope, of absent rotary parameters.
+	defaults, rope string
+	// slides says whether a layer sees only the window, where layer_types does
+	// not say it; nil for a family without windows. window gives the fields of
+	// config.json that say what Window and Sliding do.
+	slides func(f file, layer int) bool
+	window func(c Config) map[string]any
+	// uniform: there are no layer_types, all layers slide or none does.
+	uniform bool
+	// needsBOS: transformers refuses a config.json with no bos_token_id.
+	needsBOS bool
 	// fixed are fields of config.json that may only have this value: the shape
 	// that is implemented. An absent field has it.
 	fixed map[string]any
 }
 
 // families are the architectures that can be loaded, by model_type.
-var families = map[string]family{"qwen2": qwen2, "llama": llama}
+var families = map[string]family{"qwen2": qwen2, "qwen3": qwen3, "llama": llama, "mistral": mistral, "cwm": cwm}
 
 func (c Config) family() family { return families[c.ModelType] }
 
@@ -81,22 +92,18 @@ type file struct {
 	MaxPositions  int             `json:"max_position_embeddings"`
 	NormEps       float64         `json:"rms_norm_eps"`
 	RopeTheta     *float64        `json:"rope_theta,omitempty"`
-	RopeScaling   *rope           `json:"rope_scaling,omitempty"`
-	RopeParams    *rope           `json:"rope_parameters,omitempty"`
+	Partial       *float64        `json:"partial_rotary_factor"`
+	RopeScaling   json.RawMessage `json:"rope_scaling,omitempty"`
+	RopeParams    json.RawMessage `json:"rope_parameters,omitempty"`
+	Window        *int            `json:"sliding_window"`
+	UseWindow     bool            `json:"use_sliding_window"`
+	WindowLayers  int             `json:"max_window_layers"`
+	LayerTypes    []string        `json:"layer_types"`
 	Tie           *bool           `json:"tie_word_embeddings"`
 	HiddenAct     string          `json:"hidden_act"`
 	InitStd       *float64        `json:"initializer_range,omitempty"`
 	BOS           *int32          `json:"bos_token_id"`
 	EOS           json.RawMessage `json:"eos_token_id"`
-}
-
-// rope covers both spellings: rope_scaling of published checkpoints, and
-// rope_parameters as transformers 5 writes it.
-type rope struct {
-	Type  string   `json:"rope_type,omitempty"`
-	Old   string   `json:"type,omitempty"`
-	Theta *float64 `json:"rope_theta,omitempty"`
-	RopeScaling
 }
 
 // ReadConfig reads dir/config.json.
@@ -114,14 +121,21 @@ func ReadConfig(dir string) (Config, error) {
 }
 
 func parseConfig(data []byte) (Config, error) {
-	var f file
-	if err := json.Unmarshal(data, &f); err != nil {
+	var kind struct {
+		ModelType string `json:"model_type"`
+	}
+	if err := json.Unmarshal(data, &kind); err != nil {
 		return Config{}, err
 	}
-	fam, ok := families[f.ModelType]
+	fam, ok := families[kind.ModelType]
 	if !ok {
-		return Config{}, fmt.Errorf("model_type %q is not supported; known: %s", f.ModelType,
-			strings.Join(slices.Sorted(maps.Keys(families)), ", "))
+		return Config{}, unknown(kind.ModelType)
+	}
+	var f file
+	for _, data := range [][]byte{[]byte(fam.defaults), data} {
+		if err := json.Unmarshal(data, &f); err != nil {
+			return Config{}, err
+		}
 	}
 	var extra map[string]json.RawMessage
 	if err := json.Unmarshal(data, &extra); err != nil {
@@ -133,7 +147,7 @@ func parseConfig(data []byte) (Config, error) {
 	c := Config{
 		ModelType: f.ModelType, VocabSize: f.VocabSize, Hidden: f.Hidden, Intermediate: f.Intermediate,
 		Layers: f.Layers, Heads: f.Heads, KVHeads: f.Heads, MaxPositions: f.MaxPositions, NormEps: f.NormEps,
-		RopeTheta: 10000, InitStd: 0.02, BOS: -1, extra: extra,
+		InitStd: 0.02, BOS: -1, extra: extra,
 	}
 	set(&c.KVHeads, f.KVHeads)
 	if f.Heads > 0 {
@@ -146,6 +160,9 @@ func parseConfig(data []byte) (Config, error) {
 	if err := c.setRope(f); err != nil {
 		return Config{}, err
 	}
+	if err := c.setWindow(f); err != nil {
+		return Config{}, err
+	}
 	if f.HiddenAct != "" && f.HiddenAct != "silu" {
 		return Config{}, fmt.Errorf("hidden_act %q is not supported; want silu", f.HiddenAct)
 	}
@@ -153,6 +170,10 @@ func parseConfig(data []byte) (Config, error) {
 		return Config{}, err
 	}
 	return c, c.Validate()
+}
+
+func unknown(modelType string) error {
+	return fmt.Errorf("model_type %q is not supported; known: %s", modelType, strings.Join(slices.Sorted(maps.Keys(families)), ", "))
 }
 
 func set[T any](dst *T, src *T) {
@@ -175,26 +196,63 @@ func checkFixed(fields map[string]json.RawMessage, fixed map[string]any) error {
 	return nil
 }
 
-func (c *Config) setRope(f file) error {
-	set(&c.RopeTheta, f.RopeTheta)
-	for _, r := range []*rope{f.RopeScaling, f.RopeParams} {
-		if r == nil {
+// Kinds of attention, in layer_types.
+const (
+	fullAttention    = "full_attention"
+	slidingAttention = "sliding_attention"
+)
+
+func (c *Config) setWindow(f file) error {
+	fam := c.family()
+	switch {
+	case fam.slides == nil || f.Layers < 0 || f.Layers > maxLayers:
+		return nil
+	case f.LayerTypes != nil && fam.uniform:
+		return fmt.Errorf("layer_types is not supported for %s", c.ModelType)
+	case f.LayerTypes != nil && len(f.LayerTypes) != f.Layers:
+		return fmt.Errorf("layer_types has %d entries for %d layers", len(f.LayerTypes), f.Layers)
+	}
+	sliding := make([]bool, f.Layers)
+	for i := range sliding {
+		if f.LayerTypes == nil {
+			sliding[i] = fam.slides(f, i)
 			continue
 		}
-		set(&c.RopeTheta, r.Theta)
-		kind := r.Type
-		if kind == "" {
-			kind = r.Old
-		}
-		switch {
-		case kind == "" || kind == "default":
-		case kind == "llama3" && c.family().ropeScaling:
-			c.RopeScaling = &r.RopeScaling
+		switch kind := f.LayerTypes[i]; kind {
+		case fullAttention:
+		case slidingAttention:
+			sliding[i] = true
 		default:
-			return fmt.Errorf("rope scaling %q is not supported for %s", kind, c.ModelType)
+			return fmt.Errorf("layer_types[%d] %q is not supported; want %s or %s", i, kind, fullAttention, slidingAttention)
 		}
 	}
+	if !slices.Contains(sliding, true) {
+		return nil
+	}
+	if f.Window == nil || *f.Window <= 0 {
+		return fmt.Errorf("sliding_window is missing or not positive, but there are layers of %s", slidingAttention)
+	}
+	c.Window, c.Sliding = *f.Window, sliding
 	return nil
+}
+
+// window is how many tokens a query of a layer sees; 0 means all.
+func (c Config) window(layer int) int {
+	if c.Sliding == nil || !c.Sliding[layer] {
+		return 0
+	}
+	return c.Window
+}
+
+func (c Config) layerTypes() []string {
+	types := make([]string, c.Layers)
+	for i := range types {
+		types[i] = fullAttention
+		if c.window(i) > 0 {
+			types[i] = slidingAttention
+		}
+	}
+	return types
 }
 
 func (c *Config) setEOS(raw json.RawMessage) error {
@@ -212,17 +270,19 @@ func (c *Config) setEOS(raw json.RawMessage) error {
 	return nil
 }
 
+const maxLayers = 1 << 12
+
 // Validate says what is wrong with the shape, naming the field of config.json.
 func (c Config) Validate() error {
 	if _, ok := families[c.ModelType]; !ok {
-		return fmt.Errorf("model_type %q is not supported", c.ModelType)
+		return unknown(c.ModelType)
 	}
 	for _, f := range []struct {
 		name    string
 		v, most int // most is far beyond any model: a damaged file must not ask for all memory
 	}{
 		{"vocab_size", c.VocabSize, 1 << 24}, {"hidden_size", c.Hidden, 1 << 20}, {"intermediate_size", c.Intermediate, 1 << 22},
-		{"num_hidden_layers", c.Layers, 1 << 12}, {"num_attention_heads", c.Heads, 1 << 12}, {"num_key_value_heads", c.KVHeads, 1 << 12},
+		{"num_hidden_layers", c.Layers, maxLayers}, {"num_attention_heads", c.Heads, 1 << 12}, {"num_key_value_heads", c.KVHeads, 1 << 12},
 		{"head_dim", c.HeadDim, 1 << 12}, {"max_position_embeddings", c.MaxPositions, 1 << 22},
 	} {
 		if f.v <= 0 || f.v > f.most {
@@ -236,13 +296,20 @@ func (c Config) Validate() error {
 		return fmt.Errorf("head_dim %d is odd; rotary embeddings need pairs", c.HeadDim)
 	case !(c.NormEps > 0):
 		return fmt.Errorf("rms_norm_eps is %v or missing; want a positive number", c.NormEps)
-	case !(c.RopeTheta > 0):
-		return fmt.Errorf("rope_theta is %v; want a positive number", c.RopeTheta)
-	case c.RopeScaling != nil && !c.family().ropeScaling:
-		return fmt.Errorf("rope scaling is not supported for %s", c.ModelType)
-	}
-	if s := c.RopeScaling; s != nil && (!(s.Factor > 0) || !(s.LowFreqFactor > 0) || !(s.HighFreqFactor > s.LowFreqFactor) || s.OriginalMaxPosns <= 0) {
-		return fmt.Errorf("rope scaling %+v: want positive factors, low below high", *s)
+	case !(c.RopeTheta > 1):
+		return fmt.Errorf("rope_theta is %v or missing; want a number above 1", c.RopeTheta)
+	case c.Window < 0 || c.Window > 0 != slices.Contains(c.Sliding, true):
+		return fmt.Errorf("sliding_window is %d but the layers that slide are %v", c.Window, c.Sliding)
+	case c.Window > 0 && c.family().slides == nil:
+		return fmt.Errorf("sliding windows are not supported for %s", c.ModelType)
+	case c.Sliding != nil && len(c.Sliding) != c.Layers:
+		return fmt.Errorf("there are %d entries of sliding layers for %d layers", len(c.Sliding), c.Layers)
+	case c.family().uniform && slices.Contains(c.Sliding, true) && slices.Contains(c.Sliding, false):
+		return fmt.Errorf("some layers slide and some do not, which %s cannot", c.ModelType)
+	case c.BOS < 0 && c.family().needsBOS:
+		return fmt.Errorf("bos_token_id is null; a %s model has one", c.ModelType)
+	case c.RopeScaling != nil:
+		return c.RopeScaling.validate()
 	}
 	return nil
 }
@@ -266,8 +333,15 @@ func (c Config) encode(dtype string) ([]byte, error) {
 		"initializer_range": c.InitStd, "torch_dtype": dtype, "use_cache": true,
 		"bos_token_id": nil, "eos_token_id": nil,
 	}
-	if s := c.RopeScaling; s != nil {
-		values["rope_scaling"] = rope{Type: "llama3", RopeScaling: *s}
+	switch {
+	case c.RopeScaling != nil:
+		values["rope_scaling"] = c.RopeScaling
+	case c.family().rope != "":
+		values["rope_scaling"] = RopeScaling{Type: defaultRope}
+	}
+	if c.family().window != nil {
+		delete(fields, "layer_types")
+		maps.Copy(values, c.family().window(c))
 	}
 	if c.BOS >= 0 {
 		values["bos_token_id"] = c.BOS

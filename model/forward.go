@@ -60,13 +60,17 @@ func (p *Policy) embed(s *torch.Scope, tokens []int32) *torch.Tensor {
 
 // activations are what one layer's backward pass needs of its forward pass.
 type activations struct {
-	input  *torch.Tensor // [T, C] residual stream before attention; nil unless training
+	input *torch.Tensor // [T, C] residual stream before attention; nil unless training
+	// raw is qkv before the norms of its heads; nil unless training a family that
+	// has them.
+	raw    *torch.Tensor // [T, (H+2K)D]
 	qkv    *torch.Tensor // [T, (H+2K)D] after rotation
 	att    *torch.Tensor // [T, HD]
 	middle *torch.Tensor // [T, C] residual stream before the MLP; nil unless training
 	gateUp *torch.Tensor // [T, 2I]
-	// Of the norms, 1/rms [T]; of attention, the log of its denominator [T, H].
-	rstd1, rstd2, lse *torch.Tensor
+	// Of the norms, 1/rms [T]; of those of the heads [H+K, T]; of attention, the
+	// log of its denominator [T, H].
+	rstd1, rstd2, rstdHeads, lse *torch.Tensor
 }
 
 func (p *Policy) newActivations(s *torch.Scope, rows int, training bool) *activations {
@@ -79,6 +83,9 @@ func (p *Policy) newActivations(s *torch.Scope, rows int, training bool) *activa
 	if training {
 		a.input, a.middle = s.Empty(rows, c.Hidden), s.Empty(rows, c.Hidden)
 		a.rstd1, a.rstd2, a.lse = s.Empty(rows), s.Empty(rows), s.Empty(rows, c.Heads)
+		if c.family().qkNorm {
+			a.raw, a.rstdHeads = s.Empty(a.qkv.Shape()...), s.Empty(c.Heads+c.KVHeads, rows)
+		}
 	}
 	return a
 }
@@ -94,6 +101,12 @@ func layerForward[F float](p *Policy, s *torch.Scope, layer int, x *torch.Tensor
 	rms[F](p, x, w.InputNorm, norm, a.rstd1)
 	apply[F](w.QKV, norm, a.qkv, false)
 	p.round(a.qkv)
+	if w.QNorm != nil {
+		if a.raw != nil {
+			torch.Copy(a.raw, a.qkv)
+		}
+		normHeads[F](p, w, a)
+	}
 	if p.options.DType == torch.BFloat16 {
 		rotate(p, a.qkv, positions, rotateBF16)
 	} else {
@@ -132,11 +145,41 @@ func rms[F float](p *Policy, x, weight, y, rstd *torch.Tensor) {
 	if rstd != nil {
 		r = torch.Data[F](rstd)
 	}
+	rmsRows(p, torch.Data[F](x), torch.Data[F](weight), x.Shape()[0], 0, torch.Data[F](y), r)
+}
+
+// rmsRows normalises rows at a stride; y may be x.
+func rmsRows[F float](p *Policy, x, weight []F, rows, stride int, y, rstd []F) {
 	if p.options.DType == torch.BFloat16 {
-		rmsBF16(x, weight, y, p.config.NormEps)
+		// F is float32 then.
+		rmsBF16(any(x).([]float32), any(weight).([]float32), rows, stride, p.config.NormEps, any(y).([]float32))
 		return
 	}
-	native.RMSNorm(torch.Data[F](x), torch.Data[F](weight), x.Shape()[0], 0, 0, p.config.NormEps, torch.Data[F](y), r)
+	native.RMSNorm(x, weight, rows, stride, stride, p.config.NormEps, y, rstd)
+}
+
+// normHeads normalises each head of the queries and keys in a.qkv.
+func normHeads[F float](p *Policy, w *Layer, a *activations) {
+	rows, qkv := a.qkv.Shape()[0], torch.Data[F](a.qkv)
+	eachHead(p.config, w, func(head, first int, weight *torch.Tensor) {
+		var rstd []F
+		if a.rstdHeads != nil {
+			rstd = torch.Data[F](a.rstdHeads)[head*rows:][:rows]
+		}
+		rmsRows(p, qkv[first:], torch.Data[F](weight), rows, a.qkv.Shape()[1], qkv[first:], rstd)
+	})
+}
+
+// eachHead calls f for every query and key head with where it begins in a row of
+// qkv and its norm in w.
+func eachHead(c Config, w *Layer, f func(head, first int, weight *torch.Tensor)) {
+	for head := range c.Heads + c.KVHeads {
+		weight := w.QNorm
+		if head >= c.Heads {
+			weight = w.KNorm
+		}
+		f(head, head*c.HeadDim, weight)
+	}
 }
 
 // rotate applies turn (native.Rope or its inverse) to the queries and keys.
@@ -156,16 +199,15 @@ func swiglu[F float](p *Policy, gateUp, act *torch.Tensor) {
 	native.SwiGLU(gu, gu[d:], gateUp.Shape()[0], d, 2*d, 0, torch.Data[F](act))
 }
 
-// attention is the shape that the kernels take, for rows of qkv.
-func (p *Policy) attention() native.Attention {
+// Attention is the kernels' description of a layer's attention over rows of qkv
+// as Attend receives them; see SplitQKV.
+func (p *Policy) Attention(layer int) native.Attention {
 	c := p.config
 	width := (c.Heads + 2*c.KVHeads) * c.HeadDim
-	return native.Attention{Heads: c.Heads, KVHeads: c.KVHeads, Dim: c.HeadDim, QStride: width, KStride: width, VStride: width}
+	return native.Attention{
+		Heads: c.Heads, KVHeads: c.KVHeads, Dim: c.HeadDim, Window: c.window(layer), QStride: width, KStride: width, VStride: width,
+	}
 }
-
-// Attention is the kernels' description of the policy's attention over rows of
-// qkv as Attend receives them; see SplitQKV.
-func (p *Policy) Attention() native.Attention { return p.attention() }
 
 // SplitQKV gives the queries, keys and values of rows of qkv as slices that
 // begin at the first row's, to be used with the strides of Attention.

@@ -14,7 +14,7 @@ import (
 
 // The checkpoints and figures in testdata come from transformers and PyTorch;
 // scripts/reference/model.py writes them.
-var goldenCases = []string{"qwen2-tied", "llama-untied"}
+var goldenCases = []string{"qwen2-tied", "qwen2-window", "qwen3-yarn", "llama-untied", "mistral-window", "cwm"}
 
 type golden struct {
 	Sequences [][]int32   `json:"sequences"`
@@ -101,6 +101,9 @@ func TestLogprobsMatchTransformers(t *testing.T) {
 // explain the reference's bfloat16 figures better than the float32 one does.
 func TestBFloat16IsCloserToBFloat16(t *testing.T) {
 	for _, name := range goldenCases {
+		if name == "cwm" { // its weights are bfloat16 ones: most of the difference to float32 is not there
+			continue
+		}
 		p, g := loadGolden(t, name, Options{DType: torch.BFloat16})
 		tokens, offsets := join(g.Sequences)
 		got, err := p.Logprobs(t.Context(), tokens, offsets)
@@ -114,7 +117,7 @@ func TestBFloat16IsCloserToBFloat16(t *testing.T) {
 			other += math.Abs(single[i] - half[i])
 		}
 		t.Logf("%s: summed distance %.3g; of the float32 figures %.3g", name, own, other)
-		if own > 0.85*other { // seen: 0.76 and 0.64; rounding once instead of step by step gives 1.01 and 0.94
+		if own > 0.85*other { // seen: 0.5 to 0.8; rounding once instead of step by step gives 0.94 to 1.01
 			t.Errorf("%s: as far from the reference's bfloat16 (%.3g) as float32 is (%.3g)", name, own, other)
 		}
 	}

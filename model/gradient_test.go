@@ -16,8 +16,16 @@ func tiny(modelType string, tied bool) Config {
 		ModelType: modelType, VocabSize: 37, Hidden: 20, Intermediate: 27, Layers: 2, Heads: 4, KVHeads: 2, HeadDim: 6,
 		MaxPositions: 64, NormEps: 1e-6, RopeTheta: 10000, TieEmbeddings: tied, InitStd: 0.3, BOS: -1,
 	}
-	if modelType == "llama" {
-		c.RopeScaling = &RopeScaling{Factor: 8, LowFreqFactor: 1, HighFreqFactor: 4, OriginalMaxPosns: 32}
+	switch modelType {
+	case "llama":
+		c.RopeScaling = &RopeScaling{Type: llama3Rope, Factor: 8, LowFreqFactor: 1, HighFreqFactor: 4, OriginalMaxPosns: 32}
+	case "qwen3":
+		c.RopeScaling = &RopeScaling{Type: yarnRope, Factor: 2, OriginalMaxPosns: 32}
+	case "mistral":
+		c.Window, c.Sliding = 7, []bool{true, true}
+		c.RopeScaling = &RopeScaling{Type: linearRope, Factor: 2}
+	case "cwm":
+		c.Window, c.Sliding, c.BOS = 11, []bool{false, true}, 1
 	}
 	return c
 }
@@ -81,6 +89,10 @@ func TestGradient(t *testing.T) {
 		{"qwen2 tied", tiny("qwen2", true), Options{Workers: 2}},
 		{"qwen2 recompute", tiny("qwen2", false), Options{Workers: 1, Recompute: true}},
 		{"llama", tiny("llama", false), Options{Workers: 3}},
+		{"qwen3", tiny("qwen3", true), Options{Workers: 2}},
+		{"qwen3 recompute", tiny("qwen3", false), Options{Workers: 1, Recompute: true}},
+		{"mistral", tiny("mistral", false), Options{Workers: 2}},
+		{"cwm", tiny("cwm", false), Options{Workers: 1}},
 		{"wide", wide, Options{Workers: 1}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

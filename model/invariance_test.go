@@ -31,7 +31,7 @@ func mustLogprobs(t *testing.T, p *Policy, tokens []int32, offsets []int) []floa
 // workers. The second shape is that of the project's figures: a BLAS chooses its
 // blocks by size.
 func TestBatchInvariance(t *testing.T) {
-	for _, c := range []Config{tiny("qwen2", true), tiny("llama", false), small} {
+	for _, c := range []Config{tiny("qwen2", true), tiny("qwen3", true), tiny("llama", false), tiny("mistral", false), tiny("cwm", false), small} {
 		c.InitStd = 0.1
 		p := random(t, c, Options{Workers: 2})
 		lengths := []int{17, 1, 3, 60, 2, 33, 64}
@@ -90,7 +90,12 @@ func gradientOf(t *testing.T, p *Policy, tokens []int32, offsets []int, mask []b
 // TestMaskAndRecompute: leaving out the head where the gradient is zero, and
 // computing layers again, change nothing.
 func TestMaskAndRecompute(t *testing.T) {
-	c := tiny("qwen2", true)
+	for _, c := range []Config{tiny("qwen2", true), tiny("qwen3", false)} {
+		testMaskAndRecompute(t, c)
+	}
+}
+
+func testMaskAndRecompute(t *testing.T, c Config) {
 	p := random(t, c, Options{DType: torch.Float64, Workers: 2})
 	tokens, offsets := packed(c, 30, 21, 9)
 	mask := make([]bool, len(tokens))

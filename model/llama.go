@@ -5,6 +5,6 @@ package model
 // Llama 3.1, scaled rotary frequencies.
 var llama = family{
 	architecture: "LlamaForCausalLM",
-	ropeScaling:  true,
+	defaults:     `{"rope_theta": 10000}`,
 	fixed:        map[string]any{"attention_bias": false, "mlp_bias": false, "pretraining_tp": 1.0},
 }

@@ -29,7 +29,9 @@ func TestSavedCheckpointLoadsInTransformers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []Config{tiny("qwen2", true), tiny("llama", false)} {
+	window := tiny("qwen2", false)
+	window.Window, window.Sliding = 9, []bool{true, false}
+	for _, c := range []Config{tiny("qwen2", true), window, tiny("qwen3", true), tiny("llama", false), tiny("mistral", false), tiny("cwm", false)} {
 		for _, storage := range []torch.DType{torch.Float32, torch.BFloat16} {
 			p := random(t, c, Options{})
 			tokens, offsets := packed(c, 23, 9)

@@ -57,10 +57,12 @@ func apply[F float](l Linear, x, y *torch.Tensor, add bool) {
 type Layer struct {
 	InputNorm *torch.Tensor // [hidden]
 	QKV       Linear        // [(heads + 2 KV heads) * head dim, hidden]
-	Out       Linear        // [hidden, heads * head dim]
-	PostNorm  *torch.Tensor // [hidden]
-	GateUp    Linear        // [2 * intermediate, hidden]
-	Down      Linear        // [hidden, intermediate]
+	// QNorm and KNorm are [head dim]; nil where the family does not normalise heads.
+	QNorm, KNorm *torch.Tensor
+	Out          Linear        // [hidden, heads * head dim]
+	PostNorm     *torch.Tensor // [hidden]
+	GateUp       Linear        // [2 * intermediate, hidden]
+	Down         Linear        // [hidden, intermediate]
 }
 
 // Weights are views of one flat buffer: of the parameters, or of a gradient.
@@ -74,6 +76,11 @@ type Weights struct {
 	views []*torch.Tensor
 }
 
+const (
+	embeddingName = "model.embed_tokens.weight"
+	headName      = "lm_head.weight"
+)
+
 // layout places the parameters in the flat buffer, in the order of the forward
 // pass, and returns the buffer's length. Groups begin on a cache line; the few
 // elements between groups stay zero.
@@ -85,7 +92,7 @@ func layout(c Config) (params []Parameter, total int) {
 		total += p.len()
 	}
 	h, q, kv := c.Hidden, c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
-	add("model.embed_tokens.weight", c.VocabSize, h)
+	add(embeddingName, c.VocabSize, h)
 	for i := range c.Layers {
 		name := fmt.Sprintf("model.layers.%d.", i)
 		group()
@@ -99,6 +106,12 @@ func layout(c Config) (params []Parameter, total int) {
 			add(name+"self_attn.q_proj.bias", q)
 			add(name+"self_attn.k_proj.bias", kv)
 			add(name+"self_attn.v_proj.bias", kv)
+		}
+		if c.family().qkNorm {
+			group()
+			add(name+"self_attn.q_norm.weight", c.HeadDim)
+			group()
+			add(name+"self_attn.k_norm.weight", c.HeadDim)
 		}
 		group()
 		add(name+"self_attn.o_proj.weight", h, q)
@@ -114,7 +127,7 @@ func layout(c Config) (params []Parameter, total int) {
 	add("model.norm.weight", h)
 	if !c.TieEmbeddings {
 		group()
-		add("lm_head.weight", c.VocabSize, h)
+		add(headName, c.VocabSize, h)
 	}
 	group()
 	return params, total
@@ -142,6 +155,9 @@ func newWeights(c Config, params []Parameter, flat *torch.Tensor) *Weights {
 		l := Layer{InputNorm: take(1, h), QKV: linear(3, qkv, h)}
 		if c.family().qkvBias {
 			l.QKV.Bias = take(3, qkv)
+		}
+		if c.family().qkNorm {
+			l.QNorm, l.KNorm = take(1, c.HeadDim), take(1, c.HeadDim)
 		}
 		l.Out = linear(1, h, q)
 		l.PostNorm = take(1, h)

@@ -33,7 +33,8 @@ var Rooms = []Room{
 
 	// The policy: text to ids to tensors, and generation.
 	{Path: "model/gen", Pure: true},
-	{Path: "model/token", Pure: true},
+	{Path: "model/token", Pure: true, May: []string{"model/token/jinja"}},
+	{Path: "model/token/jinja", Pure: true},
 	{Path: "model/safetensors", Pure: true},
 	{Path: "model/sched", Pure: true, May: []string{"model/gen"}},
 	{Path: "model", May: []string{"kernels/device", "kernels/native", "kernels/torch", "model/safetensors"}},

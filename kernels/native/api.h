@@ -10,7 +10,7 @@ extern "C" {
 #endif
 
 typedef struct {
-  long heads, kv_heads, dim, ldq, ldk, ldv, ldo;
+  long heads, kv_heads, dim, window, ldq, ldk, ldv, ldo;
   double scale;
 } ssr_attention;
 

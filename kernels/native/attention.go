@@ -19,6 +19,9 @@ type Attention struct {
 	Heads, KVHeads, Dim int
 	// Scale multiplies the scores; 0 means 1/sqrt(D).
 	Scale float64
+	// Window is how many tokens a query sees, itself the last of them; 0 means
+	// all that precede it.
+	Window int
 
 	QStride, KStride, VStride, OutStride int
 }
@@ -27,13 +30,16 @@ func (a Attention) c(op string) C.ssr_attention {
 	if a.Heads <= 0 || a.KVHeads <= 0 || a.Dim <= 0 || a.Heads%a.KVHeads != 0 {
 		panic(fmt.Sprintf("native.%s: %d heads over %d key heads of dimension %d", op, a.Heads, a.KVHeads, a.Dim))
 	}
+	if a.Window < 0 {
+		panic(fmt.Sprintf("native.%s: a window of %d tokens", op, a.Window))
+	}
 	scale := a.Scale
 	if scale == 0 {
 		scale = 1 / math.Sqrt(float64(a.Dim))
 	}
 	q, kv := a.Heads*a.Dim, a.KVHeads*a.Dim
 	return C.ssr_attention{
-		heads: C.long(a.Heads), kv_heads: C.long(a.KVHeads), dim: C.long(a.Dim),
+		heads: C.long(a.Heads), kv_heads: C.long(a.KVHeads), dim: C.long(a.Dim), window: C.long(a.Window),
 		ldq: pick(a.QStride, q), ldk: pick(a.KStride, kv), ldv: pick(a.VStride, kv), ldo: pick(a.OutStride, q),
 		scale: C.double(scale),
 	}

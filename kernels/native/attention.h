@@ -1,9 +1,10 @@
 // Causal attention. Shapes: T tokens, H query heads, G = H / KV heads that share
 // a key head, D head dimension, BK tokens of a key block (SSR_BLOCK).
 //
-// A row is one query of one head. Its keys are visited in spans of SPAN from the
-// first token on; within a span the scores are complete dot products, the
-// running maximum moves at most once, and keys are added in ascending order.
+// A row is one query of one head. Its keys are visited in spans of SPAN, which
+// begin at multiples of SPAN whatever the row's window; within a span the scores
+// are complete dot products, the running maximum moves at most once, and keys are
+// added in ascending order. A span without a key of the row leaves it as it is.
 // Nothing in that depends on which other rows share the tile, which is why the
 // packed forward pass and the cached one agree bit for bit.
 
@@ -45,6 +46,7 @@ template <class F> struct Rows {
   const F *q;    // [n, D], already scaled
   F *o;          // [n, D]
   F *s;          // [n, SPAN]
+  long window;    // keys that a row sees, its own the last; 0 for all before it
   long pos[TILE]; // position of each row's query in its sequence
   F m[TILE], l[TILE];
 };
@@ -80,11 +82,12 @@ template <class F, class Block> static void visit(Rows<F> &t, long D, long base,
   const long upto = (most + BK - 1) / BK * BK;
   for (long r = 0; r < t.n; r++) {
     F *s = t.s + r * SPAN;
-    long n = t.pos[r] + 1 - base;
-    if (n <= 0) {
+    long n = t.pos[r] + 1 - base, low = t.window ? n - t.window : 0;
+    if (n <= 0 || low >= SPAN) {
       memset(s, 0, sizeof(F) * upto);
       continue;
     }
+    for (long j = 0; j < low; j++) s[j] = -INFINITY;
     F alpha = softmax_row<F>(s, n < SPAN ? n : SPAN, upto, t.m[r], t.l[r]);
     if (alpha != 1) {
       F *o = t.o + r * D;
@@ -125,7 +128,7 @@ template <class F> static void transpose(const F *k, long ldk, long n, long D, F
 static thread_local Scratch keys_, rows_, grads_;
 
 template <class F> struct Attention {
-  long H, KV, D, ldq, ldk, ldv, ldo;
+  long H, KV, D, window, ldq, ldk, ldv, ldo;
   F scale;
   long G() const { return H / KV; }
   long queries() const { return TILE / G() > 0 ? TILE / G() : 1; }
@@ -141,6 +144,7 @@ template <class F> struct Attention {
         long ie = i + step < i1 ? i + step : i1;
         Rows<F> t;
         t.n = (ie - i) * ng;
+        t.window = window;
         F *tq = buf;
         t.q = tq;
         t.o = buf + TILE * D;
@@ -152,7 +156,9 @@ template <class F> struct Attention {
             t.pos[r] = past + x;
           }
         begin(t, D);
-        for (long base = 0; base < past + ie; base += SPAN) visit<F>(t, D, base, block);
+        const long low = past + i + 1 - window; // the first key of the first query, if there is a window
+        for (long base = window && low > 0 ? low / SPAN * SPAN : 0; base < past + ie; base += SPAN)
+          visit<F>(t, D, base, block);
         for (long x = i, r = 0; x < ie; x++)
           for (long g = g0; g < g1; g++, r++)
             finish<F>(t, r, D, out + x * ldo + (h * G() + g) * D, lse ? lse + x * H + h * G() + g : nullptr);
@@ -245,17 +251,19 @@ template <class F> struct Attention {
           transpose(kh + base * ldk, ldk, n, D, kt);
           transpose(vh + base * ldv, ldv, n, D, vt);
           memset(gk, 0, sizeof(F) * 2 * BK * D);
-          for (long i = base; i < T; i += step) {
-            long ie = i + step < T ? i + step : T, m = (ie - i) * g;
+          const long end = window && base + n + window - 1 < T ? base + n + window - 1 : T;
+          for (long i = base; i < end; i += step) {
+            long ie = i + step < end ? i + step : end, m = (ie - i) * g;
             const F *qt = qs + i * g * D, *dt = os + i * g * D;
             mm<F>(qt, D, 1, kt, BK, m, BK, D, P, BK, false);
             mm<F>(dt, D, 1, vt, BK, m, BK, D, dP, BK, false);
             for (long r = 0; r < m; r++) {
-              long valid = i + r / g - base + 1;
+              long valid = i + r / g - base + 1, low = window ? valid - window : 0;
               F lr = ls[i * g + r], dr = delta[i * g + r];
               for (long j = 0; j < BK; j += L) {
                 vec<F> p = vexp(load(P + r * BK + j) - lr);
                 p = first(F(), j, valid < n ? valid : n) ? p : vec<F>{};
+                if (j < low) p = first(F(), j, low) ? vec<F>{} : p;
                 store(P + r * BK + j, p);
                 store(dP + r * BK + j, p * (load(dP + r * BK + j) - dr));
               }

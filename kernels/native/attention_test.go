@@ -17,10 +17,13 @@ func bruteAttention(a Attention, q, k, v []float64, offsets []int32) (out, lse [
 		lo, hi := int(offsets[s]), int(offsets[s+1])
 		for i := lo; i < hi; i++ {
 			for h := range H {
-				kh := h / (H / K)
-				w := make([]float64, i-lo+1)
+				kh, first := h/(H/K), lo
+				if a.Window > 0 {
+					first = max(lo, i+1-a.Window)
+				}
+				w := make([]float64, i-first+1)
 				for j := range w {
-					w[j] = dot(q[(i*H+h)*D:][:D], k[((lo+j)*K+kh)*D:][:D]) / math.Sqrt(float64(D))
+					w[j] = dot(q[(i*H+h)*D:][:D], k[((first+j)*K+kh)*D:][:D]) / math.Sqrt(float64(D))
 				}
 				m, sum := slices.Max(w), 0.0
 				for j := range w {
@@ -29,7 +32,7 @@ func bruteAttention(a Attention, q, k, v []float64, offsets []int32) (out, lse [
 				}
 				for j := range w {
 					for d := range D {
-						out[(i*H+h)*D+d] += w[j] / sum * v[((lo+j)*K+kh)*D+d]
+						out[(i*H+h)*D+d] += w[j] / sum * v[((first+j)*K+kh)*D+d]
 					}
 				}
 				lse[i*H+h] = m + math.Log(sum)
@@ -46,6 +49,11 @@ var shapes = []Attention{
 	{Heads: 1, KVHeads: 1, Dim: 24},
 	{Heads: 64, KVHeads: 1, Dim: 8}, // more heads share a key head than fit a tile
 	{Heads: 14, KVHeads: 2, Dim: 80},
+	{Heads: 4, KVHeads: 2, Dim: 16, Window: 1},
+	{Heads: 3, KVHeads: 1, Dim: 10, Window: 7},
+	{Heads: 6, KVHeads: 2, Dim: 32, Window: 33},
+	{Heads: 2, KVHeads: 2, Dim: 8, Window: 128},
+	{Heads: 26, KVHeads: 1, Dim: 8, Window: 150},
 }
 
 func testForward[F Float](t *testing.T) {
@@ -71,7 +79,10 @@ func TestAttentionForward(t *testing.T) {
 }
 
 func TestAttentionBackwardCentralDifferences(t *testing.T) {
-	for _, a := range []Attention{{Heads: 4, KVHeads: 2, Dim: 4}, {Heads: 1, KVHeads: 1, Dim: 6}, {Heads: 49, KVHeads: 1, Dim: 2}} {
+	for _, a := range []Attention{
+		{Heads: 4, KVHeads: 2, Dim: 4}, {Heads: 1, KVHeads: 1, Dim: 6}, {Heads: 49, KVHeads: 1, Dim: 2},
+		{Heads: 4, KVHeads: 2, Dim: 4, Window: 3}, {Heads: 1, KVHeads: 1, Dim: 6, Window: 1}, {Heads: 2, KVHeads: 1, Dim: 4, Window: 33},
+	} {
 		rng := rand.New(rand.NewPCG(3, 4))
 		offsets := []int32{0, 1, 6, 41}
 		if a.Heads > 8 {

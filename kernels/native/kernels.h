@@ -17,7 +17,8 @@ INLINE double log_(double x) { return log(x); }
 #include "rows.h"
 #include "sample.h"
 
-#define ATTENTION(F) Attention<F>{s->heads, s->kv_heads, s->dim, s->ldq, s->ldk, s->ldv, s->ldo, F(s->scale)}
+#define ATTENTION(F) \
+  Attention<F>{s->heads, s->kv_heads, s->dim, s->window, s->ldq, s->ldk, s->ldv, s->ldo, F(s->scale)}
 template <class F>
 static void attention_forward(const ssr_attention *s, const F *q, const F *k, const F *v, const int32_t *off,
                               long seqs, F *out, F *lse) {

@@ -96,7 +96,7 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 	setDefault(&o.ChunkTokens, 256)
 	setDefault(&o.StepTokens, 512)
 	c := p.Config()
-	block := p.Attention().CacheBlock()
+	block := p.Attention(0).CacheBlock()
 	blocks := int(o.CacheBytes / int64(c.Layers*block*4))
 	workers := p.Workers().Size()
 	s, err := sched.New(sched.Config{

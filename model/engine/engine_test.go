@@ -2,10 +2,13 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -186,12 +189,48 @@ func TestSampledLogprobsAreRecomputedExactly(t *testing.T) {
 	}
 }
 
+// TestGreedyMatchesTransformers: prompts of the golden checkpoints (see
+// scripts/reference/model.py) are continued as transformers continues them, the
+// prompt in one piece or cut, beyond the window and beyond the context that the
+// rotary embeddings were made for.
+func TestGreedyMatchesTransformers(t *testing.T) {
+	files, err := filepath.Glob("../testdata/*/golden.json")
+	if err != nil || len(files) < 6 {
+		t.Fatalf("%d golden checkpoints, %v", len(files), err)
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var golden struct{ Greedy [][2][]int32 }
+		if err := json.Unmarshal(data, &golden); err != nil || len(golden.Greedy) == 0 {
+			t.Fatalf("%s: %d continuations, %v", file, len(golden.Greedy), err)
+		}
+		p, err := model.Load(filepath.Dir(file), model.Options{Workers: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		for _, o := range []Options{{}, {ChunkTokens: 32, StepTokens: 32}} {
+			e := start(t, p, o)
+			for i, g := range golden.Greedy {
+				got := generate(t, e, gen.Request{ID: fmt.Sprint(i), Tokens: g[0], MaxTokens: len(g[1])})
+				if !slices.Equal(got.Tokens, g[1]) {
+					t.Errorf("%s, prompt %d: continued with %v, transformers with %v", filepath.Dir(file), i, got.Tokens, g[1])
+				}
+			}
+			e.Close()
+		}
+	}
+}
+
 // naive continues greedily by computing everything again for every token.
 func naive(t *testing.T, p *model.Policy, tokens []int32, n int) (out []int32) {
 	t.Helper()
 	arena := torch.NewArena(torch.Activations, torch.Float32)
 	defer arena.Free()
-	shape := p.Attention()
+	shape := p.Attention(0)
 	for range n {
 		s := arena.Scope()
 		positions := make([]int32, len(tokens))

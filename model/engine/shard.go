@@ -78,9 +78,9 @@ func (s *shard) run(e *Engine) (err error) {
 	}
 	scope := s.arena.Scope()
 	p := e.policy
-	shape := p.Attention()
 	hidden := model.Forward(p, scope, s.tokens, s.positions, func(layer int, qkv, out []float32) {
 		q, k, v := model.SplitQKV(p, qkv)
+		shape := p.Attention(layer)
 		native.CacheAppend(shape, k, v, s.segments, s.table, e.cache[layer])
 		native.AttentionExtend(shape, q, s.segments, s.table, e.cache[layer], out, nil)
 	})

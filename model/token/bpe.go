@@ -20,7 +20,7 @@ const scanLimit = 96
 // appendPiece appends the ids of one pre-token: the pair of the lowest rank,
 // leftmost first, is merged until no pair has a rank.
 func (t *Tokenizer) appendPiece(out []int32, piece string) []int32 {
-	if len(piece) == 1 {
+	if len(piece) == 1 && t.pieces == nil {
 		return append(out, t.byteID[piece[0]])
 	}
 	if t.wholeWords {
@@ -29,14 +29,12 @@ func (t *Tokenizer) appendPiece(out []int32, piece string) []int32 {
 		}
 	}
 	if len(piece) > scanLimit {
-		return t.appendLong(out, piece)
+		return t.appendLong(out, t.appendSymbols(make([]int32, 0, len(piece)), piece))
 	}
 	var idBuf, rankBuf, nextBuf [scanLimit]int32
-	n := len(piece)
-	ids, ranks, made := idBuf[:n], rankBuf[:n], nextBuf[:n]
-	for i := range n {
-		ids[i] = t.byteID[piece[i]]
-	}
+	ids := t.appendSymbols(idBuf[:0], piece)
+	n := len(ids)
+	ranks, made := rankBuf[:n], nextBuf[:n]
 	look := func(i int) {
 		ranks[i] = noRank
 		if i+1 < n {
@@ -91,12 +89,13 @@ func (c *candidates) Pop() any {
 	return last
 }
 
-func (t *Tokenizer) appendLong(out []int32, piece string) []int32 {
+// appendLong merges the symbols ids, of which there are some.
+func (t *Tokenizer) appendLong(out, ids []int32) []int32 {
 	type symbol struct{ id, prev, next int32 }
-	n := int32(len(piece))
+	n := int32(len(ids))
 	sym := make([]symbol, n)
-	for i := range n {
-		sym[i] = symbol{t.byteID[piece[i]], i - 1, i + 1}
+	for i, id := range ids {
+		sym[i] = symbol{id, int32(i) - 1, int32(i) + 1}
 	}
 	sym[n-1].next = -1
 	var queue candidates

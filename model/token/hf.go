@@ -91,6 +91,11 @@ type component struct {
 	Pretokenizers  []component `json:"pretokenizers"`
 	Pattern        struct{ Regex, String *string }
 	Behavior       string `json:"behavior"`
+	Prepend        string `json:"prepend"`
+	Content        string `json:"content"`
+	Replacement    string `json:"replacement"`
+	PrependScheme  string `json:"prepend_scheme"`
+	Split          *bool  `json:"split"`
 	Invert         bool   `json:"invert"`
 	AddPrefixSpace bool   `json:"add_prefix_space"`
 	UseRegex       *bool  `json:"use_regex"`
@@ -106,11 +111,16 @@ func parse(data []byte) (*Tokenizer, error) {
 	}
 	t := &Tokenizer{wholeWords: f.Model.IgnoreMerges, files: map[string][]byte{fileNames[0]: data}}
 	var err error
-	if t.nfc, err = parseNormalizer(f.Normalizer); err != nil {
+	if t.pieces, err = parseSentencePiece(f); err != nil {
 		return nil, err
 	}
-	if t.pattern, err = parsePreTokenizer(f.PreTokenizer); err != nil {
-		return nil, err
+	if t.pieces == nil {
+		if t.nfc, err = parseNormalizer(f.Normalizer); err != nil {
+			return nil, err
+		}
+		if t.pattern, err = parsePreTokenizer(f.PreTokenizer); err != nil {
+			return nil, err
+		}
 	}
 	if err := t.parseModel(f.Model); err != nil {
 		return nil, err
@@ -179,8 +189,6 @@ func (t *Tokenizer) parseModel(m modelJSON) error {
 		return fmt.Errorf("model type %q is not supported, only BPE", m.Type)
 	case m.Dropout != nil && *m.Dropout != 0:
 		return errors.New("model: BPE dropout is not supported")
-	case m.ByteFallback:
-		return errors.New("model: byte_fallback is not supported: this is not a byte-level BPE")
 	case m.ContinuingSubwordPrefix != nil && *m.ContinuingSubwordPrefix != "",
 		m.EndOfWordSuffix != nil && *m.EndOfWordSuffix != "":
 		return errors.New("model: subword prefixes and suffixes are not supported")
@@ -191,15 +199,19 @@ func (t *Tokenizer) parseModel(m modelJSON) error {
 	}
 	t.vocab = make(map[string]int32, len(vocab))
 	for s, id := range vocab {
-		text, ok := fromByteLevel(s)
-		if !ok {
-			text = s // an added token that the vocabulary lists too
+		text, key := s, s
+		if t.pieces != nil {
+			text = pieceText(s)
+		} else if bytes, ok := fromByteLevel(s); ok {
+			text, key = bytes, bytes
+		} else {
+			key = "" // an added token that the vocabulary lists too
 		}
 		if err := t.setText(id, text); err != nil {
 			return fmt.Errorf("model.vocab: %w", err)
 		}
-		if ok {
-			t.vocab[text] = id
+		if key != "" {
+			t.vocab[key] = id
 		}
 	}
 	merges, err := parseMerges(m.Merges)
@@ -264,7 +276,7 @@ func (t *Tokenizer) parseAdded(added []addedToken) error {
 		}
 		seen[a.Content] = true
 		if int(a.ID) < len(t.text) && a.ID >= 0 && t.text[a.ID] != "" {
-			delete(t.vocab, t.text[a.ID])
+			delete(t.vocab, a.Content)
 		}
 		if err := t.setText(a.ID, a.Content); err != nil {
 			return fmt.Errorf("added_tokens: %w", err)

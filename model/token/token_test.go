@@ -41,7 +41,7 @@ func TestDecodeUnknownIDs(t *testing.T) {
 func TestLongPieces(t *testing.T) {
 	tok := trained(t, Qwen2)
 	for _, text := range []string{strings.Repeat("a", 70), strings.Repeat("return", 12), strings.Repeat("-=", 40), "über" + strings.Repeat("ßen", 20)} {
-		if short, long := tok.appendPiece(nil, text), tok.appendLong(nil, text); !slices.Equal(short, long) {
+		if short, long := tok.appendPiece(nil, text), tok.appendLong(nil, tok.appendSymbols(nil, text)); !slices.Equal(short, long) {
 			t.Errorf("%q: scan %v, heap %v", text, short, long)
 		}
 	}
@@ -146,6 +146,34 @@ func TestLoadRefuses(t *testing.T) {
 	}
 }
 
+func TestSentencePieceRefusals(t *testing.T) {
+	data, err := os.ReadFile("testdata/pieces.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ old, new, want string }{
+		{`"byte_fallback":true`, `"byte_fallback":false`, "normalizer"},
+		{`"type":"Prepend"`, `"type":"Lowercase"`, `normalizer "Lowercase" of a SentencePiece model is not supported`},
+		{`"pre_tokenizer":null`, `"pre_tokenizer":{"type":"Whitespace"}`, `pre_tokenizer "Whitespace" is not supported`},
+		{`"normalized":false`, `"normalized":true`, `added token "<unk>" is normalized`},
+		{`"<0x41>"`, `"<0xXX>"`, "no token for byte 0x41"},
+	} {
+		changed := strings.Replace(string(data), c.old, c.new, 1)
+		if changed == string(data) {
+			t.Fatalf("%q is not in the file", c.old)
+		}
+		if _, err := parse([]byte(changed)); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: error %v, want one about %q", c.new, err, c.want)
+		}
+	}
+	for _, pre := range []string{`{"type":"Metaspace","replacement":"▁","prepend_scheme":"first"}`, `{"type":"Metaspace","replacement":"_","split":false}`,
+		`{"type":"Metaspace","replacement":"▁","split":false,"prepend_scheme":"twice"}`} {
+		if _, err := parseSentencePiece(tokenizerJSON{PreTokenizer: []byte(pre), Model: modelJSON{ByteFallback: true}}); err == nil {
+			t.Errorf("%s is accepted", pre)
+		}
+	}
+}
+
 func TestNFC(t *testing.T) {
 	data := strings.Replace(string(trained(t, Qwen2).files["tokenizer.json"]), `"normalizer":null`, `"normalizer":{"type":"NFC"}`, 1)
 	tok, err := parse([]byte(data))
@@ -210,7 +238,17 @@ func FuzzRoundTrip(f *testing.F) {
 		f.Add(s)
 	}
 	toks := []*Tokenizer{trained(f, GPT2), trained(f, Llama3), trained(f, Qwen2)}
+	sentence := pieces(f, "")
 	f.Fuzz(func(t *testing.T, s string) {
+		ids := sentence.Encode(s)
+		if got, want := sentence.Decode(ids), strings.ReplaceAll(s, metaspace, " "); got != want {
+			t.Errorf("SentencePiece: %q comes back as %q", s, got)
+		}
+		for _, id := range ids {
+			if id < 3 {
+				t.Errorf("SentencePiece: %q encodes to the special id %d", s, id)
+			}
+		}
 		for _, tok := range toks {
 			ids := tok.Encode(s)
 			if got := tok.Decode(ids); got != s {

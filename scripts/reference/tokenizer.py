@@ -1,6 +1,9 @@
 """Golden values for model/token from Hugging Face's tokenizers and transformers.
 
 usage: python3 scripts/reference/tokenizer.py   (from the top of the checkout)
+       python3 scripts/reference/tokenizer.py --check TOKENIZER.JSON < STRINGS
+
+With --check it prints, for each of a JSON list of strings, [ids, their text].
 
 Reads   model/token/testdata/corpus.txt
         model/token/testdata/trained/tokenizer.json  (go test ./model/token -update)
@@ -8,9 +11,15 @@ Writes  model/token/testdata/classes.json   the characters of each class
         model/token/testdata/hf.json        per pattern: merges that their trainer
                                             learns from the corpus, texts with ids
         model/token/testdata/trained.json   texts and chats with ids, by our file
+        model/token/testdata/pieces.json    a tokenizer of the SentencePiece kind
+        model/token/testdata/mixed.json     fragments of which Go and Python make the
+                                            same strings, and hashes of their ids
 """
+import hashlib
 import json
 import random
+import struct
+import sys
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -77,6 +86,95 @@ def train(pattern, corpus):
     return t
 
 
+# Code in ten languages, diffs, white space, scripts, emoji, combining marks, numbers,
+# special tokens whole and in part.
+FRAGMENTS = [
+    "def f(self, *args, **kw):\n    return {k: v for k, v in kw.items() if k != 'x'}\n",
+    "    @property\n    def size(self) -> int:\n        \"\"\"It's the number of rows.\"\"\"\n        return len(self._rows)\n",
+    "func (s *Set[T]) Add(v T) bool {\n\tif _, ok := s.m[v]; ok {\n\t\treturn false\n\t}\n\ts.m[v] = struct{}{}\n\treturn true\n}\n",
+    "#include <stdio.h>\nint main(int argc, char **argv) { printf(\"%d\\n\", argc); return 0; }\n",
+    "template <class T> constexpr auto max(const T &a, const T &b) noexcept -> T { return a < b ? b : a; }\n",
+    "pub fn parse<'a>(s: &'a str) -> Result<Vec<&'a str>, Error> { Ok(s.split(\"::\").collect()) }\n",
+    "const sum = (xs) => xs.reduce((a, b) => a + b, 0);\nexport default async () => await fetch(`/api?q=${x}`);\n",
+    "interface Box<T extends object = {}> { readonly value?: T; [key: string]: unknown }\n",
+    "public static void main(String[] args) throws IOException { for (int i = 0; i < 10; i++) System.out.println(i); }\n",
+    "SELECT a.id, COUNT(*) FROM t AS a LEFT JOIN u ON a.id = u.id WHERE a.x >= 3.5e-2 GROUP BY 1;\n",
+    "#!/bin/bash\nset -euo pipefail\nfor f in *.py; do [[ -f $f ]] && wc -l \"$f\" || true; done\n",
+    "class Foo < Bar\n  attr_reader :x\n  def to_s = \"#{@x}!\"\nend\n",
+    "let rec fold f acc = function [] -> acc | x :: xs -> fold f (f acc x) xs\n",
+    "main :: IO ()\nmain = mapM_ print $ filter (\\x -> x `mod` 2 == 0) [1..10]\n",
+    "diff --git a/x.py b/x.py\nindex 83db48f..bf2a4c1 100644\n--- a/x.py\n+++ b/x.py\n",
+    "@@ -12,7 +12,9 @@ def f(x):\n-    return x+1\n+    # off by one\n+    return x + 2\n \n",
+    "\\ No newline at end of file\n", "<<<<<<< SEARCH\n=======\n>>>>>>> REPLACE\n", "{\"a\": [1, 2.5, null, true], \"b\": \"\\u00e9\"}",
+    "<div class=\"a b\">&nbsp;&lt;</div>", "# Title\n\n* item **bold**\n\n```py\nx\n```\n", "a: &x\n  - b\n  - {c: d}\n",
+    " ", "  ", "   ", "    ", "        ", "\t", "\t\t", "\n", "\n\n", "\n\n\n", "\r\n", "\r", " \n", "\n ", "\n    ", " \t ", "\u00a0", "\u3000", "\u2028", "\u200b", "\ufeff", "\x85", "\x0b", "\x0c",
+    "the", " the", "The", " return", "it's", "I'LL", "we've", "'S", "d'être", "ſ", "'ſ", "snake_case_name", "camelCaseName", "HTTPServer2", "__init__",
+    "0", "1", "12", "123", "1234", "3.14159", "0xDEADBEEF", "1_000_000", "1e-05", "-7", "½", "٣", "Ⅷ", "²", "𝟘",
+    "日本語", "漢字かな交じり文。", "中文，标点！", "한국어 문장", "Привет", "שלום", "مرحبا", "नमस्ते", "ไทย", "Ελληνικά", "ქართული", "Straße", "naïve", "İstanbul", "ﬁ",
+    "e\u0301", "\u0301", "a\u0308\u0304", "ñ", "n\u0303", "Å", "\u212b", "각", "\u1100\u1161\u11a8", "क\u094d", "\u0e33",
+    "🙂", "👩‍👩‍👧‍👦", "🇩🇪", "👍🏽", "☃\ufe0f", "𐍈", "𒀀", "\U0001f9d1\u200d\U0001f680", "\ue000", "\uffff", "\U0010ffff", "\x00", "\x07", "\x7f", "\x80", "\xad",
+    "!", "?!", "...", "->", "=>", "==", "!=", "::", "//", "/* */", "(", ")", "[]", "{}", "();", "\\", "\\n", "\"", "'", "`", "~", "@", "#", "$", "%", "^", "&&", "||", "----", "====", "▁", "▁▁", "Ġ", "Ċ",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_end", "<|", "|>", "<|eot_id|>", "<|begin_of_text|>", "<s>", "</s>", "<unk>", "<0x41>", "<tool_call>", "</tool_call>", "<think>", "[INST]", "[/INST]",
+    "http://example.com/a?b=c&d=%20#e", "foo@bar.com", "/usr/lib/x86_64-linux-gnu/libc.so.6", "2026-01-31T23:59:59Z", "a" * 40, "ab" * 60, "=" * 90, "x" * 200,
+]
+COUNT, BATCH = 5000, 50
+
+
+def mixed():
+    """COUNT strings of 1 to 12 fragments, drawn as mixedStrings in Go draws them."""
+    state, out = 1, []
+
+    def draw(n):
+        nonlocal state
+        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+        return (state >> 33) % n
+
+    for _ in range(COUNT):
+        out.append("".join(FRAGMENTS[draw(len(FRAGMENTS))] for _ in range(1 + draw(12))))
+    return out
+
+
+def hashes(t, strings):
+    """For each BATCH of strings, the start of a hash of their ids and of what these decode to."""
+    out = []
+    for i in range(0, len(strings), BATCH):
+        h = hashlib.sha256()
+        for s in strings[i:i + BATCH]:
+            ids = t.encode(s, add_special_tokens=False).ids
+            text = t.decode(ids, skip_special_tokens=False).encode()
+            h.update(struct.pack(f"<{len(ids) + 2}I", len(ids), *ids, len(text)) + text)
+        out.append(h.hexdigest()[:8])
+    return out
+
+
+def pieces(corpus):
+    """A tokenizer.json as converters write it for SentencePiece models such as Llama 2's and Mistral's."""
+    t = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    t.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    specials = ["<unk>", "<s>", "</s>"]
+    t.train_from_iterator(corpus.splitlines(), trainers.BpeTrainer(
+        vocab_size=700, min_frequency=2, special_tokens=specials + [f"<0x{b:02X}>" for b in range(256)], show_progress=False))
+    f = json.loads(t.to_str())
+    f["added_tokens"] = [a for a in f["added_tokens"] if a["content"] in specials]
+    f["pre_tokenizer"] = None
+    f["normalizer"] = {"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}
+    f["decoder"] = {"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}
+    return f
+
+
+def with_metaspace(f, scheme):
+    """The other form, which newer conversions have."""
+    return {**f, "normalizer": None, "pre_tokenizer": {
+        "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}}
+
+
+def load(f):
+    return Tokenizer.from_str(json.dumps(f))
+
+
 def dump(name, value):
     with open(DIR + name, "w") as f:
         json.dump(value, f, ensure_ascii=True, separators=(",", ":"))
@@ -87,12 +185,19 @@ def main():
     with open(DIR + "corpus.txt", newline="") as f:
         corpus = f.read()
     dump("classes.json", classes())
-    strings, golden = texts(), {}
+    strings, golden, mix, sums = texts(), {}, mixed(), {}
     for name, pattern in PATTERNS.items():
         t = train(pattern, corpus)
         merges = json.loads(t.to_str())["model"]["merges"]
         golden[name] = {"merges": [" ".join(m) for m in merges], "ids": [t.encode(s, add_special_tokens=False).ids for s in strings]}
+        sums[name] = hashes(t, mix)
     dump("hf.json", {"texts": strings, "patterns": golden})
+    f = pieces(corpus)
+    dump("pieces.json", f)
+    sums["pieces"] = hashes(load(f), mix)
+    for scheme in ("first", "always"):
+        sums["pieces " + scheme] = hashes(load(with_metaspace(f, scheme)), mix)
+    dump("mixed.json", {"fragments": FRAGMENTS, "count": COUNT, "batch": BATCH, "hashes": sums})
 
     path = DIR + "trained/tokenizer.json"
     t = Tokenizer.from_file(path)
@@ -107,4 +212,12 @@ def main():
         "chats": [{"messages": c, "ids": list(fast.apply_chat_template(c, add_generation_prompt=True, tokenize=True, return_dict=False))} for c in chats]})
 
 
-main()
+if sys.argv[1:2] == ["--check"]:
+    t = Tokenizer.from_file(sys.argv[2])
+    out = []
+    for s in json.load(sys.stdin):
+        ids = t.encode(s, add_special_tokens=False).ids
+        out.append([ids, t.decode(ids, skip_special_tokens=False)])
+    json.dump(out, sys.stdout)
+else:
+    main()
