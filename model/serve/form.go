@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/json"
 	"net/http"
@@ -81,7 +82,7 @@ func chatMessage(s *Server, j *job, index int, p part) (chatChoice, *reply) {
 		}
 	}
 	if content != "" || p.finish != "" && len(m.ToolCalls) == 0 && !j.stream {
-		m.Content = quoted(content)
+		m.Content = encode(content)
 	}
 	if j.logprobs {
 		c.Logprobs = &chatLogprobs{Content: []chatLogprob{}}
@@ -94,14 +95,6 @@ func chatMessage(s *Server, j *job, index int, p part) (chatChoice, *reply) {
 		}
 	}
 	return c, m
-}
-
-func quoted(s string) json.RawMessage {
-	data, err := json.Marshal(s)
-	if err != nil {
-		panic(err) // every string has a JSON form
-	}
-	return data
 }
 
 // textForm is the JSON of completions.
@@ -152,13 +145,7 @@ type stream struct {
 	began bool
 }
 
-func (s *stream) send(v any) error {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	return s.event(data)
-}
+func (s *stream) send(v any) error { return s.event(bytes.TrimSpace(encode(v))) }
 
 func (s *stream) event(data []byte) error {
 	s.mu.Lock()

@@ -78,15 +78,11 @@ func (c PlainChat) Parse(turn string, tools []Tool) (string, []FunctionCall) {
 		if name != "" {
 			arguments[name] = call.Body
 		}
-		data, err := json.Marshal(arguments)
-		if err != nil {
-			return turn, nil
-		}
 		content := turn
 		if before, _, ok := strings.Cut(turn, c.Protocol.FormatCall(call)); ok {
 			content = strings.TrimRight(before, "\n")
 		}
-		return content, []FunctionCall{{Name: call.Name, Arguments: string(data)}}
+		return content, []FunctionCall{{Name: call.Name, Arguments: strings.TrimSpace(string(encode(arguments)))}}
 	}
 	return turn, nil
 }

@@ -106,10 +106,15 @@ func TestStreamIsTheWhole(t *testing.T) {
 				text, reason = text[:most], "length"
 			}
 			cut := len(text)
-			for _, stop := range stops {
-				if at := strings.Index(text, stop); at >= 0 && at <= cut {
-					cut, reason = at, "stop"
+			for end := 1; end <= len(text) && reason != "cut"; end++ { // the first to be complete, then the longest
+				for _, stop := range stops {
+					if strings.HasSuffix(text[:end], stop) {
+						cut, reason = min(cut, end-len(stop)), "cut"
+					}
 				}
+			}
+			if reason == "cut" {
+				reason = "stop"
 			}
 			want := strings.ToValidUTF8(text[:cut], "")
 			for _, got := range []string{c.Text, texts[i]} {
@@ -160,7 +165,7 @@ func TestErrors(t *testing.T) {
 	for _, c := range []struct {
 		path, body         string
 		status             int
-		param, code, says_ string
+		param, code, about string
 	}{
 		{"/v1/chat/completions", chat(`,"temperature":-1`), 400, "temperature", "", "negative"},
 		{"/v1/chat/completions", chat(`,"top_p":0`), 400, "top_p", "", "above 0"},
@@ -193,7 +198,7 @@ func TestErrors(t *testing.T) {
 	} {
 		status, body := post(t, s, c.path, c.body)
 		e := decode(t, body).Error
-		if e == nil || status != c.status || e.Param != c.param || e.Code != c.code || !strings.Contains(e.Message, c.says_) || e.Type != "invalid_request_error" {
+		if e == nil || status != c.status || e.Param != c.param || e.Code != c.code || !strings.Contains(e.Message, c.about) || e.Type != "invalid_request_error" {
 			t.Errorf("%s %.90s: %d %s", c.path, c.body, status, body)
 		}
 	}
