@@ -35,6 +35,7 @@ type commands struct {
 	Bug        bugCmd        `cmd:"" help:"Validate, judge and look at bugs."`
 	Sandbox    sandboxCmd    `cmd:"" help:"Run a command in a sandbox, and take the patch of a folder that an agent has had."`
 	Model      modelCmd      `cmd:"" help:"Look at a model, tokenize, score and generate."`
+	Serve      serveCmd      `cmd:"" help:"Answer OpenAI's API from a policy."`
 	Trajectory trajectoryCmd `cmd:"" help:"Read the episodes of a run."`
 	Run        runCmd        `cmd:"" help:"Summarise a run and draw its curves."`
 	Objective  objectiveCmd  `cmd:"" help:"Look at objectives, and try them on a recorded batch."`

@@ -36,6 +36,7 @@ var Rooms = []Room{
 	{Path: "model/token", Pure: true, May: []string{"model/token/jinja"}},
 	{Path: "model/token/jinja", Pure: true},
 	{Path: "model/safetensors", Pure: true},
+	{Path: "model/serve", Pure: true, May: []string{"model/gen", "model/token"}},
 	{Path: "model/sched", Pure: true, May: []string{"model/gen"}},
 	{Path: "model", May: []string{"kernels/device", "kernels/native", "kernels/torch", "model/safetensors"}},
 	{Path: "model/engine", May: []string{

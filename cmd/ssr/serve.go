@@ -1,0 +1,69 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/ssr-go/ssr/kernels/native"
+	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/serve"
+	"github.com/ssr-go/ssr/model/token"
+)
+
+type serveCmd struct {
+	modelFlag
+	Address    string        `default:"127.0.0.1:8000" help:"Where to listen; there is no authentication. Port 0 takes a free one."`
+	Name       string        `help:"The model's name in the API; by default its folder's."`
+	DType      string        `name:"dtype" default:"float32" enum:"float32,bfloat16" help:"Arithmetic: float32 or bfloat16."`
+	Workers    int           `help:"CPU workers; 0 means one per core."`
+	Batch      int           `default:"256" help:"Most answers that are generated side by side."`
+	CacheBytes int64         `default:"536870912" help:"Memory of the key-value cache. It bounds the context, too."`
+	Deadline   time.Duration `default:"10m" help:"Most time for a request."`
+}
+
+// Run serves until it is interrupted, which is how it ends well.
+func (c *serveCmd) Run(ctx context.Context, o output) error {
+	d, err := dtype(c.DType)
+	if err != nil {
+		return err
+	}
+	p, err := openPolicy(c.Model, model.Options{DType: d, Workers: c.Workers})
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	g, err := p.newGenerator(policyConfig{Batch: c.Batch, CacheBytes: c.CacheBytes})
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	dir, err := filepath.Abs(c.Model)
+	if err != nil {
+		return err
+	}
+	shape := p.Config()
+	blocks := c.CacheBytes / int64(shape.Layers*p.Attention().CacheBlock()*4)
+	options := serve.Options{
+		Name: cmp.Or(c.Name, filepath.Base(dir)), StopTokens: shape.EOS, Deadline: c.Deadline,
+		Context: min(shape.MaxPositions, int(blocks)*native.BlockTokens),
+	}
+	chat, err := token.NewChat(p.tokenizer)
+	if err == nil {
+		options.Chat = serve.PlainChat{Format: chat, Protocol: token.Plain}
+	} else {
+		fmt.Fprintf(o.err, "ssr: completions only: %v\n", err)
+	}
+	l, err := net.Listen("tcp", c.Address)
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(o.out, "serving %s, context %d, at http://%s/v1\n", options.Name, options.Context, l.Addr()); err != nil {
+		l.Close()
+		return err
+	}
+	return serve.New(g, p.tokenizer, options).Serve(ctx, l)
+}
