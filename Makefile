@@ -7,7 +7,7 @@ GO ?= go
 cgo = eval "$$(scripts/env.sh)" &&
 # Packages that build and pass without cgo, libtorch or a GPU.
 pure = ./kernels/device/... ./model/token/... ./model/gen/... ./model/sched/... \
-       ./model/safetensors/... ./sandbox/... ./rollout/... ./rl ./rl/train \
+       ./model/safetensors/... ./model/serve/... ./sandbox/... ./rollout/... ./rl ./rl/train \
        ./internal/...
 # The packages that are linked with libtorch.
 native = ./kernels/native/... ./kernels/torch/... ./model ./model/engine/... ./rl/train/learner/... ./cmd/...
@@ -29,13 +29,13 @@ demo: build ## self-play on the bundled repository, to the end
 # Pure packages are tested without the flags of the others: Go links them itself,
 # against the host's C library, which the flags' headers do not fit.
 test: setup test-pure ## the whole test suite
-	@$(cgo) $(GO) test $(native)
+	@$(cgo) $(GO) test -timeout 20m $(native)
 
 test-pure: ## the pure packages, without cgo
-	@CGO_ENABLED=0 $(GO) test $(pure)
+	@CGO_ENABLED=0 $(GO) test -timeout 20m $(pure)
 
 test-race: ## the pure packages, under the race detector
-	@CGO_ENABLED=1 $(GO) test -race -short $(pure)
+	@CGO_ENABLED=1 $(GO) test -timeout 20m -race -short $(pure)
 
 verify: setup ## everything that CI checks
 	@.ci/run

@@ -255,7 +255,7 @@ func attacks() []attack {
 		{name: "parser bomb", edits: init("import sys\nsys.stderr.write('test_' + 'x' * 1000000 + '\\n')\n"), reason: absent},
 		{name: "thousands of results", edits: init("import sys\nfor i in range(25000): sys.stderr.write('t%d (m.T.t%d) ... ok\\n' % (i, i))\n"), reason: "more than 20000 tests"},
 		{name: "hang", edits: init("while True: pass\n"), reason: "the script ran past"},
-		{name: "disk filled", edits: init("import itertools\nfor i in itertools.count(): open('x%d' % i, 'w').write('x' * 1000000)\n"), reason: "the script filled its disk"},
+		{name: "disk filled", edits: init("import itertools\nfor i in itertools.count(): open('x%d' % i, 'w').write('x' * 8000000)\n"), reason: "the script filled its disk"},
 
 		{name: "script in the tree", edits: file("test_script.sh", "echo ok\n"), reason: steers},
 		{name: "parser in the tree", edits: file("test_parser.py", "print('{}')\n"), reason: steers},
