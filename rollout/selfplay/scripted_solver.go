@@ -53,7 +53,6 @@ func (p *Planner) Solver(ctx context.Context, bug Bug, protocol token.Protocol, 
 			return nil, fmt.Errorf("bug %s: %w", bug.ID, err)
 		}
 	}
-	s.rest = slices.Clone(s.calls)
 	if s.Careful = habits.Careful && p.recipe.careful() && s.check.Body != ""; s.Careful {
 		s.rest = append(s.rest, s.check)
 	}
@@ -80,19 +79,19 @@ func (p *Planner) repair(s *scriptedSolver, file string, broken, original []stri
 		if err != nil {
 			return err
 		}
-		s.calls = append(s.calls, view)
+		s.rest = append(s.rest, view)
 		if p.recipe.Rewrite == "" {
 			return s.edit(file, broken, start, end, with)
 		}
 		rewrite, err1 := bash("rewrite")
 		reset, err2 := bash("reset")
 		check, err3 := bash("check")
-		s.calls, s.again, s.check = append(s.calls, rewrite), append(s.again, reset, rewrite), check
+		s.rest, s.again, s.check = append(s.rest, rewrite), append(s.again, reset, rewrite), check
 		s.slippery[view], s.views[view], s.slippery[rewrite] = true, true, true
 		return errors.Join(err1, err2, err3)
 	}
 	view := fmt.Sprintf("sed -n '%d,%dp' %s", max(1, start-5), min(len(broken), end+5), file)
-	s.calls = append(s.calls, token.Call{Name: ToolBash, Body: view})
+	s.rest = append(s.rest, token.Call{Name: ToolBash, Body: view})
 	return s.edit(file, broken, start, end, with)
 }
 
@@ -102,7 +101,7 @@ func (s *scriptedSolver) edit(file string, broken []string, start, end int, with
 	if !ok {
 		return fmt.Errorf("no unique place to restore in %s", file)
 	}
-	s.calls = append(s.calls, token.Call{Name: ToolEdit, Body: token.FormatEdit(file, strings.Join(edit.old, "\n"), strings.Join(edit.new, "\n"))})
+	s.rest = append(s.rest, token.Call{Name: ToolEdit, Body: token.FormatEdit(file, strings.Join(edit.old, "\n"), strings.Join(edit.new, "\n"))})
 	return nil
 }
 
@@ -110,13 +109,12 @@ func (s *scriptedSolver) edit(file string, broken []string, start, end int, with
 // checks first, and repairs again where the tests do not pass.
 type scriptedSolver struct {
 	worker
-	protocol     token.Protocol
-	calls, again []token.Call        // a repair, and another one after it
-	check        token.Call          // of the last file that is repaired
-	slippery     map[token.Call]bool // the calls that can go wrong, and
-	views        map[token.Call]bool // those that are then made again at once
-
-	rest     []token.Call // still to be made before the submission
+	protocol token.Protocol
+	rest     []token.Call        // still to be made before the submission
+	again    []token.Call        // a repair after one that failed
+	check    token.Call          // of the last file that is repaired
+	slippery map[token.Call]bool // the calls that can go wrong, and
+	views    map[token.Call]bool // those that are then made again at once
 	last     token.Call
 	failures int
 }

@@ -125,7 +125,7 @@ git init -q . && git add -A && git commit -qm first && git log --format=%an,%aI`
 			"reads stdin":     "sleep MARK & read x < <(sleep MARK)",
 		} {
 			mark := marker()
-			t.within(10*time.Second, func() {
+			t.within(5*time.Second, func() {
 				r := t.exec(s, sandbox.Cmd{Args: []string{"bash", "-c", "echo begun; " + strings.ReplaceAll(script, "MARK", mark)}, Timeout: time.Second})
 				if !r.TimedOut || r.OK() || string(r.Stdout) != "begun\n" || r.Exit != -1 || r.Wall < time.Second {
 					t.Errorf("%s: %+v", name, r)
