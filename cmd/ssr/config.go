@@ -113,11 +113,13 @@ func (c episodeConfig) sampling() gen.Sampling {
 
 // evalConfig is the measurement during training.
 type evalConfig struct {
-	// Bugs is a folder of held-out bugs, "" for none; Every is in steps, 0 for
-	// only before and after; Attempts at each bug.
-	Bugs     string `yaml:"bugs,omitempty"`
-	Every    int    `yaml:"every"`
-	Attempts int    `yaml:"attempts"`
+	// Bugs is a folder of held-out bugs, "" for none; Injections is how many
+	// prompts to inject a bug are tried; Attempts at each of both; Every is in
+	// steps, 0 for only before and after.
+	Bugs       string `yaml:"bugs,omitempty"`
+	Injections int    `yaml:"injections"`
+	Attempts   int    `yaml:"attempts"`
+	Every      int    `yaml:"every"`
 }
 
 // defaultConfig is the paper's game at the scale of one machine.
@@ -309,6 +311,7 @@ func (c config) check() error {
 	need(c.Episodes.InFlight > 0, "episodes.in_flight is %d; it must be positive", c.Episodes.InFlight)
 	need(c.Episodes.Temperature >= 0 && c.Episodes.TopP >= 0 && c.Episodes.TopP <= 1 && c.Episodes.TopK >= 0,
 		"episodes: temperature %g and top_k %d must not be negative, top_p %g must lie in [0, 1]", c.Episodes.Temperature, c.Episodes.TopK, c.Episodes.TopP)
+	need(c.Eval.Injections >= 0, "eval.injections is %d; it must not be negative", c.Eval.Injections)
 	need(c.Eval.Attempts > 0, "eval.attempts is %d; it must be positive", c.Eval.Attempts)
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("configuration:\n%w", err)

@@ -9,6 +9,8 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -23,27 +25,41 @@ import (
 )
 
 type evalCmd struct {
-	Model    string   `type:"existingdir" help:"The policy."`
-	Repo     string   `type:"existingdir" help:"The original repository."`
-	Bugs     string   `required:"" type:"existingdir" help:"A folder of bugs, or a run's folder."`
-	Attempts int      `default:"1" help:"Attempts at each bug."`
-	Config   string   `type:"existingfile" help:"A configuration, for instance a run's config.yaml: prompts, limits and sampling as there."`
-	Set      []string `help:"Override a field of the configuration." placeholder:"KEY.KEY=VALUE" sep:"none"`
-	Out      string   `type:"path" help:"Write the episodes to this file, JSON lines."`
+	Model      string   `type:"existingdir" help:"The policy."`
+	Repo       string   `type:"existingdir" help:"The original repository."`
+	Bugs       string   `type:"existingdir" help:"A folder of bugs, or a run's folder, to be solved."`
+	Injections int      `help:"How many prompts to inject a bug for."`
+	Attempts   int      `default:"1" help:"Attempts at each bug and each prompt."`
+	Config     string   `type:"existingfile" help:"A configuration, for instance a run's config.yaml: prompts, limits and sampling as there."`
+	Set        []string `help:"Override a field of the configuration." placeholder:"KEY.KEY=VALUE" sep:"none"`
+	Out        string   `type:"path" help:"Write the episodes to this file, JSON lines."`
 	jsonFlag
 }
 
-// evaluation is the result of attempting a fixed set of bugs.
+// exam is a fixed set of tasks for a policy.
+type exam struct {
+	bugs []selfplay.Bug
+	// injections is how many prompts for a bug there are: the draws of a step
+	// that no training has, the same whenever they are made.
+	injections int
+	attempts   int // at each bug and each prompt
+}
+
+// evaluation is the result of an exam.
 type evaluation struct {
 	Step    int    `json:"step"`
 	Version int64  `json:"version"`
 	Model   string `json:"model,omitempty"`
-	// Pass1 is over the attempts that were not lost to infrastructure.
-	Pass1 stats.Interval `json:"pass_at_1"`
+	// Pass1 is over the attempts at bugs that were not lost to infrastructure;
+	// absent without bugs.
+	Pass1 *stats.Interval `json:"pass_at_1,omitempty"`
 	// PassK is pass@Attempts, absent with one attempt each.
-	PassK    *float64  `json:"pass_at_k,omitempty"`
-	Attempts int       `json:"attempts"`
-	Bugs     []bugRate `json:"bugs"`
+	PassK *float64 `json:"pass_at_k,omitempty"`
+	// Valid is the share of injections that make a valid bug, absent without any.
+	Valid      *stats.Interval `json:"valid,omitempty"`
+	Attempts   int             `json:"attempts"`
+	Bugs       []bugRate       `json:"bugs,omitempty"`
+	Injections int             `json:"injections,omitempty"`
 	// Failed counts attempts lost to infrastructure.
 	Failed   int            `json:"failed"`
 	Outcomes map[string]int `json:"outcomes"`
@@ -71,12 +87,12 @@ func (c *evalCmd) Run(ctx context.Context, o output) (err error) {
 	if err := conf.check(); err != nil {
 		return err
 	}
-	bugs, _, err := loadBugs(c.Bugs)
+	x, err := newExam(c.Bugs, c.Injections, c.Attempts)
 	if err != nil {
 		return err
 	}
-	if len(bugs) == 0 {
-		return fmt.Errorf("%s holds no bug: a bug is a folder with report.json beside its artifact", c.Bugs)
+	if len(x.bugs)+x.injections == 0 {
+		return errors.New("nothing to measure: give --bugs DIR, --injections N or both")
 	}
 	shape, err := model.ReadConfig(conf.Model)
 	if err != nil {
@@ -88,7 +104,7 @@ func (c *evalCmd) Run(ctx context.Context, o output) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, t.Close()) }()
-	result, groups, err := t.evaluate(ctx, bugs, c.Attempts, 0)
+	result, groups, err := t.evaluate(ctx, x, 0)
 	if err != nil {
 		return err
 	}
@@ -105,48 +121,115 @@ func (c *evalCmd) Run(ctx context.Context, o output) (err error) {
 	return nil
 }
 
-// evaluate has the policy attempt every bug. The draws depend on the seed, the
-// step and the bug, and on nothing that training draws.
-func (t *setup) evaluate(ctx context.Context, bugs []selfplay.Bug, attempts, step int) (evaluation, []*rollout.Group, error) {
+// newExam reads the bugs in a folder; "" stands for none.
+func newExam(dir string, injections, attempts int) (exam, error) {
+	x := exam{injections: injections, attempts: attempts}
+	if dir == "" {
+		return x, nil
+	}
+	var err error
+	if x.bugs, _, err = loadBugs(dir); err != nil {
+		return x, err
+	}
+	if len(x.bugs) == 0 {
+		return x, fmt.Errorf("%s holds no bug: a bug is a folder with report.json beside its artifact", dir)
+	}
+	return x, nil
+}
+
+// evaluate has the policy attempt every bug and prompt. The draws depend on the
+// seed, the step and the bug or prompt, and on nothing that training draws.
+func (t *setup) evaluate(ctx context.Context, x exam, step int) (evaluation, []*rollout.Group, error) {
 	began := time.Now()
 	solvers := selfplay.Solvers{Runner: t.runner, Env: t.env, Repo: t.repo, Validator: t.validator}
-	groups := make([]*rollout.Group, len(bugs))
+	attempts := make([]*rollout.Group, len(x.bugs))
+	var injections []*rollout.Group
 	g, gctx := errgroup.WithContext(ctx)
-	for i, bug := range bugs {
+	for i, bug := range x.bugs {
 		g.Go(func() (err error) {
-			groups[i], err = solvers.Play(gctx, fmt.Sprintf("eval-s%05d-b%s", step, bug.ID), step, bug, attempts)
+			attempts[i], err = solvers.Play(gctx, fmt.Sprintf("eval-s%05d-b%s", step, bug.ID), step, bug, x.attempts)
+			return err
+		})
+	}
+	if x.injections > 0 {
+		g.Go(func() (err error) {
+			injections, err = t.inject(gctx, x.injections, x.attempts)
 			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return evaluation{}, nil, fmt.Errorf("evaluate: %w", err)
 	}
-	e := evaluation{Step: step, Version: t.policy.Version(), Attempts: attempts, Outcomes: map[string]int{}}
-	var tasks []stats.Task
-	for i, group := range groups {
-		var task stats.Task
-		for _, tr := range group.Trajectories {
-			if tr.Status != rollout.Scored {
-				e.Failed++
-				continue
-			}
-			e.Outcomes[tr.Outcome]++
-			task.Attempts++
-			if tr.Outcome == selfplay.OutcomeSolved {
-				task.Solved++
-			}
+	groups := append(injections, attempts...)
+	e := evaluation{Step: step, Version: t.policy.Version(), Attempts: x.attempts, Injections: x.injections, Outcomes: map[string]int{}}
+	solved, valid := e.count(attempts, selfplay.OutcomeSolved), e.count(injections, selfplay.OutcomeValid)
+	for i, task := range solved {
+		e.Bugs = append(e.Bugs, bugRate{x.bugs[i].ID, task.Attempts, task.Solved})
+	}
+	for _, rate := range []struct {
+		tasks []stats.Task
+		to    **stats.Interval
+	}{{solved, &e.Pass1}, {valid, &e.Valid}} {
+		if len(rate.tasks) == 0 {
+			continue
 		}
-		tasks = append(tasks, task)
-		e.Bugs = append(e.Bugs, bugRate{bugs[i].ID, task.Attempts, task.Solved})
+		r := stats.Pass1(rate.tasks, t.conf.Seed)
+		if math.IsNaN(r.Value) {
+			return e, groups, fmt.Errorf("evaluate: all of %d attempts were lost to infrastructure: %s", e.Failed, firstFailure(groups))
+		}
+		*rate.to = &r
 	}
-	if e.Pass1 = stats.Pass1(tasks, t.conf.Seed); math.IsNaN(e.Pass1.Value) {
-		return e, groups, fmt.Errorf("evaluate: all %d attempts were lost to infrastructure: %s", e.Failed, firstFailure(groups))
-	}
-	if pass := stats.PassK(tasks, attempts); attempts > 1 && !math.IsNaN(pass) {
+	if pass := stats.PassK(solved, x.attempts); x.attempts > 1 && !math.IsNaN(pass) {
 		e.PassK = &pass
 	}
 	e.Seconds = time.Since(began).Seconds()
 	return e, groups, nil
+}
+
+// inject plays n injector groups whose bugs are validated and not kept.
+func (t *setup) inject(ctx context.Context, n, attempts int) (groups []*rollout.Group, err error) {
+	dir, err := os.MkdirTemp("", "ssr-eval-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	pool, err := selfplay.OpenPool(dir)
+	if err != nil {
+		return nil, err
+	}
+	only := *t
+	only.conf.Game.Mode = selfplay.InjectionOnly
+	only.conf.Game.InjectorGroups, only.conf.Game.InjectorsPerPrompt = n, attempts
+	game, err := only.game(ctx, pool)
+	if err != nil {
+		return nil, err
+	}
+	err = game.Play(ctx, 0, nil, func(g *rollout.Group, _ map[string]float64) error {
+		groups = append(groups, g)
+		return nil
+	})
+	slices.SortFunc(groups, func(a, b *rollout.Group) int { return strings.Compare(a.ID, b.ID) })
+	return groups, err
+}
+
+// count notes how the attempts of groups ended, and how many ended well.
+func (e *evaluation) count(groups []*rollout.Group, well string) (tasks []stats.Task) {
+	for _, group := range groups {
+		var task stats.Task
+		for _, t := range group.Trajectories {
+			if t.Status != rollout.Scored {
+				e.Failed++
+				continue
+			}
+			e.Outcomes[t.Outcome]++
+			task.Attempts++
+			if t.Outcome == well {
+				task.Solved++
+			}
+		}
+		tasks = append(tasks, task)
+	}
+	return tasks
 }
 
 func firstFailure(groups []*rollout.Group) string {
@@ -175,12 +258,14 @@ func writeEpisodes(path string, groups []*rollout.Group) error {
 }
 
 func printEvaluation(out *os.File, e evaluation) {
-	t := ui.NewTable(out, table.Row{"bug", "solved", "attempts"}, 2, 3)
-	for _, b := range e.Bugs {
-		t.AppendRow(table.Row{b.ID, b.Solved, b.Attempts})
+	if len(e.Bugs) > 0 {
+		t := ui.NewTable(out, table.Row{"bug", "solved", "attempts"}, 2, 3)
+		for _, b := range e.Bugs {
+			t.AppendRow(table.Row{b.ID, b.Solved, b.Attempts})
+		}
+		t.Render()
 	}
-	t.Render()
-	fmt.Fprintf(out, "%s; %d bugs, %d attempts each, %.0f s\n", e, len(e.Bugs), e.Attempts, e.Seconds)
+	fmt.Fprintf(out, "%s; %d bugs, %d injections, %d attempts each, %.0f s\n", e, len(e.Bugs), e.Injections, e.Attempts, e.Seconds)
 	if e.PassK != nil {
 		fmt.Fprintf(out, "pass@%d %.1f%%\n", e.Attempts, 100**e.PassK)
 	}
@@ -188,9 +273,16 @@ func printEvaluation(out *os.File, e evaluation) {
 
 // String is the result in a line, with the attempts that do not count where there are any.
 func (e evaluation) String() string {
-	line := fmt.Sprintf("pass@1 %s (95%%)", e.Pass1)
+	var parts []string
+	if e.Pass1 != nil {
+		parts = append(parts, fmt.Sprintf("pass@1 %s", *e.Pass1))
+	}
+	if e.Valid != nil {
+		parts = append(parts, fmt.Sprintf("valid injections %s", *e.Valid))
+	}
+	line := strings.Join(parts, ", ") + " (95%)"
 	if e.Failed > 0 {
-		line += fmt.Sprintf(", without %d of %d attempts that were lost to infrastructure", e.Failed, len(e.Bugs)*e.Attempts)
+		line += fmt.Sprintf(", without %d of %d attempts that were lost to infrastructure", e.Failed, (len(e.Bugs)+e.Injections)*e.Attempts)
 	}
 	return line
 }
@@ -200,8 +292,8 @@ func (e evaluation) String() string {
 type evaluations struct {
 	path   string
 	setup  *setup
-	bugs   []selfplay.Bug
-	conf   evalConfig
+	exam   exam
+	every  int
 	done   map[int]bool
 	report func(evaluation)
 }
@@ -210,17 +302,15 @@ const evalName = "eval.jsonl"
 
 // newEvaluations reads what a run has measured; nil when it measures nothing.
 func newEvaluations(t *setup, run string, report func(evaluation)) (*evaluations, error) {
-	if t.conf.Eval.Bugs == "" {
-		return nil, nil
-	}
-	e := &evaluations{path: filepath.Join(run, evalName), setup: t, conf: t.conf.Eval, done: map[int]bool{}, report: report}
-	var err error
-	if e.bugs, _, err = loadBugs(t.conf.Eval.Bugs); err != nil {
+	conf := t.conf.Eval
+	x, err := newExam(conf.Bugs, conf.Injections, conf.Attempts)
+	if err != nil {
 		return nil, fmt.Errorf("eval.bugs: %w", err)
 	}
-	if len(e.bugs) == 0 {
-		return nil, fmt.Errorf("eval.bugs: %s holds no bug", t.conf.Eval.Bugs)
+	if len(x.bugs)+x.injections == 0 {
+		return nil, nil
 	}
+	e := &evaluations{path: filepath.Join(run, evalName), setup: t, exam: x, every: conf.Every, done: map[int]bool{}, report: report}
 	past, err := readEvaluations(e.path)
 	for _, p := range past {
 		e.done[p.Step] = true
@@ -249,9 +339,9 @@ func readEvaluations(path string) (all []evaluation, err error) {
 }
 
 // before measures ahead of a step: before the first one, and after every
-// conf.Every of them.
+// e.every of them.
 func (e *evaluations) before(ctx context.Context, step int) error {
-	if e == nil || step > 1 && (e.conf.Every <= 0 || (step-1)%e.conf.Every != 0) {
+	if e == nil || step > 1 && (e.every <= 0 || (step-1)%e.every != 0) {
 		return nil
 	}
 	return e.at(ctx, step-1)
@@ -262,7 +352,7 @@ func (e *evaluations) at(ctx context.Context, steps int) error {
 	if e == nil || e.done[steps] {
 		return nil
 	}
-	result, _, err := e.setup.evaluate(ctx, e.bugs, e.conf.Attempts, steps)
+	result, _, err := e.setup.evaluate(ctx, e.exam, steps)
 	if err != nil {
 		return err
 	}

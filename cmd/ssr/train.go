@@ -65,7 +65,7 @@ func (c *trainCmd) Run(ctx context.Context, o output) error {
 	fmt.Fprintln(o.out)
 	ui.Summary(o.out, metrics)
 	for _, e := range evaluations {
-		fmt.Fprintf(o.out, "held-out bugs after step %d: %s\n", e.Step, e)
+		fmt.Fprintf(o.out, "measured after step %d: %s\n", e.Step, e)
 	}
 	return check(fmt.Fprintf(o.out, "weights: %s\ncurves:  %s\n", weights, curves))
 }
@@ -167,7 +167,7 @@ func (c *trainCmd) train(ctx context.Context, o output, conf config) (sum train.
 		view.Resume(past)
 	}
 	evals, err := newEvaluations(t, conf.Run, func(e evaluation) {
-		view.Println(fmt.Sprintf("held-out bugs after step %d: %s, %.0f s", e.Step, e, e.Seconds))
+		view.Println(fmt.Sprintf("measured after step %d: %s, %.0f s", e.Step, e, e.Seconds))
 	})
 	if err != nil {
 		return sum, err
