@@ -38,19 +38,18 @@ type Recipe struct {
 	// Setup writes the test script, the parser and the list of test files.
 	Setup string `json:"setup" yaml:"setup"`
 	// Failing saves the injection's diff, runs the tests and prints the names of
-	// those that fail, one a line.
+	// those that fail, one a line, and keeps them.
 	Failing string `json:"failing" yaml:"failing"`
 	// Weaken deletes one test and saves the weakening's diff.
 	Weaken string `json:"weaken" yaml:"weaken"`
 	// Check, optional, runs a test file and prints OK as its last line where all of it
 	// passes; Reset undoes what was done to a file and shows the function; Weakened
-	// prints the number of lines of the weakening's diff. Careful players need them.
+	// prints OK where other tests fail than before. Careful players need them.
 	Check    string `json:"check,omitempty" yaml:"check,omitempty"`
 	Reset    string `json:"reset,omitempty" yaml:"reset,omitempty"`
 	Weakened string `json:"weakened,omitempty" yaml:"weakened,omitempty"`
-	// Log lists the latest commits that touched a file, Show one of them.
-	Log  string `json:"log" yaml:"log"`
-	Show string `json:"show" yaml:"show"`
+	// Log shows the last change of a function, with the abbreviated name of its commit.
+	Log string `json:"log" yaml:"log"`
 }
 
 // RecipeData is what the commands of a Recipe are filled in with.
@@ -60,7 +59,6 @@ type RecipeData struct {
 	TestFile       string
 	TestModule     string // TestFile without extension, dots for slashes
 	Test           string // a failing test, for Weaken
-	Commit         string // for Show
 	Text           string // for Rewrite
 }
 
@@ -89,16 +87,15 @@ log = re.findall(r"(\w+ \(\S+\))(?:\n.*)? \.\.\. (ok|FAIL|ERROR)", sys.stdin.rea
 print(json.dumps({name: "passed" if end == "ok" else "failed" for name, end in log}))
 END`,
 		Failing: `git diff > bug_inject.diff
-bash test_script.sh | python3 test_parser.py | grep -oP '\w+(?= \(\S+": "f)'`,
+bash test_script.sh | python3 test_parser.py | grep -oP '\w+(?= \(\S+": "f)' | tee /tmp/failing | grep . || echo none`,
 		Weaken: `sed -i '/def {{.Test}}(/,/^$/d' {{.TestFile}}
 git diff {{.TestFile}} > test_weaken.diff`,
 		Check: `python3 -m unittest {{.TestModule}} 2>&1 | tail -1`,
 		Reset: `git checkout -q {{.File}}
 sed -n '/def {{.Function}}(/,/^$/p' {{.File}}`,
-		Weakened: `wc -l < test_weaken.diff`,
+		Weakened: `bash test_script.sh | python3 test_parser.py | grep -oP '\w+(?= \(\S+": "f)' | cmp -s - /tmp/failing && echo same || echo OK`,
 
-		Log:  `git log --oneline -6 {{.File}}`,
-		Show: `git show -U1 {{.Commit}} {{.File}} | sed '1,/^+++/d'`,
+		Log: `git log -1 --format='%h %s' -L '/def {{.Function}}(/,/^$/:{{.File}}' | sed '/^diff/,/^@@/d'`,
 	}
 }
 
@@ -133,7 +130,7 @@ func (r Recipe) compile() (*recipe, error) {
 		errs = append(errs, errors.New("function: needs a group around the name"))
 	}
 	for name, text := range map[string]string{"view": r.View, "rewrite": r.Rewrite, "setup": r.Setup, "failing": r.Failing, "weaken": r.Weaken,
-		"check": r.Check, "reset": r.Reset, "weakened": r.Weakened, "log": r.Log, "show": r.Show} {
+		"check": r.Check, "reset": r.Reset, "weakened": r.Weakened, "log": r.Log} {
 		t, err := template.New(name).Option("missingkey=error").Parse(text)
 		if err != nil {
 			errs = append(errs, err)
