@@ -10,8 +10,8 @@ import (
 )
 
 // Family is a named objective: its default settings, and how to make its
-// surrogate from checked settings. Corrections, penalties and aggregation are
-// added by New.
+// surrogate from checked settings, among whose Params are the family's own alone.
+// Corrections, penalties and aggregation are added by New.
 type Family struct {
 	// About says in one line what it is, and where it comes from.
 	About    string
@@ -87,6 +87,7 @@ func Lookup(name string) (Family, error) {
 // Defaults returns the default settings of an objective, to be changed and given to New.
 func Defaults(name string) (Settings, error) {
 	f, err := Lookup(name)
+	f.Defaults.Params = maps.Clone(f.Defaults.Params)
 	return f.Defaults, err
 }
 
@@ -98,6 +99,11 @@ func New(name string, s Settings) (Objective, error) {
 	}
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("rl: objective %s: %w", name, err)
+	}
+	for param := range s.Params {
+		if _, ok := f.Defaults.Params[param]; !ok {
+			return nil, fmt.Errorf("rl: objective %s: it has no parameter %q; it has %v", name, param, slices.Sorted(maps.Keys(f.Defaults.Params)))
+		}
 	}
 	surrogate, err := f.Build(s)
 	if err != nil {

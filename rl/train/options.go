@@ -83,6 +83,9 @@ type Options struct {
 	Dir string
 	// Seed orders minibatches.
 	Seed uint64
+	// Estimator, where not nil, is one of the caller's own: it stands in the place of
+	// what Advantage names, but for its turn discount.
+	Estimator rl.Estimator
 	// Resume goes on with the run in Dir, where there is one. Without it a folder
 	// that holds a run is refused.
 	Resume bool

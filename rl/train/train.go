@@ -36,6 +36,9 @@ func Train(ctx context.Context, o Options, learner Learner, game Game) (sum Summ
 	if err != nil {
 		return sum, err
 	}
+	if o.Estimator != nil {
+		estimator = o.Estimator
+	}
 	u, err := newUpdater(learner, o.Objective, o.Loss, updateSettings{o.TokenBudget, o.Optimizer, o.Schedule, o.MaxSkipped})
 	if err != nil {
 		return sum, err
