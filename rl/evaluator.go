@@ -39,7 +39,7 @@ func newEvaluator(e Expression) (*evaluator, error) {
 // find looks up the trained tokens of a batch.
 func (ev *evaluator) find(b Batch) {
 	t := &ev.tokens
-	ev.spans, t.Offsets = ev.spans[:0], append(t.Offsets[:0], 0)
+	ev.spans, t.Offsets, t.Turns = ev.spans[:0], append(t.Offsets[:0], 0), append(t.Turns[:0], 0)
 	n := 0
 	for s := range len(b.Offsets) - 1 {
 		for lo := b.Offsets[s]; lo < b.Offsets[s+1]; {
@@ -53,6 +53,7 @@ func (ev *evaluator) find(b Batch) {
 			}
 			ev.spans = append(ev.spans, span{lo, hi})
 			n += hi - lo
+			t.Turns = append(t.Turns, n)
 			lo = hi
 		}
 		t.Offsets = append(t.Offsets, n)

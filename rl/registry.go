@@ -52,6 +52,8 @@ var (
 			Settings{ClipLow: 0.2, ClipHigh: 0.2, CovShare: 2e-4, CovLow: 1, CovHigh: 5, Aggregation: TokenMean}, clipCov},
 		"kl_cov": {"the ratio, with a penalty on the tokens of the highest covariance (arXiv 2505.22617)",
 			Settings{CovShare: 2e-4, CovKLCoef: 1, Aggregation: TokenMean}, klCov},
+		"ipa": {"REINFORCE; where A < 0 weighted by the geometric mean of the turn's ratios, at most 1 (arXiv 2512.24873, eq. 9)",
+			Settings{Correction: Truncate, CorrectionLevel: TurnLevel, CorrectionHigh: 1, CorrectionNegative: true, Aggregation: TokenMean}, reinforce},
 		"reinforce": {"the policy gradient; trusts that the batch is on-policy: no ratio (Williams 1992)",
 			Settings{Aggregation: TokenMean}, reinforce},
 		"sft": {"the cross-entropy of the trained tokens; reads neither advantages nor rollout log-probabilities",
