@@ -1,12 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"path/filepath"
+	"slices"
 
 	"github.com/ssr-go/ssr/rl/train"
-	"github.com/ssr-go/ssr/rl/train/tabular"
 	"github.com/ssr-go/ssr/rollout"
 )
 
@@ -30,23 +30,34 @@ func gradeView(q, answer string) string {
 	return fmt.Sprintf("Is %s the sum %s: yn", answer, q)
 }
 
-// dialogue is an episode of one question after the other, each made of what was
-// answered before.
+// question is the next one of an episode, from what was answered before.
+type question func(said string) string
+
+func only(view string) question { return func(string) string { return view } }
+
+func propose(said string) string {
+	if said == "" {
+		return firstView()
+	}
+	return secondView(said[0])
+}
+
+// dialogue is an episode of one question after the other.
 type dialogue struct {
-	ask  []func(said string) string
-	said string
+	ask   question
+	turns int
+	said  string
 }
 
 func (d *dialogue) Start(context.Context) ([]rollout.Message, error) {
-	return []rollout.Message{{Role: "user", Content: d.ask[0]("")}}, nil
+	return []rollout.Message{{Role: "user", Content: d.ask("")}}, nil
 }
 
 func (d *dialogue) Step(_ context.Context, a rollout.Action) (rollout.Feedback, error) {
-	d.said += a.Text
-	if len(d.said) >= len(d.ask) {
+	if d.said += a.Text; len(d.said) >= d.turns {
 		return rollout.Feedback{Done: true, Outcome: "said"}, nil
 	}
-	return rollout.Feedback{Text: d.ask[len(d.said)](d.said)}, nil
+	return rollout.Feedback{Text: d.ask(d.said)}, nil
 }
 
 func (d *dialogue) Close() error { return nil }
@@ -66,17 +77,17 @@ func (e *evolve) Play(ctx context.Context, step int, done []train.Finished, fini
 	for _, f := range done {
 		s.done[f.Group.ID] = f.Group
 	}
-	proposed, err := s.play("proposer", "proposer", make([]string, e.proposals), func(string) []func(string) string {
-		return []func(string) string{func(string) string { return firstView() }, func(said string) string { return secondView(said[0]) }}
-	})
+	proposed, err := s.play("proposer", "proposer", 2, slices.Repeat([]question{propose}, e.proposals))
 	if err != nil {
 		return err
 	}
 	var questions []string
+	var doubts []question
 	for _, t := range proposed.Trajectories {
-		questions = append(questions, t.Turns[0].Text+"+"+t.Turns[1].Text)
+		q := t.Turns[0].Text + "+" + t.Turns[1].Text
+		questions, doubts = append(questions, q), append(doubts, only(questionView(q)))
 	}
-	passed, err := s.judge("judge-questions", questions, func(k int) string { return questionView(questions[k]) })
+	passed, err := s.judge("judge-questions", doubts)
 	if err != nil {
 		return err
 	}
@@ -99,13 +110,15 @@ func (e *evolve) Play(ctx context.Context, step int, done []train.Finished, fini
 // solve lets solvers answer a question, and returns the share of answers that the
 // judge holds wrong.
 func (s *evolving) solve(q string) (wrong float64, err error) {
-	solvers, err := s.play("solver-"+q, rollout.Solver, make([]string, s.attempts), one(answerView(q)))
+	solvers, err := s.play("solver-"+q, rollout.Solver, 1, slices.Repeat([]question{only(answerView(q))}, s.attempts))
 	if err != nil {
 		return 0, err
 	}
-	grades, err := s.judge("judge-answers-"+q, make([]string, s.attempts), func(k int) string {
-		return gradeView(q, solvers.Trajectories[k].Turns[0].Text)
-	})
+	var doubts []question
+	for _, t := range solvers.Trajectories {
+		doubts = append(doubts, only(gradeView(q, t.Turns[0].Text)))
+	}
+	grades, err := s.judge("judge-answers-"+q, doubts)
 	if err != nil {
 		return 0, err
 	}
@@ -116,58 +129,44 @@ func (s *evolving) solve(q string) (wrong float64, err error) {
 	return wrong, s.end(solvers)
 }
 
-func one(view string) func(string) []func(string) string {
-	return func(string) []func(string) string {
-		return []func(string) string{func(string) string { return view }}
-	}
-}
-
-// judge asks the judge about each subject, and returns 1 for yes and 0 for no.
-func (s *evolving) judge(name string, subjects []string, view func(k int) string) (verdicts []float64, err error) {
-	views := make([]string, len(subjects))
-	for k := range views {
-		views[k] = view(k)
-	}
-	group, err := s.play(name, "judge", views, func(view string) []func(string) string { return one(view)("") })
+// judge asks the judge, and returns 1 for yes and 0 for no.
+func (s *evolving) judge(name string, doubts []question) (verdicts []float64, err error) {
+	group, err := s.play(name, "judge", 1, doubts)
 	if err != nil {
 		return nil, err
 	}
 	for _, t := range group.Trajectories {
 		t.Reward = 1
+		verdict := 0.0
 		if t.Turns[0].Text == "y" {
-			verdicts = append(verdicts, 1)
-		} else {
-			verdicts = append(verdicts, 0)
+			verdict = 1
 		}
+		verdicts = append(verdicts, verdict)
 	}
 	return verdicts, s.end(group)
 }
 
-// play returns the group of that name: an episode for each subject, whose
-// questions ask makes.
-func (s *evolving) play(name string, role rollout.Role, subjects []string, ask func(subject string) []func(string) string) (*rollout.Group, error) {
-	group := &rollout.Group{ID: fmt.Sprintf("%03d-%s", s.step, name), Role: role, Trajectories: make([]*rollout.Trajectory, len(subjects))}
+// play returns the group of that name, an episode of so many turns for each question.
+func (s *evolving) play(name string, role rollout.Role, turns int, questions []question) (*rollout.Group, error) {
+	group := &rollout.Group{ID: fmt.Sprintf("%03d-%s", s.step, name), Role: role, Trajectories: make([]*rollout.Trajectory, len(questions))}
 	if done := s.done[group.ID]; done != nil {
 		return done, nil
 	}
 	place := map[string]int{}
 	var tasks []rollout.Task
-	for k, subject := range subjects {
+	for k, ask := range questions {
 		id := fmt.Sprintf("%s-%02d", group.ID, k)
 		place[id] = k
 		tasks = append(tasks, rollout.Task{ID: id, Group: group.ID, Role: role, Step: s.step,
-			Env: func() (rollout.Env, error) { return &dialogue{ask: ask(subject)}, nil }})
+			Env: func() (rollout.Env, error) { return &dialogue{ask: ask, turns: turns}, nil }})
 	}
-	failed := error(nil)
+	var failed error
 	err := s.runner.Run(s.ctx, tasks, func(t *rollout.Trajectory) {
 		if group.Trajectories[place[t.ID]] = t; t.Status != rollout.Scored {
 			failed = fmt.Errorf("episode %s: %s %s", t.ID, t.Status, t.Failure)
 		}
 	})
-	if err == nil {
-		err = failed
-	}
-	return group, err
+	return group, cmp.Or(err, failed)
 }
 
 // end records a group, once.
@@ -181,63 +180,3 @@ func (s *evolving) end(group *rollout.Group) error {
 // State and Restore implement train.Game: there is nothing to carry over.
 func (e *evolve) State() ([]byte, error) { return nil, nil }
 func (e *evolve) Restore([]byte) error   { return nil }
-
-// sums calls visit with every question and its sum.
-func sums(visit func(q string, sum int)) {
-	for a := range 10 {
-		for b := range 10 {
-			visit(fmt.Sprintf("%d+%d", a, b), a+b)
-		}
-	}
-}
-
-// teach gives a table what a language model brings along: an opinion. It is fitted
-// to right verdicts, and to nothing of what a proposer or a solver does.
-func teach(ctx context.Context, dir string, policy *tabular.Policy, seed uint64) error {
-	var lessons []train.Example
-	lesson := func(view string, yes bool) {
-		said := "n"
-		if yes {
-			said = "y"
-		}
-		tokens := tabular.Chat{}.Prompt([]rollout.Message{{Role: "user", Content: view}})
-		shown := len(tokens)
-		tokens = append(tokens, tabular.Chat{}.Reply(said)...)
-		trained := make([]bool, len(tokens))
-		trained[shown] = true
-		lessons = append(lessons, train.Example{Tokens: tokens, Trained: trained})
-	}
-	sums(func(q string, sum int) {
-		lesson(questionView(q), sum < 10)
-		for _, d := range digits {
-			lesson(gradeView(q, string(d)), string(d) == fmt.Sprint(sum))
-		}
-	})
-	s := train.DefaultSFTSettings()
-	s.Epochs, s.BatchSize, s.Optimizer.LR = 3, 110, 0.3
-	_, err := train.SFT(ctx, train.SFTOptions{SFTSettings: s, Dir: filepath.Join(dir, "judge"), Seed: seed}, policy, lessons)
-	return err
-}
-
-// abilities are what the policy can do, exactly: the probability of a right answer,
-// on average over all sums of one digit, that of a proposal that has such a sum,
-// and that of a right verdict on an answer.
-func abilities(p *tabular.Policy) (solves, proposes, judges float64) {
-	first := p.Probabilities(firstView())
-	well := 0.0
-	sums(func(q string, sum int) {
-		for d := range 10 {
-			yes := p.Probabilities(gradeView(q, fmt.Sprint(d)))[0]
-			if d != sum {
-				yes = 1 - yes
-			}
-			judges += yes / 1000
-		}
-		if sum < 10 {
-			proposes += first[q[0]-'0'] * p.Probabilities(secondView(q[0]))[q[2]-'0']
-			solves += p.Probabilities(answerView(q))[sum]
-			well++
-		}
-	})
-	return solves / well, proposes, judges
-}
