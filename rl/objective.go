@@ -122,13 +122,15 @@ func newGap() gap { return gap{least: math.Inf(1), most: math.Inf(-1)} }
 
 // add counts tokens, whose ratios may be known.
 func (g *gap) add(logprobs, rollouts, ratios []float64) {
+	sum := *g // of its own, which the loop can keep in registers
+	rollouts = rollouts[:len(logprobs)]
 	for k, l := range logprobs {
 		d := l - rollouts[k]
-		if d > g.most {
-			g.most = d
+		if d > sum.most {
+			sum.most = d
 		}
-		if d < g.least {
-			g.least = d
+		if d < sum.least {
+			sum.least = d
 		}
 		d = bound(d)
 		var r float64
@@ -137,9 +139,10 @@ func (g *gap) add(logprobs, rollouts, ratios []float64) {
 		} else {
 			r = math.Exp(d)
 		}
-		g.ratios += r
-		g.kl += r - 1 - d
+		sum.ratios += r
+		sum.kl += r - 1 - d
 	}
+	*g = sum
 }
 
 // describe adds the metrics of what was loaded.
