@@ -66,6 +66,9 @@ type gameConfig struct {
 	SolversPerBug      int `yaml:"solvers_per_bug"`
 	MaxSolverGroups    int `yaml:"max_solver_groups"`
 	SolverGroups       int `yaml:"solver_groups"`
+	// Resample replaces solver groups without spread, in at most so many rounds of
+	// a step of repair-only (dynamic sampling).
+	Resample int `yaml:"resample,omitempty"`
 	// SecondOrderFraction of the solver groups attempt failed repairs.
 	SecondOrderFraction float64 `yaml:"second_order_fraction"`
 	// Strategies are the weights of the draw: removal, history, direct.

@@ -132,7 +132,7 @@ func (t *setup) game(ctx context.Context, pool *selfplay.Pool) (*selfplay.Game, 
 		Mode: g.Mode, Seed: t.conf.Seed, Repos: []selfplay.GameRepo{repo}, Env: t.env, Validation: t.conf.validation(),
 		Requirements: g.Requirements, RequirementsMax: g.RequirementsMax,
 		InjectorGroups: g.InjectorGroups, InjectorsPerPrompt: g.InjectorsPerPrompt, SolversPerBug: g.SolversPerBug,
-		MaxSolverGroups: g.MaxSolverGroups, SolverGroups: g.SolverGroups, SecondOrderFraction: g.SecondOrderFraction,
+		MaxSolverGroups: g.MaxSolverGroups, SolverGroups: g.SolverGroups, Resample: g.Resample, SecondOrderFraction: g.SecondOrderFraction,
 		Strategies: g.Strategies, Signal: g.Signal, Alpha: g.Alpha,
 	})
 }

@@ -59,6 +59,7 @@ var Rooms = []Room{
 	{Path: "rl/train", Pure: true, May: []string{
 		"model/gen", "model/token", "rl", "rollout", "rollout/selfplay", "sandbox",
 	}},
+	{Path: "rl/train/tabular", Pure: true, May: []string{"model/gen", "rl", "rl/train", "rollout"}},
 	// What joins the loop and the policy.
 	{Path: "rl/train/learner", May: []string{"kernels/torch", "model", "model/token", "rl", "rl/train"}},
 
