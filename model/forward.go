@@ -189,7 +189,7 @@ func rms[F float](p *Policy, x, weight, y, rstd *torch.Tensor) {
 func rmsRows[F float](p *Policy, x, weight []F, rows, stride int, y, rstd []F) {
 	if p.options.DType == torch.BFloat16 {
 		// F is float32 then.
-		rmsBF16(any(x).([]float32), any(weight).([]float32), rows, stride, p.config.NormEps, any(y).([]float32))
+		rmsBF16(any(x).([]float32), any(weight).([]float32), rows, stride, p.config.NormEps, any(y).([]float32), any(rstd).([]float32))
 		return
 	}
 	native.RMSNorm(x, weight, rows, stride, stride, p.config.NormEps, y, rstd)

@@ -73,7 +73,9 @@ func (t *tape[F]) scoreBackward(p *Policy, scratch *torch.Scope, grad *Weights, 
 			project[F](p, logits, h)
 		}
 		native.LogprobBackward(torch.Data[F](logits), t.targets[lo:hi], p.config.VocabSize, t.scores.lse[lo:hi], dlogprobs[lo:hi])
-		torch.AddMatMul(grad.Head.W, s.Own(logits.T()), h)
+		if grad.Head.W != nil {
+			torch.AddMatMul(grad.Head.W, s.Own(logits.T()), h)
+		}
 		torch.MatMul(h, logits, p.weights.Head.W)
 		scatter[F](dhidden, h, t.rows[lo:hi])
 		s.Close()
