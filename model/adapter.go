@@ -45,14 +45,17 @@ type peftConfig struct {
 	Weights any    `json:"init_lora_weights"`
 }
 
-// ReadLoRA reads what adapters a PEFT folder holds. What they do beyond plain LoRA
-// is refused.
-func ReadLoRA(dir string) (*LoRA, error) {
+// ReadLoRA reads what adapters a PEFT folder holds, and how many layers below them
+// have none. What they do beyond plain LoRA is refused.
+func ReadLoRA(dir string) (l *LoRA, frozen int, err error) {
 	c, targets, err := readPEFT(dir)
 	if err != nil {
-		return nil, fmt.Errorf("model: %s: %w", filepath.Join(dir, adapterConfig), err)
+		return nil, 0, fmt.Errorf("model: %s: %w", filepath.Join(dir, adapterConfig), err)
 	}
-	return &LoRA{Rank: c.Rank, Alpha: c.Alpha, Targets: targets}, nil
+	if len(c.Layers) > 0 {
+		frozen = c.Layers[0]
+	}
+	return &LoRA{Rank: c.Rank, Alpha: c.Alpha, Targets: targets}, frozen, nil
 }
 
 func readPEFT(dir string) (c peftConfig, targets []string, err error) {
@@ -78,6 +81,8 @@ func readPEFT(dir string) (c peftConfig, targets []string, err error) {
 		return c, nil, errors.New("fan_in_fan_out, use_rslora and use_dora are not supported")
 	case len(c.Saved) > 0:
 		return c, nil, fmt.Errorf("modules_to_save %v is not supported", c.Saved)
+	case slices.ContainsFunc(c.Layers, func(n int) bool { return n != c.Layers[0]+slices.Index(c.Layers, n) }):
+		return c, nil, fmt.Errorf("layers_to_transform %v is not supported; want all layers from one on", c.Layers)
 	case !empty(c.Ranks), !empty(c.Alphas):
 		return c, nil, errors.New("rank_pattern and alpha_pattern are not supported")
 	}
@@ -161,7 +166,7 @@ func (p *Policy) LoadAdapter(dir string) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	stored, err := ReadLoRA(dir)
+	stored, _, err := ReadLoRA(dir)
 	if err != nil {
 		return err
 	}

@@ -281,17 +281,22 @@ func (p *Policy) setTrained() {
 	p.trained = p.params
 	base := 0
 	if n := p.options.FreezeLayers; n > 0 {
-		first := func(param Parameter) bool { return param.Name == "model.norm.weight" }
-		if n < p.config.Layers {
-			first = func(param Parameter) bool { return strings.HasPrefix(param.Name, fmt.Sprintf("model.layers.%d.", n)) }
-		}
-		p.trained = slices.Clone(p.params[slices.IndexFunc(p.params, first):])
+		p.trained = slices.Clone(p.params[firstTrained(p.config, p.params, n):])
 		base = p.trained[0].offset
 		for i := range p.trained {
 			p.trained[i].offset -= base
 		}
 	}
 	p.live = p.flat.View(base, p.flat.Len()-base)
+}
+
+// firstTrained is the number of the first parameter above n frozen layers.
+func firstTrained(c Config, params []Parameter, n int) int {
+	prefix := "model.norm."
+	if n < c.Layers {
+		prefix = fmt.Sprintf("model.layers.%d.", n)
+	}
+	return slices.IndexFunc(params, func(p Parameter) bool { return strings.HasPrefix(p.Name, prefix) })
 }
 
 // newGradient lays a gradient buffer out.
