@@ -100,7 +100,12 @@ func (s *shard) run(e *Engine) (err error) {
 		logits := torch.Data[float32](model.Logits(p, inner, inner.Own(hidden.Rows(lo, hi))))
 		for i, c := range s.calls[lo:hi] {
 			var d draw
-			d.token, d.logprob, d.sampling = native.Sample(logits[i*vocab:(i+1)*vocab], c.sampling, c.stream.Uniform(c.position()))
+			row := logits[i*vocab : (i+1)*vocab]
+			d.token, d.logprob, d.sampling = native.Sample(row, c.sampling, c.stream.Uniform(c.position()))
+			d.oldest = s.sampled[lo+i].Oldest
+			if n := c.req.Alternatives; n > 0 && d.token >= 0 {
+				d.alternatives = alternatives(row, n, d.token, d.logprob)
+			}
 			s.draws = append(s.draws, d)
 		}
 		inner.Close()
