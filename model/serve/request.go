@@ -16,6 +16,7 @@ const (
 	maxChoices   = 128
 	maxStops     = 16
 	maxStopBytes = 1024
+	maxTop       = 20 // alternatives to a token
 )
 
 // settings are the fields that both endpoints have. Pointers tell 0 from absent.
@@ -114,9 +115,12 @@ type job struct {
 	prompts   [][]int32
 	n         int // choices of each prompt
 	maxTokens int // of each choice, 0 for all that there is room for
-	request   gen.Request
-	stops     []string
-	ends      []string
+	// echo begins the answer with the prompt; scoreOnly: there is no more to it.
+	echo, scoreOnly bool
+
+	request gen.Request
+	stops   []string
+	ends    []string
 
 	stream   bool
 	usage    bool // in a stream
@@ -213,8 +217,10 @@ func (s *Server) chatJob(r *chatRequest) (*job, error) {
 		return nil, invalid("", "model %q has no chat format; use /v1/completions", s.opts.Name)
 	case len(r.Messages) == 0:
 		return nil, invalid("messages", "there are none")
-	case r.TopLogprobs != 0:
-		return nil, invalid("top_logprobs", "not supported: log-probabilities are of the sampled tokens alone")
+	case r.TopLogprobs < 0 || r.TopLogprobs > maxTop:
+		return nil, invalid("top_logprobs", "%d is not between 0 and %d", r.TopLogprobs, maxTop)
+	case r.TopLogprobs > 0 && !r.Logprobs:
+		return nil, invalid("top_logprobs", "only log-probabilities have them; set logprobs")
 	case r.ResponseFormat != nil && r.ResponseFormat.Type != "text":
 		return nil, invalid("response_format", "%q is not supported; answers are text", r.ResponseFormat.Type)
 	case len(r.ToolChoice) > 0 && (json.Unmarshal(r.ToolChoice, &choice) != nil || choice != "auto" && choice != "none"):
@@ -231,7 +237,7 @@ func (s *Server) chatJob(r *chatRequest) (*job, error) {
 	if len(j.tools) > 0 {
 		j.ends = s.opts.Chat.CallEnds()
 	}
-	j.logprobs = r.Logprobs
+	j.logprobs, j.request.Alternatives = r.Logprobs, r.TopLogprobs
 	j.request.StopTokens = s.opts.Chat.StopTokens()
 	prompt, err := s.opts.Chat.Prompt(r.Messages, j.tools)
 	if err != nil {
@@ -242,24 +248,33 @@ func (s *Server) chatJob(r *chatRequest) (*job, error) {
 }
 
 func (s *Server) textJob(r *textRequest) (*job, error) {
+	// Who wants a prompt scored asks for no new tokens.
+	scoreOnly := r.Echo && r.MaxTokens != nil && *r.MaxTokens == 0
+	if scoreOnly {
+		r.MaxTokens = nil
+	}
 	j, err := s.job(&r.settings)
 	if err != nil {
 		return nil, err
 	}
+	j.echo, j.scoreOnly = r.Echo, scoreOnly
 	if j.maxTokens == 0 {
 		j.maxTokens = 16 // OpenAI's default
 	}
+	top := value(r.Logprobs, 0)
 	switch {
-	case r.Echo:
-		return nil, invalid("echo", "not supported")
+	case r.Echo && r.Logprobs != nil && s.opts.Score == nil:
+		return nil, invalid("echo", "this server does not score prompts; leave out logprobs")
+	case r.Echo && top > 0:
+		return nil, invalid("logprobs", "the tokens of an echoed prompt have no alternatives; ask for 0")
+	case top < 0 || top > maxTop:
+		return nil, invalid("logprobs", "%d is not between 0 and %d", top, maxTop)
 	case r.Suffix != "":
 		return nil, invalid("suffix", "not supported")
 	case r.BestOf != nil && *r.BestOf != j.n:
 		return nil, invalid("best_of", "not supported; leave it out")
-	case r.Logprobs != nil && *r.Logprobs != 0:
-		return nil, invalid("logprobs", "%d is not supported: log-probabilities are of the sampled tokens alone; ask for 0", *r.Logprobs)
 	}
-	j.logprobs = r.Logprobs != nil
+	j.logprobs, j.request.Alternatives = r.Logprobs != nil, top
 	j.request.StopTokens = s.opts.StopTokens
 	j.prompts = r.Prompt.ids
 	for _, text := range r.Prompt.texts {
