@@ -23,7 +23,8 @@ import (
 )
 
 type evalCmd struct {
-	Model    string   `type:"existingdir" help:"The policy."`
+	Model    string   `help:"The policy: a folder, or the URL of an OpenAI-compatible server such as https://host/v1 (key: $OPENAI_API_KEY). Limits then count bytes."`
+	Remote   string   `name:"remote-model" help:"The policy's name at the server; by default the only one there."`
 	Repo     string   `type:"existingdir" help:"The original repository."`
 	Bugs     string   `required:"" type:"existingdir" help:"A folder of bugs, or a run's folder."`
 	Attempts int      `default:"1" help:"Attempts at each bug."`
@@ -64,6 +65,9 @@ func (c *evalCmd) Run(ctx context.Context, o output) (err error) {
 	if c.Model != "" {
 		conf.Model = c.Model
 	}
+	if c.Remote != "" {
+		conf.Policy.Remote = c.Remote
+	}
 	if c.Repo != "" {
 		conf.Repo = c.Repo
 	}
@@ -78,11 +82,15 @@ func (c *evalCmd) Run(ctx context.Context, o output) (err error) {
 	if len(bugs) == 0 {
 		return fmt.Errorf("%s holds no bug: a bug is a folder with report.json beside its artifact", c.Bugs)
 	}
-	shape, err := model.ReadConfig(conf.Model)
-	if err != nil {
-		return err
+	window := conf.Episodes.Limits.Context
+	if !isURL(conf.Model) {
+		shape, err := model.ReadConfig(conf.Model)
+		if err != nil {
+			return err
+		}
+		window = shape.MaxPositions
 	}
-	conf.fit(shape.MaxPositions)
+	conf.fit(window)
 	t, err := openSetup(ctx, conf, conf.Model)
 	if err != nil {
 		return err
@@ -121,7 +129,7 @@ func (t *setup) evaluate(ctx context.Context, bugs []selfplay.Bug, attempts, ste
 	if err := g.Wait(); err != nil {
 		return evaluation{}, nil, fmt.Errorf("evaluate: %w", err)
 	}
-	e := evaluation{Step: step, Version: t.policy.Version(), Attempts: attempts, Outcomes: map[string]int{}}
+	e := evaluation{Step: step, Version: t.version(), Attempts: attempts, Outcomes: map[string]int{}}
 	var tasks []stats.Task
 	for i, group := range groups {
 		var task stats.Task
