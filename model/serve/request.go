@@ -34,6 +34,10 @@ type settings struct {
 		IncludeObfuscation bool `json:"include_obfuscation"` // there is none
 	} `json:"stream_options"`
 
+	// Beyond OpenAI's API, as other servers have them.
+	TopK *int     `json:"top_k"`
+	MinP *float64 `json:"min_p"`
+
 	// Only what changes nothing is accepted of these.
 	FrequencyPenalty float64            `json:"frequency_penalty"`
 	PresencePenalty  float64            `json:"presence_penalty"`
@@ -154,7 +158,9 @@ func (s *Server) job(r *settings) (*job, error) {
 	}
 	j := &job{
 		n: value(r.N, 1), stops: r.Stop, stream: r.Stream,
-		request: gen.Request{Sampling: gen.Sampling{Temperature: value(r.Temperature, 1), TopP: value(r.TopP, 1)}, Seed: rand.Uint64()},
+		request: gen.Request{Seed: rand.Uint64(), Sampling: gen.Sampling{
+			Temperature: value(r.Temperature, 1), TopP: value(r.TopP, 1), TopK: max(value(r.TopK, 0), 0), MinP: value(r.MinP, 0),
+		}},
 	}
 	if r.Seed != nil {
 		j.request.Seed = uint64(*r.Seed)
@@ -175,6 +181,10 @@ func (s *Server) job(r *settings) (*job, error) {
 		return nil, invalid("temperature", "%v is negative", *r.Temperature)
 	case j.request.Sampling.TopP <= 0 || j.request.Sampling.TopP > 1:
 		return nil, invalid("top_p", "%v is not above 0 and at most 1", *r.TopP)
+	case value(r.TopK, 0) < -1:
+		return nil, invalid("top_k", "%d is neither positive nor 0 or -1, which keep all", *r.TopK)
+	case !(j.request.Sampling.MinP >= 0 && j.request.Sampling.MinP <= 1):
+		return nil, invalid("min_p", "%v is not between 0 and 1", *r.MinP)
 	case len(r.Stop) > maxStops:
 		return nil, invalid("stop", "%d strings are more than %d", len(r.Stop), maxStops)
 	case r.FrequencyPenalty != 0:

@@ -170,6 +170,14 @@ func TestTopLogprobs(t *testing.T) {
 	}
 }
 
+func TestSampling(t *testing.T) {
+	g := says("x")
+	post(t, serve.New(g, byteTokens{}, options()), "/v1/completions", `{"model":"tiny","prompt":"a","temperature":0.5,"top_p":0.9,"top_k":40,"min_p":0.1}`)
+	if got, want := g.requests[0].Sampling, (gen.Sampling{Temperature: 0.5, TopP: 0.9, TopK: 40, MinP: 0.1}); got != want {
+		t.Errorf("sampled with %+v, want %+v", got, want)
+	}
+}
+
 // An echoed prompt is the beginning of the text, scored where that is wanted, alone
 // where no tokens are.
 func TestEcho(t *testing.T) {
@@ -217,6 +225,8 @@ func TestErrors(t *testing.T) {
 	}{
 		{"/v1/chat/completions", chat(`,"temperature":-1`), 400, "temperature", "", "negative"},
 		{"/v1/chat/completions", chat(`,"top_p":0`), 400, "top_p", "", "above 0"},
+		{"/v1/chat/completions", chat(`,"top_k":-2`), 400, "top_k", "", "keep all"},
+		{"/v1/chat/completions", chat(`,"min_p":1.5`), 400, "min_p", "", "between 0 and 1"},
 		{"/v1/chat/completions", chat(`,"n":0`), 400, "n", "", "between 1 and 128"},
 		{"/v1/chat/completions", chat(`,"max_completion_tokens":0`), 400, "max_completion_tokens", "", "not positive"},
 		{"/v1/chat/completions", chat(`,"top_logprobs":2`), 400, "top_logprobs", "", "set logprobs"},
