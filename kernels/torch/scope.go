@@ -8,7 +8,7 @@ const slabBytes = 16 << 20
 // and again instead of asking the system for fresh ones. It is used by one
 // goroutine at a time.
 type Arena struct {
-	Meter
+	books   Meter
 	purpose Purpose
 	slabs   []*Tensor
 	open    []*Scope
@@ -16,7 +16,7 @@ type Arena struct {
 
 // NewArena returns an arena that holds no memory yet.
 func NewArena(purpose Purpose, dtype DType) *Arena {
-	return &Arena{Meter: Meter{dtype: dtype}, purpose: purpose}
+	return &Arena{books: Meter{dtype: dtype}, purpose: purpose}
 }
 
 // Free returns the memory; all scopes must be closed.
@@ -27,14 +27,14 @@ func (a *Arena) Free() {
 	for _, s := range a.slabs {
 		s.Free()
 	}
-	a.slabs, a.Meter = nil, Meter{dtype: a.dtype}
+	a.slabs, a.books = nil, Meter{dtype: a.books.dtype}
 }
 
 // take returns the slab and offset of n elements.
 func (a *Arena) take(n int) (*Tensor, int) {
-	slab, offset := a.Take(n)
+	slab, offset := a.books.Take(n)
 	if slab == len(a.slabs) {
-		a.slabs = append(a.slabs, alloc(a.purpose, a.dtype, []int{a.sizes[slab]}))
+		a.slabs = append(a.slabs, alloc(a.purpose, a.books.dtype, []int{a.books.sizes[slab]}))
 	}
 	return a.slabs[slab], offset
 }
@@ -82,7 +82,7 @@ func (m *Meter) Held() int64 {
 
 // Scope opens a scope, within those that are open.
 func (a *Arena) Scope() *Scope {
-	s := &Scope{arena: a, depth: len(a.open), mark: a.Mark()}
+	s := &Scope{arena: a, depth: len(a.open), mark: a.books.Mark()}
 	a.open = append(a.open, s)
 	return s
 }
@@ -129,7 +129,7 @@ func (s *Scope) Close() {
 		}
 		inner.owned = nil
 		inner.depth = -1
-		a.Release(inner.mark)
+		a.books.Release(inner.mark)
 	}
 	a.open = a.open[:depth]
 }
