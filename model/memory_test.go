@@ -8,10 +8,10 @@ import (
 )
 
 // TestTrainingMemory compares what is foretold with what tensors own at most over
-// two steps.
+// a step.
 func TestTrainingMemory(t *testing.T) {
 	wide := small
-	wide.VocabSize, wide.TieEmbeddings = 30_000, false
+	wide.VocabSize, wide.TieEmbeddings = 8_000, false
 	qwen3 := small
 	qwen3.ModelType = "qwen3"
 	lengths := []int{900, 700, 400, 300, 300, 300, 80, 20}
@@ -34,11 +34,9 @@ func TestTrainingMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 		tokens, offsets := packed(tc.c, lengths...)
-		for range 2 {
-			accumulateAll(t, p, tokens, offsets)
-			if _, err := p.Step(AdamW{LR: 1e-4, Beta1: 0.9, Beta2: 0.95, Eps: 1e-8}, 1); err != nil {
-				t.Fatal(err)
-			}
+		accumulateAll(t, p, tokens, offsets)
+		if _, err := p.Step(AdamW{LR: 1e-4, Beta1: 0.9, Beta2: 0.95, Eps: 1e-8}, 1); err != nil {
+			t.Fatal(err)
 		}
 		f, err := TrainingMemory(tc.c, tc.o, p.Workers().Size(), lengths)
 		if err != nil {
