@@ -49,6 +49,7 @@ var Rooms = []Room{
 
 	// Episodes and the game.
 	{Path: "rollout", Pure: true, May: []string{"model/gen", "model/token", "sandbox"}},
+	{Path: "rollout/remote", Pure: true, May: []string{"model/gen", "rollout"}},
 	{Path: "rollout/selfplay", Pure: true, May: []string{
 		"model/gen", "model/token", "rollout", "sandbox", "sandbox/harvest",
 	}},
