@@ -23,6 +23,7 @@ import (
 
 	"github.com/ssr-go/ssr/sandbox"
 	"github.com/ssr-go/ssr/sandbox/harvest"
+	"github.com/ssr-go/ssr/sandbox/pid1"
 )
 
 // Options configure the backend. The zero value works.
@@ -49,6 +50,9 @@ type Options struct {
 	// in all of them is killed before it runs anything. "syscalls" also leaves
 	// out the filter.
 	Allow []string
+	// Engine makes the cells in place of bubblewrap; nil is bubblewrap. Bwrap and
+	// Root are then void.
+	Engine Engine
 	// Bounds of a harvest; zero fields mean harvest.DefaultBounds.
 	Bounds harvest.Bounds
 }
@@ -80,7 +84,7 @@ type Backend struct {
 
 	rootfs        string // see prepareRoot
 	disableUserns bool   // whether this bubblewrap can forbid user namespaces
-	seccomp       []byte
+	filter        []byte // of system calls
 	groups        *cgroups
 	starting      chan struct{} // bounds how many bubblewraps set up at once
 
@@ -118,18 +122,10 @@ func New(opts Options) (*Backend, error) {
 	if opts.Root == "" {
 		opts.Root = "/"
 	}
-	if opts.Bwrap == "" {
-		opts.Bwrap = "bwrap"
-	}
-	bwrap, err := exec.LookPath(opts.Bwrap)
-	if err != nil {
-		return nil, infra("bubblewrap not found: install it (Debian: apt-get install bubblewrap)", err)
-	}
-	if opts.Bwrap, err = filepath.Abs(bwrap); err != nil {
-		return nil, infra("bubblewrap", err)
-	}
-	if info, err := os.Stat(opts.Bwrap); err == nil && info.Mode()&os.ModeSetuid != 0 {
-		return nil, infra("bubblewrap", fmt.Errorf("%s is setuid root: its sandboxes would be made with root's rights; remove the bit (chmod u-s) and allow unprivileged user namespaces", opts.Bwrap))
+	if opts.Engine == nil {
+		if opts.Bwrap, err = findBwrap(opts.Bwrap); err != nil {
+			return nil, err
+		}
 	}
 	self, err := thisProcess()
 	if err != nil {
@@ -140,16 +136,37 @@ func New(opts Options) (*Backend, error) {
 	}
 	b := &Backend{
 		opts: opts, self: self, root: os.Geteuid() == 0, live: map[*box]struct{}{},
-		seccomp:  seccompProgram(),
-		groups:   findCgroups(state),
+		filter:   pid1.Filter(),
+		groups:   &cgroups{},
 		starting: make(chan struct{}, 4*runtime.NumCPU()),
 	}
+	if opts.Engine != nil {
+		return b, nil
+	}
+	b.groups = findCgroups(state)
 	if b.rootfs, err = prepareRoot(opts); err != nil {
 		return nil, infra("prepare the sandboxes' root folder", err)
 	}
 	b.disableUserns = bwrapKnows(opts.Bwrap, "--disable-userns")
 	b.spawn = newSpawner()
 	return b, nil
+}
+
+func findBwrap(name string) (string, error) {
+	if name == "" {
+		name = "bwrap"
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", infra("bubblewrap not found: install it (Debian: apt-get install bubblewrap)", err)
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return "", infra("bubblewrap", err)
+	}
+	if info, err := os.Stat(path); err == nil && info.Mode()&os.ModeSetuid != 0 {
+		return "", infra("bubblewrap", fmt.Errorf("%s is setuid root: its sandboxes would be made with root's rights; remove the bit (chmod u-s) and allow unprivileged user namespaces", path))
+	}
+	return path, nil
 }
 
 // defaultStateRoom is how much room /dev/shm must have to be preferred.
@@ -171,8 +188,13 @@ func inMemory(dir string) bool {
 	return unix.Statfs(dir, &st) == nil && st.Type == unix.TMPFS_MAGIC
 }
 
-// Name is "local".
-func (b *Backend) Name() string { return "local" }
+// Name is "local", or the engine's.
+func (b *Backend) Name() string {
+	if b.opts.Engine != nil {
+		return b.opts.Engine.Name()
+	}
+	return "local"
+}
 
 // infra marks a failure of the infrastructure.
 func infra(what string, err error) error {
@@ -235,6 +257,9 @@ func (b *Backend) Close() error {
 	var errs []error
 	for _, x := range live {
 		errs = append(errs, x.Close())
+	}
+	if b.opts.Engine != nil {
+		return errors.Join(append(errs, b.opts.Engine.Close())...)
 	}
 	b.spawn.close()
 	b.groups.close()

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/ssr-go/ssr/sandbox"
+	"github.com/ssr-go/ssr/sandbox/pid1"
 )
 
 // The root that sandboxes see is a small folder prepared once: links such as
@@ -83,7 +84,7 @@ func (r *rootMaker) fill(opts Options) {
 		r.folder(name)
 	}
 	r.link("/tmp", "var/tmp")
-	r.file(pid1Path[1:], pid1, 0o755)
+	r.file(pid1Path[1:], pid1.Program(), 0o755)
 	for _, name := range systemFolders {
 		host := filepath.Join(opts.Root, name)
 		info, err := os.Lstat(host)

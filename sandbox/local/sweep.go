@@ -24,6 +24,11 @@ func (b *Backend) Sweep(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, infra("sweep", err)
 	}
+	if e := b.opts.Engine; e != nil {
+		if err := e.Sweep(ctx, b.opts.StateDir, b.slotAlive); err != nil {
+			return 0, infra("sweep", err)
+		}
+	}
 	n := 0
 	for _, e := range list {
 		if err := ctx.Err(); err != nil {
@@ -56,6 +61,12 @@ func (b *Backend) Sweep(ctx context.Context) (int, error) {
 		}
 	}
 	return n, nil
+}
+
+// slotAlive reports whether a slot is there and its trainer runs.
+func (b *Backend) slotAlive(number int) bool {
+	o, err := readOwner(filepath.Join(b.opts.StateDir, strconv.Itoa(number)))
+	return err == nil && o.alive(b.self.Boot)
 }
 
 func (b *Backend) sweepSlot(s slot) error {
