@@ -12,7 +12,6 @@ import (
 	"github.com/ssr-go/ssr/internal/ui"
 	"github.com/ssr-go/ssr/sandbox"
 	"github.com/ssr-go/ssr/sandbox/harvest"
-	"github.com/ssr-go/ssr/sandbox/local"
 )
 
 type sandboxCmd struct {
@@ -63,8 +62,10 @@ func (t *limitTime) UnmarshalText(text []byte) error {
 }
 
 type sandboxExecCmd struct {
-	Backend   string            `default:"local" enum:"local" help:"Sandbox backend."`
-	Rootfs    string            `type:"existingdir" placeholder:"DIR" help:"The system that the command sees; by default this machine's."`
+	Backend   string            `default:"local" enum:"local,docker" help:"Sandbox backend."`
+	Rootfs    string            `type:"existingdir" placeholder:"DIR" help:"The system that a local command sees; by default this machine's."`
+	Image     string            `help:"Image that docker's command sees."`
+	Runtime   string            `help:"OCI runtime of docker, such as runsc."`
 	Workspace string            `required:"" type:"existingdir" help:"The folder to run on; the command gets a copy."`
 	Write     bool              `help:"Carry what the command changed over into the workspace."`
 	Dir       string            `help:"Folder to run in, relative to the workspace."`
@@ -103,7 +104,7 @@ type execution struct {
 }
 
 func (c *sandboxExecCmd) Run(ctx context.Context, o output) (err error) {
-	b, err := local.New(local.Options{Root: c.Rootfs, Allow: c.Allow, ReadOnly: c.ReadOnly})
+	b, err := sandboxConfig{Backend: c.Backend, Rootfs: c.Rootfs, Image: c.Image, Runtime: c.Runtime, Allow: c.Allow, ReadOnly: c.ReadOnly}.open()
 	if err != nil {
 		return err
 	}
