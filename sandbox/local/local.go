@@ -40,7 +40,9 @@ type Options struct {
 	FirstUID, UIDs int
 	// Bwrap is the bubblewrap program, by default the one in PATH.
 	Bwrap string
-	// Root is the folder that holds the system the sandbox sees, by default "/".
+	// Root is the folder that holds the system the sandbox sees, by default "/", of
+	// which only the system folders are shown. The sandboxes' users must be able to
+	// enter it.
 	Root string
 	// ReadOnly lists further folders and files of the host to show, read-only, at
 	// the same place, which must be outside the system folders, /tmp and the workspace.
@@ -82,9 +84,10 @@ type Backend struct {
 	root  bool // sandboxes get a uid each
 	spawn *spawner
 
-	rootfs        string // see prepareRoot
-	disableUserns bool   // whether this bubblewrap can forbid user namespaces
-	filter        []byte // of system calls
+	rootfs        string   // see prepareRoot
+	shown         []string // see Options.shown
+	disableUserns bool     // whether this bubblewrap can forbid user namespaces
+	filter        []byte   // of system calls
 	groups        *cgroups
 	starting      chan struct{} // bounds how many bubblewraps set up at once
 
@@ -144,6 +147,9 @@ func New(opts Options) (*Backend, error) {
 		return b, nil
 	}
 	b.groups = findCgroups(state)
+	if b.shown, err = opts.shown(); err != nil {
+		return nil, infra("root folder", err)
+	}
 	if b.rootfs, err = prepareRoot(opts); err != nil {
 		return nil, infra("prepare the sandboxes' root folder", err)
 	}
