@@ -37,23 +37,30 @@ func (x *box) Exec(ctx context.Context, cmd sandbox.Cmd) (sandbox.Result, error)
 	if timeout <= 0 {
 		timeout = x.limits.Command
 	}
-	begin := time.Now()
-	timeout = min(timeout, x.expires.Sub(begin))
-	if timeout <= 0 {
+	if time.Now().After(x.expires) {
 		return sandbox.Result{Exit: -1, Signal: int(syscall.SIGKILL), TimedOut: true}, nil
 	}
+	kills := x.group.kills()
+	notBegun := func(err error) (sandbox.Result, error) {
+		if x.group.kills() > kills {
+			// Its files leave no memory to start anything: its own doing.
+			return sandbox.Result{Exit: -1, Signal: int(syscall.SIGKILL), OutOfMemory: true}, nil
+		}
+		return sandbox.Result{}, err
+	}
+	// The time that a cell takes to be made is not the command's.
+	if err := x.ensureCell(ctx); err != nil {
+		return notBegun(err)
+	}
+	begin := time.Now()
+	timeout = min(timeout, x.expires.Sub(begin))
 	p, err := newPipes(x, cmd.Stdin)
 	if err != nil {
 		return sandbox.Result{}, infra("exec", err)
 	}
 	defer p.close()
-	kills := x.group.kills()
 	if err := x.send(ctx, folder, cmd.Args, env, p); err != nil {
-		if x.group.kills() > kills {
-			// Its files leave no memory to start anything: its own doing.
-			return sandbox.Result{Exit: -1, Signal: int(syscall.SIGKILL), OutOfMemory: true, Wall: time.Since(begin)}, nil
-		}
-		return sandbox.Result{}, err
+		return notBegun(err)
 	}
 	p.run(cmd.Stdin, x.limits.Output)
 	res, err := x.wait(ctx, p, begin.Add(timeout))

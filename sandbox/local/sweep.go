@@ -17,6 +17,33 @@ import (
 	"github.com/ssr-go/ssr/sandbox/harvest"
 )
 
+// Leftover is a sandbox whose trainer no longer runs.
+type Leftover struct {
+	Dir     string    `json:"dir"`
+	Owner   string    `json:"owner"`
+	Trainer int       `json:"trainer_pid"`
+	Created time.Time `json:"created"`
+}
+
+// Leftovers lists what Sweep would remove.
+func (b *Backend) Leftovers() ([]Leftover, error) {
+	list, err := os.ReadDir(b.opts.StateDir)
+	if err != nil {
+		return nil, infra("sweep", err)
+	}
+	dead := []Leftover{}
+	for _, e := range list {
+		if _, err := strconv.Atoi(e.Name()); err != nil {
+			continue
+		}
+		dir := filepath.Join(b.opts.StateDir, e.Name())
+		if o, err := readOwner(dir); err == nil && !o.alive(b.self.Boot) {
+			dead = append(dead, Leftover{dir, o.Label, o.PID, o.Created})
+		}
+	}
+	return dead, nil
+}
+
 // Sweep implements sandbox.Backend: it kills and removes what belongs to the
 // slots of trainers that no longer run.
 func (b *Backend) Sweep(ctx context.Context) (int, error) {
