@@ -138,6 +138,7 @@ type hostConfig struct {
 	ReadonlyPaths  []string `json:",omitempty"`
 	LogConfig      struct{ Type string }
 	Privileged     bool
+	Init           bool // false: our own process must be the first
 }
 
 type mount struct {
