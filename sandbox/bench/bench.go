@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -409,20 +410,25 @@ func (x *run) death() error {
 		return err
 	}
 	defer s.Close()
-	const script = `trap "" TERM HUP INT; for ((i = 1; i < $0; i++)); do (trap "" TERM HUP INT; exec setsid sleep 1000) & done; echo up > ready; wait`
+	const script = `trap "" TERM HUP INT; for ((i = 1; i < $0; i++)); do (trap "" TERM HUP INT; exec setsid sleep 1000) & done; cat`
 	x.r.Death, err = x.rounds(max(1, x.o.Rounds/20), func(int) (time.Duration, error) {
 		ctx, cancel := context.WithCancel(x.ctx)
 		defer cancel()
-		ended := make(chan error, 1)
+		ended, up := make(chan error, 1), make(chan struct{})
+		in, tree := io.Pipe()
+		defer in.Close()
 		go func() {
-			_, err := s.Exec(ctx, sandbox.Cmd{Args: []string{"bash", "-c", script, strconv.Itoa(x.o.Hostile)}})
+			_, err := s.Exec(ctx, sandbox.Cmd{Args: []string{"bash", "-c", script, strconv.Itoa(x.o.Hostile)}, Stdin: in})
 			ended <- err
 		}()
-		// A sandbox's methods are not for two goroutines: give the tree its time.
+		go func() {
+			defer close(up)
+			tree.Write(make([]byte, 1<<20)) // more than is read ahead: the tree is up and reads
+		}()
 		select {
 		case err := <-ended:
 			return 0, fmt.Errorf("the tree ended by itself: %w", err)
-		case <-time.After(time.Second):
+		case <-up:
 		}
 		begin := time.Now()
 		cancel()
@@ -431,7 +437,7 @@ func (x *run) death() error {
 		if !errors.Is(err, context.Canceled) {
 			return 0, fmt.Errorf("the tree was not cancelled: %w", err)
 		}
-		return took, x.must(s, "rm", "ready")
+		return took, x.must(s, "true")
 	})
 	return err
 }

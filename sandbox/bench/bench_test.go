@@ -4,6 +4,7 @@ package bench
 
 import (
 	"context"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -30,6 +31,7 @@ func TestSummarise(t *testing.T) {
 func TestRun(t *testing.T) {
 	b := fake.New(func(ctx context.Context, s *fake.Sandbox, cmd sandbox.Cmd) (sandbox.Result, error) {
 		if cmd.Args[0] == "bash" && len(cmd.Args) == 4 { // the hostile tree
+			io.ReadFull(cmd.Stdin, make([]byte, 1<<20))
 			<-ctx.Done()
 			return sandbox.Result{}, ctx.Err()
 		}
