@@ -49,11 +49,16 @@ func (c *doctorCmd) Run(ctx context.Context, o output) error {
 		all = append(all, probe(ctx))
 		cancel()
 	}
+	return reportFindings(o, all, c.JSON)
+}
+
+// reportFindings prints them, and fails when something that is needed is missing.
+func reportFindings(o output, all []finding, asJSON bool) error {
 	healthy := true
 	for _, f := range all {
 		healthy = healthy && (f.OK || !f.Needed)
 	}
-	if c.JSON {
+	if asJSON {
 		if err := printJSON(o.out, map[string]any{"ok": healthy, "findings": all}); err != nil {
 			return err
 		}

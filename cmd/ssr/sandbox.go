@@ -32,6 +32,9 @@ type sandboxConfig struct {
 	ReadOnly []string `json:"read_only,omitempty" yaml:"read_only,omitempty"`
 	// StateDir holds the workspaces of live sandboxes; "" is below the temporary folder.
 	StateDir string `json:"state_dir,omitempty" yaml:"state_dir,omitempty"`
+	// MaxLive bounds the sandboxes that are alive at once; 0 sets no bound beside
+	// the episodes in flight.
+	MaxLive int `json:"max_live,omitempty" yaml:"max_live,omitempty"`
 	// Memory in bytes, Processes and Disk in bytes bound one sandbox; 0 is the default.
 	Memory    int64 `json:"memory" yaml:"memory"`
 	Processes int   `json:"processes" yaml:"processes"`
@@ -44,6 +47,14 @@ func (c sandboxConfig) limits() sandbox.Limits {
 
 // open returns the backend; the caller closes it.
 func (c sandboxConfig) open() (sandbox.Backend, error) {
+	b, err := c.backend()
+	if err != nil || c.MaxLive <= 0 {
+		return b, err
+	}
+	return sandbox.NewPool(b, c.MaxLive), nil
+}
+
+func (c sandboxConfig) backend() (sandbox.Backend, error) {
 	switch c.Backend {
 	case "local", "":
 		if c.Image != "" || c.Runtime != "" || c.Engine != "" {

@@ -148,10 +148,14 @@ func (s Store) List() ([]Environment, error) {
 	return list, nil
 }
 
-// Size adds up the disk usage of a folder in bytes; a file of several names counts once a name.
+// Size adds up the files of a folder in bytes, a file of several names once a
+// name. What may not be read is left out.
 func Size(dir string) (int64, error) {
 	var sum int64
 	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrPermission) {
+			return fs.SkipDir
+		}
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
