@@ -266,6 +266,7 @@ func (e *engine) Capabilities(ctx context.Context) (sandbox.Capabilities, error)
 		"filesystem":   "container: mount namespace, read-only image, private workspace and /tmp",
 		"network":      "network namespace with its own loopback, and seccomp against other families",
 		"processes":    "container's pids limit",
+		"user":         "the sandbox's own uid of the host, without capabilities or new privileges; no user namespace unless the engine remaps users",
 		"memory":       "container's memory limit",
 		"process tree": "the first process kills and reaps after each command; it ends when the trainer closes its stream",
 		"syscalls":     "our seccomp filter over the engine's",
