@@ -1,6 +1,6 @@
 //go:build linux
 
-package local
+package pid1
 
 import (
 	"bytes"
@@ -12,18 +12,18 @@ import (
 
 // The embedded programs are built from the source beside them.
 func TestFirstProcessIsBuiltFromItsSource(t *testing.T) {
-	source, err := os.ReadFile("pid1/pid1.c")
+	source, err := os.ReadFile("init/pid1.c")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := fmt.Appendf(nil, "pid1 source %x", sha256.Sum256(source))
-	for _, name := range []string{"pid1/pid1_amd64", "pid1/pid1_arm64"} {
+	for _, name := range []string{"init/pid1_amd64", "init/pid1_arm64"} {
 		program, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !bytes.Contains(program, want) {
-			t.Errorf("%s was built from another pid1.c: run go generate ./sandbox/local", name)
+			t.Errorf("%s was built from another pid1.c: run go generate ./sandbox/pid1", name)
 		}
 	}
 }

@@ -1,6 +1,6 @@
 //go:build linux
 
-package local
+package pid1
 
 import (
 	"encoding/binary"
@@ -52,9 +52,9 @@ var absent = []uint32{
 // AF_VSOCK, which reaches the hypervisor.
 var families = []uint32{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK}
 
-// seccompProgram is the filter as bubblewrap reads it: an array of struct
-// sock_filter. It denies what is listed and allows the rest.
-func seccompProgram() []byte {
+// Filter is the seccomp filter of a sandbox as bubblewrap and the stream read
+// it: an array of struct sock_filter. It denies what is listed and allows the rest.
+func Filter() []byte {
 	var p filter
 	p.op(bpfLoad, dataArch)
 	p.unless(auditArch, unix.ENOSYS)

@@ -1,6 +1,6 @@
 //go:build linux
 
-package local
+package pid1
 
 import (
 	_ "embed"
@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:embed pid1/pid1_arm64
-var pid1 []byte
+//go:embed init/pid1_arm64
+var program []byte
 
 const auditArch = unix.AUDIT_ARCH_AARCH64
 

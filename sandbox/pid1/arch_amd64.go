@@ -1,6 +1,6 @@
 //go:build linux
 
-package local
+package pid1
 
 import (
 	_ "embed"
@@ -8,11 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:generate pid1/build.sh amd64
-//go:generate pid1/build.sh arm64
-
-//go:embed pid1/pid1_amd64
-var pid1 []byte
+//go:embed init/pid1_amd64
+var program []byte
 
 const auditArch = unix.AUDIT_ARCH_X86_64
 
