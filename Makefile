@@ -6,11 +6,11 @@ GO ?= go
 # In a recipe: the flags that cgo needs, then the command.
 cgo = eval "$$(scripts/env.sh)" &&
 # Packages that build and pass without cgo, libtorch or a GPU.
-pure = ./kernels/device/... ./model/token/... ./model/gen/... ./model/sched/... \
+pure = ./kernels/device/... ./kernels/cuda ./kernels/cuda/cudatest ./model/token/... ./model/gen/... ./model/sched/... \
        ./model/safetensors/... ./model/serve/... ./sandbox/... ./rollout/... ./rl ./rl/train \
        ./internal/...
 # The packages that are linked with libtorch.
-native = ./kernels/native/... ./kernels/torch/... ./model ./model/engine/... ./rl/train/learner/... ./cmd/...
+native = ./kernels/native/... ./kernels/torch/... ./kernels/cuda/emulate ./model ./model/engine/... ./rl/train/learner/... ./cmd/...
 
 .PHONY: help setup build demo test test-pure test-race verify lint bench clean
 

@@ -29,7 +29,10 @@ var Rooms = []Room{
 	{Path: "kernels/device", Pure: true},
 	{Path: "kernels/native"},
 	{Path: "kernels/torch", May: []string{"kernels/device", "kernels/native"}},
-	{Path: "kernels/cuda", May: []string{"kernels/device", "kernels/torch"}},
+	{Path: "kernels/cuda", Pure: true},
+	{Path: "kernels/cuda/cudatest", Pure: true, May: []string{"kernels/cuda"}},
+	{Path: "kernels/cuda/emulate", May: []string{"kernels/cuda"}},
+	{Path: "kernels/cuda/gpu", May: []string{"kernels/cuda"}},
 
 	// The policy: text to ids to tensors, and generation.
 	{Path: "model/gen", Pure: true},
