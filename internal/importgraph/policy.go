@@ -29,6 +29,7 @@ var Rooms = []Room{
 	{Path: "kernels/device", Pure: true},
 	{Path: "kernels/native"},
 	{Path: "kernels/torch", May: []string{"kernels/device", "kernels/native"}},
+	{Path: "kernels/collective", Pure: true},
 	{Path: "kernels/cuda", Pure: true},
 	{Path: "kernels/cuda/cudatest", Pure: true, May: []string{"kernels/cuda"}},
 	{Path: "kernels/cuda/emulate", May: []string{"kernels/cuda"}},
@@ -62,6 +63,8 @@ var Rooms = []Room{
 	{Path: "rl/train", Pure: true, May: []string{
 		"model/gen", "model/token", "rl", "rollout", "rollout/selfplay", "sandbox",
 	}},
+	// Several devices as one learner; what moves their memory is an interface.
+	{Path: "rl/train/replicas", Pure: true, May: []string{"rl", "rl/train"}},
 	// What joins the loop and the policy.
 	{Path: "rl/train/learner", May: []string{"kernels/torch", "model", "model/token", "rl", "rl/train"}},
 
