@@ -6,7 +6,7 @@ GO ?= go
 # In a recipe: the flags that cgo needs, then the command.
 cgo = eval "$$(scripts/env.sh)" &&
 # Packages that build and pass without cgo, libtorch or a GPU.
-pure = ./kernels/device/... ./kernels/collective ./kernels/cuda ./kernels/cuda/cudatest ./model/token/... ./model/gen/... ./model/sched/... \
+pure = ./kernels/device/... ./kernels/collective ./kernels/cuda ./kernels/cuda/cudatest ./model/budget ./model/token/... ./model/gen/... ./model/sched/... \
        ./model/safetensors/... ./model/serve/... ./sandbox/... ./rollout/... ./rl ./rl/train ./rl/train/replicas \
        ./internal/...
 # The packages that are linked with libtorch.

@@ -36,6 +36,7 @@ var Rooms = []Room{
 	{Path: "kernels/cuda/gpu", May: []string{"kernels/cuda"}},
 
 	// The policy: text to ids to tensors, and generation.
+	{Path: "model/budget", Pure: true},
 	{Path: "model/gen", Pure: true},
 	{Path: "model/token", Pure: true, May: []string{"model/token/jinja"}},
 	{Path: "model/token/jinja", Pure: true},
