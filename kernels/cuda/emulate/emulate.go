@@ -76,7 +76,10 @@ func (m *Machine) Free(p cuda.Pointer) {
 	C.ssr_emulate_free(address(p), C.size_t(bytes))
 }
 
-// address turns a machine's address, which is never Go memory, into a pointer.
+// address turns a machine's address, which is never Go memory, into a pointer. Go
+// 1.26.8 does not compile a copy into which it has inlined this.
+//
+//go:noinline
 func address(p cuda.Pointer) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&p)) }
 
 func (m *Machine) Upload(to cuda.Pointer, from []byte) error {

@@ -2,7 +2,7 @@
 // for the device at hand, gorgonia.org/cu launches them, on libtorch's memory and
 // its current stream, so that they are in order with libtorch's own.
 //
-// Without the build tag cuda it is a stand-in that says so. With it, the program
+// Without the build tag gpu it is a stand-in that says so. With it, the program
 // needs neither a driver nor a GPU to start: see Devices.
 package gpu
 
