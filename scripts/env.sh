@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prints the exports that a cgo build of this project needs:
 #   eval "$(scripts/env.sh)" && go build ./...
-#   eval "$(CUDA=1 scripts/env.sh)" && go build -tags gpu ./...
+#   eval "$(CUDA=1 scripts/env.sh)" && go build -tags gpu ./cmd/...
 # The output depends on nothing but the checkout, LIBTORCH and CUDA, so that Go's
 # build cache holds the two minutes of C++ for everybody who uses them.
 set -euo pipefail
@@ -28,8 +28,9 @@ if [ -n "${CUDA:-}" ]; then
   cflags="$cflags -Wno-deprecated-declarations -I$root/kernels/cuda/compat${headers:+ -I${headers// / -I}}"
   cxxflags="$cxxflags -I$cuda/include -I$cuda/include/torch/csrc/api/include${headers:+ -I${headers// / -I}}"
   # Functions of libcuda and libnvrtc are found when the program starts. libtorch's
-  # CUDA half registers itself, so it must be there though nothing names it.
-  ldflags="$ldflags -L$compat/lazy -L$cuda/lib -Wl,-rpath,$(cuda_libraries "$cuda") -Wl,--no-as-needed"
+  # CUDA half registers itself, so it must be there though nothing names it; what it
+  # needs in turn is found by its own path and the program's when it is loaded.
+  ldflags="$ldflags -L$compat/lazy -L$cuda/lib -Wl,-rpath,$(cuda_libraries "$cuda") -Wl,--no-as-needed -Wl,--allow-shlib-undefined"
 fi
 case $kind in
 bundled)

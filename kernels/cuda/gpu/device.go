@@ -2,8 +2,7 @@
 
 package gpu
 
-// // What libtorch's own libraries need is found by their paths when they are loaded.
-// #cgo LDFLAGS: -ldl -Wl,--allow-shlib-undefined
+// #cgo LDFLAGS: -ldl
 // #include "driver.h"
 import "C"
 
