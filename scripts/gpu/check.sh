@@ -9,11 +9,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export CUDA=1
 
 if [ $# -gt 0 ]; then
+  [ ! -e vendor ] || { echo "check: there is a vendor folder already; remove it first" >&2; exit 1; }
   mkdir -p .toolchain
   tar -C .toolchain -xf "$1" || exit 1
   export GOROOT=$PWD/.toolchain/go PATH=$PWD/.toolchain/go/bin:$PATH GOFLAGS="-mod=vendor -buildvcs=false" GOTOOLCHAIN=local GOPROXY=off
-  ln -sfn .toolchain/vendor vendor
-  trap 'rm -f vendor' EXIT
+  mv .toolchain/vendor vendor
+  trap 'rm -rf vendor' EXIT
 fi
 command -v go >/dev/null || { echo "check: no Go on this machine; give the file that scripts/gpu/pack.sh makes" >&2; exit 1; }
 if [ -z "${LIBTORCH:-}" ]; then

@@ -42,13 +42,8 @@ __device__ inline u32 order(float x) {
   return u & 0x80000000u ? ~u : u | 0x80000000u;
 }
 
-struct Kept { // the tokens kept: keys above key, and of those equal to it the first `ties` in id order
-  u32 key;
-  u64 ties;
-};
-
-// better says whether token i of the row, with that key, is within kept, whose tie
-// budget is given as the first id that is out.
+// within says whether token i, with that key, is among the tokens kept: those with a
+// larger key than limit, and of those equal to it the ids below first_out.
 __device__ inline bool within(u32 key, int i, u32 limit, int first_out) {
   return key > limit || (key == limit && i < first_out);
 }
