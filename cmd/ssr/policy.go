@@ -22,6 +22,7 @@ type policy struct {
 
 // openPolicy loads a model folder; the caller closes it.
 func openPolicy(dir string, o model.Options) (*policy, error) {
+	warnCPU()
 	t, err := token.Load(dir)
 	if err != nil {
 		return nil, err
