@@ -151,8 +151,10 @@ func TestEngineEndsDuringACommand(t *testing.T) {
 	if _, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"true"}}); err != nil {
 		t.Fatal(err)
 	}
-	time.AfterFunc(100*time.Millisecond, f.stop)
+	stopped := make(chan struct{})
+	time.AfterFunc(100*time.Millisecond, func() { f.stop(); close(stopped) })
 	_, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"wait"}})
+	<-stopped
 	if !errors.Is(err, sandbox.ErrInfrastructure) || !errors.Is(err, ErrNoDaemon) {
 		t.Fatal(err)
 	}
