@@ -3,16 +3,20 @@
 
 SHELL := /bin/bash
 GO ?= go
+# CUDA=1 builds for GPUs as well; see docs/cuda.md. The tag is not cuda, which
+# Gorgonia has a meaning of its own for.
+export CUDA
+tags = $(if $(CUDA),-tags gpu)
 # In a recipe: the flags that cgo needs, then the command.
 cgo = eval "$$(scripts/env.sh)" &&
 # Packages that build and pass without cgo, libtorch or a GPU.
-pure = ./kernels/device/... ./model/token/... ./model/gen/... ./model/sched/... \
-       ./model/safetensors/... ./model/serve/... ./sandbox/... ./rollout/... ./rl ./rl/train \
+pure = ./kernels/device/... ./kernels/collective ./kernels/cuda ./kernels/cuda/cudatest ./model/budget ./model/token/... ./model/gen/... ./model/sched/... \
+       ./model/safetensors/... ./model/serve/... ./sandbox/... ./rollout/... ./rl ./rl/train ./rl/train/replicas \
        ./internal/...
 # The packages that are linked with libtorch.
-native = ./kernels/native/... ./kernels/torch/... ./model ./model/engine/... ./rl/train/learner/... ./cmd/...
+native = ./kernels/native/... ./kernels/torch/... ./kernels/cuda/emulate ./model ./model/engine/... ./rl/train/learner/... ./cmd/...
 
-.PHONY: help setup build demo test test-pure test-race verify lint bench clean
+.PHONY: help setup build demo test test-pure test-race test-cuda verify lint bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -21,7 +25,7 @@ setup: ## system packages and libtorch, if they are not there yet
 	@scripts/setup.sh
 
 build: setup ## bin/ssr
-	@$(cgo) $(GO) build -o bin/ssr ./cmd/ssr
+	@$(cgo) $(GO) build $(tags) -o bin/ssr ./cmd/ssr
 
 demo: build ## self-play on the bundled repository, to the end
 	@scripts/demo.sh
@@ -29,13 +33,16 @@ demo: build ## self-play on the bundled repository, to the end
 # Pure packages are tested without the flags of the others: Go links them itself,
 # against the host's C library, which the flags' headers do not fit.
 test: setup test-pure ## the whole test suite
-	@$(cgo) $(GO) test -timeout 20m $(native)
+	@$(cgo) $(GO) test $(tags) -timeout 20m $(native)
 
 test-pure: ## the pure packages, without cgo
 	@CGO_ENABLED=0 $(GO) test -timeout 20m $(pure)
 
 test-race: ## the pure packages, under the race detector
 	@CGO_ENABLED=1 $(GO) test -timeout 20m -race -short $(pure)
+
+test-cuda: ## the CUDA build: compiled and linked, its kernels to PTX, and on a GPU where one is
+	@CUDA=1 scripts/test-cuda.sh
 
 verify: setup ## everything that CI checks
 	@.ci/run

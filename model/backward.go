@@ -74,13 +74,15 @@ func (t *tape[F]) backward(p *Policy, grad *Weights, dlogprobs []F) {
 	defer s.Close()
 	dx := s.Empty(t.hidden.Shape()...)
 	t.scoreBackward(p, s, grad, dlogprobs, dx)
-	rmsBackward[F](t.last, p.weights.Norm, t.rstd, dx, dx, grad.Norm)
-	for i := len(t.layers) - 1; i >= 0; i-- {
+	rmsBackward[F](s, t.last, p.weights.Norm, t.rstd, dx, dx, grad.Norm)
+	for i := len(t.layers) - 1; i >= p.options.FreezeLayers; i-- {
 		inner := s.Nest()
 		t.layerBackward(p, inner, i, dx, grad)
 		inner.Close()
 	}
-	scatterAdd(torch.Data[F](grad.Embedding), torch.Data[F](dx), t.seg.tokens, p.config.Hidden)
+	if grad.Embedding != nil {
+		scatterAdd(torch.Data[F](grad.Embedding), torch.Data[F](dx), t.seg.tokens, p.config.Hidden)
+	}
 }
 
 // layerBackward replaces dx, the gradient of the layer's output [T, C], by that
@@ -103,19 +105,19 @@ func (t *tape[F]) layerBackward(p *Policy, s *torch.Scope, layer int, dx *torch.
 	// The MLP: x += Down(silu(gate) * up).
 	act, dact := s.Empty(n, c.Intermediate), s.Empty(n, c.Intermediate)
 	swiglu[F](p, a.gateUp, act)
-	torch.AddMatMul(g.Down.W, s.Own(dx.T()), act)
+	weightBackward[F](p, s, w.Down, g.Down, dx, act)
 	torch.MatMul(dact, dx, w.Down.W)
 	gu, d := torch.Data[F](a.gateUp), c.Intermediate
 	native.SwiGLUBackward(gu, gu[d:], torch.Data[F](dact), n, d, 2*d, 0, gu, gu[d:])
 	rms[F](p, a.middle, w.PostNorm, norm, nil)
-	torch.AddMatMul(g.GateUp.W, s.Own(a.gateUp.T()), norm)
+	weightBackward[F](p, s, w.GateUp, g.GateUp, a.gateUp, norm)
 	torch.MatMul(dnorm, a.gateUp, w.GateUp.W)
-	rmsBackward[F](a.middle, w.PostNorm, a.rstd2, dnorm, dnorm, g.PostNorm)
+	rmsBackward[F](s, a.middle, w.PostNorm, a.rstd2, dnorm, dnorm, g.PostNorm)
 	dx.Add(dnorm)
 
 	// Attention: x += Out(attention(qkv)).
 	datt, dqkv := s.Empty(a.att.Shape()...), s.Empty(a.qkv.Shape()...)
-	torch.AddMatMul(g.Out.W, s.Own(dx.T()), a.att)
+	weightBackward[F](p, s, w.Out, g.Out, dx, a.att)
 	torch.MatMul(datt, dx, w.Out.W)
 	q, k, v := SplitQKV(p, torch.Data[F](a.qkv))
 	dq, dk, dv := SplitQKV(p, torch.Data[F](dqkv))
@@ -123,33 +125,57 @@ func (t *tape[F]) layerBackward(p *Policy, s *torch.Scope, layer int, dx *torch.
 		t.seg.offsets, dq, dk, dv)
 	rotate[F](p, dqkv, t.seg.positions, native.RopeInverse[F])
 	if w.QNorm != nil {
-		normHeadsBackward[F](p, w, g, a, dqkv)
+		normHeadsBackward[F](p, s, w, g, a, dqkv)
 	}
 	rms[F](p, a.input, w.InputNorm, norm, nil)
-	torch.AddMatMul(g.QKV.W, s.Own(dqkv.T()), norm)
+	weightBackward[F](p, s, w.QKV, g.QKV, dqkv, norm)
 	if g.QKV.Bias != nil {
 		addColumns(torch.Data[F](g.QKV.Bias), torch.Data[F](dqkv))
 	}
 	torch.MatMul(dnorm, dqkv, w.QKV.W)
-	rmsBackward[F](a.input, w.InputNorm, a.rstd1, dnorm, dnorm, g.InputNorm)
+	rmsBackward[F](s, a.input, w.InputNorm, a.rstd1, dnorm, dnorm, g.InputNorm)
 	dx.Add(dnorm)
 }
 
-// rmsBackward writes dx and adds to dweight; dx may be dy.
-func rmsBackward[F float](x, weight, rstd, dy, dx, dweight *torch.Tensor) {
+// weightBackward adds to g the gradient of l, given that of its output dy
+// [T, out] and its input x [T, in].
+func weightBackward[F float](p *Policy, s *torch.Scope, l, g Linear, dy, x *torch.Tensor) {
+	if g.W != nil {
+		torch.AddMatMul(g.W, s.Own(dy.T()), x)
+	}
+	for i, a := range l.adapters {
+		adapterBackward[F](s, p.options.LoRA.scale(), a, g.adapters[i], s.Own(dy.Columns(a.lo, a.hi)), x)
+	}
+}
+
+// rmsBackward writes dx and adds to dweight, if that is not nil; dx may be dy.
+func rmsBackward[F float](s *torch.Scope, x, weight, rstd, dy, dx, dweight *torch.Tensor) {
+	if dweight == nil {
+		dweight = unwanted(s, weight)
+	}
 	native.RMSNormBackward(torch.Data[F](x), torch.Data[F](weight), torch.Data[F](rstd), torch.Data[F](dy),
 		x.Shape()[0], 0, 0, torch.Data[F](dx), torch.Data[F](dweight))
 }
 
+// unwanted is a place for a gradient that nobody asks for.
+func unwanted(s *torch.Scope, weight *torch.Tensor) *torch.Tensor {
+	t := s.Empty(weight.Shape()...)
+	t.Zero()
+	return t
+}
+
 // normHeadsBackward replaces dqkv, the gradient of the normalised heads, by that
 // of the raw ones, and adds to the gradient of the norms in g.
-func normHeadsBackward[F float](p *Policy, w, g *Layer, a *activations, dqkv *torch.Tensor) {
+func normHeadsBackward[F float](p *Policy, s *torch.Scope, w, g *Layer, a *activations, dqkv *torch.Tensor) {
 	rows, stride := dqkv.Shape()[0], dqkv.Shape()[1]
 	raw, d, rstd := torch.Data[F](a.raw), torch.Data[F](dqkv), torch.Data[F](a.rstdHeads)
 	eachHead(p.config, w, func(head, first int, weight *torch.Tensor) {
 		dweight := g.QNorm
 		if head >= p.config.Heads {
 			dweight = g.KNorm
+		}
+		if dweight == nil {
+			dweight = unwanted(s, weight)
 		}
 		native.RMSNormBackward(raw[first:], torch.Data[F](weight), rstd[head*rows:][:rows], d[first:], rows, stride, stride,
 			d[first:], torch.Data[F](dweight))

@@ -13,8 +13,8 @@ import (
 func bf16(v float32) float32 { return math.Float32frombits(uint32(toBF16(v)) << 16) }
 
 // rmsBF16 rounds the normalised row before the weight is applied. Rows are at a
-// stride in x and y, 0 for dense.
-func rmsBF16(x, w []float32, rows, stride int, eps float64, y []float32) {
+// stride in x and y, 0 for dense. rstd [rows] may be nil.
+func rmsBF16(x, w []float32, rows, stride int, eps float64, y, rstd []float32) {
 	if stride == 0 {
 		stride = len(w)
 	}
@@ -25,6 +25,9 @@ func rmsBF16(x, w []float32, rows, stride int, eps float64, y []float32) {
 			sum += v * v
 		}
 		r := float32(1 / math.Sqrt(float64(sum/float32(len(w)))+eps))
+		if rstd != nil {
+			rstd[row] = r
+		}
 		for i, v := range src {
 			dst[i] = bf16(w[i] * bf16(v*r))
 		}

@@ -43,6 +43,7 @@ func Load(dir string, o Options) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.initAdapters(0)
 	if err := p.readAll(files); err != nil {
 		p.Close()
 		return nil, fmt.Errorf("model: %s: %w", dir, err)
@@ -50,8 +51,8 @@ func Load(dir string, o Options) (*Policy, error) {
 	return p, nil
 }
 
-// LoadWeights replaces the weights by those of a checkpoint of the same shape.
-// When it is of another, nothing changes.
+// LoadWeights replaces the weights by those of a checkpoint of the same shape;
+// adapters stay. When it is of another shape, nothing changes.
 func (p *Policy) LoadWeights(dir string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -76,11 +77,24 @@ func (p *Policy) readAll(files *shards) error {
 			return err
 		}
 	}
+	p.dropFollowers()
+	p.weights.keepBase()
 	return p.refresh()
 }
 
-// read fills a tensor from a stored one.
+// read fills a tensor of weights from a stored one.
 func (p *Policy) read(to *torch.Tensor, name string, from func(string) (safetensors.Tensor, error)) error {
+	if err := p.readExact(to, name, from); err != nil {
+		return err
+	}
+	if p.options.DType == torch.BFloat16 {
+		roundBF16(torch.Data[float32](to))
+	}
+	return nil
+}
+
+// readExact is read without rounding.
+func (p *Policy) readExact(to *torch.Tensor, name string, from func(string) (safetensors.Tensor, error)) error {
 	t, err := from(name)
 	if err != nil {
 		return err
@@ -92,7 +106,7 @@ func (p *Policy) read(to *torch.Tensor, name string, from func(string) (safetens
 	if err != nil {
 		return err
 	}
-	p.fill(to, next)
+	fill(to, next)
 	return nil
 }
 
@@ -235,10 +249,47 @@ func (s *shards) close() {
 
 // Save writes config.json and model.safetensors into dir, which it makes if it
 // is not there; each file appears whole or not at all. Storage is F32 (F64 for a
-// float64 policy), or BF16 for torch.BFloat16.
+// float64 policy), or BF16 for torch.BFloat16. Adapters are merged into the
+// weights.
 func (p *Policy) Save(dir string, storage torch.DType) error {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
+	return p.save(dir, storage, func(param Parameter) *torch.Tensor { return param.Tensor })
+}
+
+// ErrNoMean is returned by SaveMean where there is none: Options.EMA asks for none,
+// or no Step has been taken.
+var ErrNoMean = errors.New("model: there is no mean of the weights")
+
+// SaveMean writes the running mean of the weights as Save writes the weights, or
+// as SaveAdapter writes the adapters.
+func (p *Policy) SaveMean(dir string, storage torch.DType, base string) error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.mean == nil {
+		return ErrNoMean
+	}
+	if p.options.LoRA != nil {
+		return p.saveAdapter(dir, base, p.mean)
+	}
+	var views []*torch.Tensor
+	defer func() {
+		for _, v := range views {
+			v.Free()
+		}
+	}()
+	frozen := p.flat.Len() - p.live.Len()
+	return p.save(dir, storage, func(param Parameter) *torch.Tensor {
+		if param.offset < frozen {
+			return param.Tensor
+		}
+		views = append(views, p.mean.View(param.offset-frozen, param.shape...))
+		return views[len(views)-1]
+	})
+}
+
+// save writes the values that from gives for each parameter.
+func (p *Policy) save(dir string, storage torch.DType, from func(Parameter) *torch.Tensor) error {
 	name := "float32"
 	switch {
 	case storage == torch.BFloat16:
@@ -255,7 +306,7 @@ func (p *Policy) Save(dir string, storage torch.DType) error {
 	}
 	tensors := make([]safetensors.Tensor, len(p.params))
 	for i, param := range p.params {
-		tensors[i] = stored(param.Name, param.Tensor, storage == torch.BFloat16)
+		tensors[i] = stored(param.Name, from(param), storage == torch.BFloat16)
 	}
 	if err := safetensors.Write(filepath.Join(dir, weightsFile), tensors, nil); err != nil {
 		return fmt.Errorf("model: %w", err)
@@ -309,6 +360,9 @@ func writeFile(path string, data []byte) error {
 const (
 	meanSuffix   = ".exp_avg"
 	squareSuffix = ".exp_avg_sq"
+	// Of the exact weights of a bfloat16 policy, and of the mean of the weights.
+	masterSuffix = ".master"
+	emaSuffix    = ".ema"
 )
 
 // SaveOptimizer writes AdamW's state and the version to a safetensors file,
@@ -320,8 +374,8 @@ func (p *Policy) SaveOptimizer(path string) error {
 	var tensors []safetensors.Tensor
 	if p.moments != nil && p.moments.steps > 0 { // before the first they are zero, loaded or not
 		metadata["steps"] = strconv.FormatInt(p.moments.steps, 10)
-		for _, param := range p.params {
-			for _, m := range p.momentsOf(param) {
+		for _, param := range p.trained {
+			for _, m := range p.optimizerState(param) {
 				tensors = append(tensors, stored(param.Name+m.suffix, m.view, false))
 				defer m.view.Free() // the file is written from its memory
 			}
@@ -349,17 +403,16 @@ func (p *Policy) LoadOptimizer(path string) error {
 	if err := errors.Join(err, err2); err != nil {
 		return fmt.Errorf("model: optimizer: %s: %w", path, err)
 	}
-	if p.moments == nil {
-		p.moments = p.newMoments()
-	}
+	p.dropFollowers()
+	p.needOptimizer()
 	p.moments.mean.Zero()
 	p.moments.square.Zero()
-	for _, param := range p.params {
+	for _, param := range p.trained {
 		if steps == 0 {
 			break // nothing was stored
 		}
-		for _, m := range p.momentsOf(param) {
-			err := p.read(m.view, param.Name+m.suffix, f.Tensor)
+		for _, m := range p.optimizerState(param) {
+			err := p.readExact(m.view, param.Name+m.suffix, f.Tensor)
 			m.view.Free()
 			if err != nil {
 				return fmt.Errorf("model: optimizer: %s: %w", path, err)
@@ -371,15 +424,21 @@ func (p *Policy) LoadOptimizer(path string) error {
 	return nil
 }
 
-type moment struct {
+type state struct {
 	suffix string
 	view   *torch.Tensor
 }
 
-// momentsOf views a parameter's moments; the caller frees the views.
-func (p *Policy) momentsOf(param Parameter) [2]moment {
-	return [2]moment{
-		{meanSuffix, p.moments.mean.View(param.offset, param.shape...)},
-		{squareSuffix, p.moments.square.View(param.offset, param.shape...)},
+// optimizerState views what the optimizer keeps of a parameter; the caller frees
+// the views.
+func (p *Policy) optimizerState(param Parameter) (all []state) {
+	for _, s := range []struct {
+		suffix string
+		of     *torch.Tensor
+	}{{meanSuffix, p.moments.mean}, {squareSuffix, p.moments.square}, {masterSuffix, p.master}, {emaSuffix, p.mean}} {
+		if s.of != nil {
+			all = append(all, state{s.suffix, s.of.View(param.offset, param.shape...)})
+		}
 	}
+	return all
 }

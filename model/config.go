@@ -244,6 +244,15 @@ func (c Config) window(layer int) int {
 	return c.Window
 }
 
+// WindowOfAll is how many tokens a query sees in every layer; 0 where some layer sees
+// all.
+func (c Config) WindowOfAll() int {
+	if slices.Contains(c.Sliding, false) {
+		return 0
+	}
+	return c.Window
+}
+
 func (c Config) layerTypes() []string {
 	types := make([]string, c.Layers)
 	for i := range types {

@@ -23,12 +23,37 @@ func Forward[F float](p *Policy, s *torch.Scope, tokens, positions []int32, atte
 	x := p.embed(s, tokens)
 	for i := range p.weights.Layers {
 		inner := s.Nest()
-		a := p.newActivations(inner, len(tokens), false)
-		layerForward(p, inner, i, x, positions, attend, a)
+		layerForward(p, inner, i, x, positions, attend, p.newActivations(inner, len(tokens), false))
 		inner.Close()
 	}
 	rms[F](p, x, p.weights.Norm, x, nil)
 	return x
+}
+
+// ForwardRows is Forward for who wants the hidden states of some rows only:
+// [len(rows), C], with the bits that Forward gives them. What the last layer does
+// after its keys and values is left out for the others; of its attention, only
+// the output of these rows is used.
+func ForwardRows[F float](p *Policy, s *torch.Scope, tokens, positions []int32, rows []int, attend Attend[F]) *torch.Tensor {
+	out := s.Empty(len(rows), p.config.Hidden)
+	inner := s.Nest()
+	x := p.embed(inner, tokens)
+	last := len(p.weights.Layers) - 1
+	for i := range last {
+		s := inner.Nest()
+		layerForward(p, s, i, x, positions, attend, p.newActivations(s, len(tokens), false))
+		s.Close()
+	}
+	a := p.newActivations(inner, len(tokens), false)
+	attentionForward(p, inner, last, x, positions, attend, a)
+	if len(rows) > 0 {
+		gatherInto[F](out, x, rows)
+		chosen := &activations{att: gather[F](inner, a.att, rows), gateUp: inner.Empty(len(rows), 2*p.config.Intermediate)}
+		mlpForward[F](p, inner, last, out, chosen)
+		rms[F](p, out, p.weights.Norm, out, nil)
+	}
+	inner.Close()
+	return out
 }
 
 // Logits is hidden [R, C] times the head: [R, V], owned by the scope.
@@ -93,7 +118,13 @@ func (p *Policy) newActivations(s *torch.Scope, rows int, training bool) *activa
 // layerForward replaces the residual stream x [T, C] by the layer's output and
 // fills a. Temporary memory comes from s.
 func layerForward[F float](p *Policy, s *torch.Scope, layer int, x *torch.Tensor, positions []int32, attend Attend[F], a *activations) {
-	c, w := p.config, &p.weights.Layers[layer]
+	attentionForward(p, s, layer, x, positions, attend, a)
+	mlpForward[F](p, s, layer, x, a)
+}
+
+// attentionForward fills a up to a.att from the residual stream.
+func attentionForward[F float](p *Policy, s *torch.Scope, layer int, x *torch.Tensor, positions []int32, attend Attend[F], a *activations) {
+	w := &p.weights.Layers[layer]
 	if a.input != nil {
 		torch.Copy(a.input, x)
 	}
@@ -113,16 +144,22 @@ func layerForward[F float](p *Policy, s *torch.Scope, layer int, x *torch.Tensor
 		rotate(p, a.qkv, positions, native.Rope[F])
 	}
 	attend(layer, torch.Data[F](a.qkv), torch.Data[F](a.att))
+}
+
+// mlpForward adds to the residual stream x what attention found, a.att, and then
+// what the MLP makes of the sum.
+func mlpForward[F float](p *Policy, s *torch.Scope, layer int, x *torch.Tensor, a *activations) {
+	w := &p.weights.Layers[layer]
 	p.round(a.att)
 	addProduct[F](p, s, x, a.att, w.Out)
-
 	if a.middle != nil {
 		torch.Copy(a.middle, x)
 	}
+	norm := s.Empty(x.Shape()...)
 	rms[F](p, x, w.PostNorm, norm, a.rstd2)
 	apply[F](w.GateUp, norm, a.gateUp, false)
 	p.round(a.gateUp)
-	act := s.Empty(len(positions), c.Intermediate)
+	act := s.Empty(x.Shape()[0], p.config.Intermediate)
 	swiglu[F](p, a.gateUp, act)
 	addProduct[F](p, s, x, act, w.Down)
 }
@@ -152,7 +189,7 @@ func rms[F float](p *Policy, x, weight, y, rstd *torch.Tensor) {
 func rmsRows[F float](p *Policy, x, weight []F, rows, stride int, y, rstd []F) {
 	if p.options.DType == torch.BFloat16 {
 		// F is float32 then.
-		rmsBF16(any(x).([]float32), any(weight).([]float32), rows, stride, p.config.NormEps, any(y).([]float32))
+		rmsBF16(any(x).([]float32), any(weight).([]float32), rows, stride, p.config.NormEps, any(y).([]float32), any(rstd).([]float32))
 		return
 	}
 	native.RMSNorm(x, weight, rows, stride, stride, p.config.NormEps, y, rstd)

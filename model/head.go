@@ -73,7 +73,9 @@ func (t *tape[F]) scoreBackward(p *Policy, scratch *torch.Scope, grad *Weights, 
 			project[F](p, logits, h)
 		}
 		native.LogprobBackward(torch.Data[F](logits), t.targets[lo:hi], p.config.VocabSize, t.scores.lse[lo:hi], dlogprobs[lo:hi])
-		torch.AddMatMul(grad.Head.W, s.Own(logits.T()), h)
+		if grad.Head.W != nil {
+			torch.AddMatMul(grad.Head.W, s.Own(logits.T()), h)
+		}
 		torch.MatMul(h, logits, p.weights.Head.W)
 		scatter[F](dhidden, h, t.rows[lo:hi])
 		s.Close()
@@ -82,13 +84,17 @@ func (t *tape[F]) scoreBackward(p *Policy, scratch *torch.Scope, grad *Weights, 
 
 // gather copies rows of a matrix together.
 func gather[F float](s *torch.Scope, from *torch.Tensor, rows []int) *torch.Tensor {
+	out := s.Empty(len(rows), from.Shape()[1])
+	gatherInto[F](out, from, rows)
+	return out
+}
+
+func gatherInto[F float](out, from *torch.Tensor, rows []int) {
 	width := from.Shape()[1]
-	out := s.Empty(len(rows), width)
 	dst, src := torch.Data[F](out), torch.Data[F](from)
 	for i, r := range rows {
 		copy(dst[i*width:(i+1)*width], src[r*width:])
 	}
-	return out
 }
 
 // scatter is the inverse of gather.

@@ -159,3 +159,27 @@ func TestStepsAreDeterministic(t *testing.T) {
 		}
 	}
 }
+
+// TestForwardRows: leaving out what no row of interest needs changes no bit.
+func TestForwardRows(t *testing.T) {
+	for _, o := range []Options{{Workers: 1}, {Workers: 1, DType: torch.BFloat16}} {
+		for _, c := range []Config{tiny("qwen2", true), tiny("qwen3", true), tiny("mistral", false)} {
+			p := random(t, c, o)
+			tokens, offsets := packed(c, 17, 1, 30)
+			seg := segments(tokens, offsets, 1)[0][0]
+			arena := torch.NewArena(torch.Activations, torch.Float32)
+			s := arena.Scope()
+			want := torch.Data[float32](Forward(p, s, tokens, seg.positions, attendWithin[float32](p, seg, nil)))
+			for _, rows := range [][]int{{0, 16, 17, 47}, {30}, {}} {
+				got := torch.Data[float32](ForwardRows(p, s, tokens, seg.positions, rows, attendWithin[float32](p, seg, nil)))
+				for i, r := range rows {
+					if !slices.Equal(got[i*c.Hidden:(i+1)*c.Hidden], want[r*c.Hidden:(r+1)*c.Hidden]) {
+						t.Errorf("%s: row %d of %v has other bits than among all rows", c.ModelType, r, rows)
+					}
+				}
+			}
+			s.Close()
+			arena.Free()
+		}
+	}
+}

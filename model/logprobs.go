@@ -74,9 +74,6 @@ func (p *Policy) Accumulate(ctx context.Context, tokens []int32, offsets []int,
 // the others, whose log-probabilities and entropies are 0. A nil mask admits all.
 func (p *Policy) AccumulateMasked(ctx context.Context, tokens []int32, offsets []int, mask []bool,
 	fn func(logprobs, entropies []float64) (grad []float64, err error)) error {
-	if p.options.DType == torch.BFloat16 {
-		return errTrain
-	}
 	if err := p.checkPacked(tokens, offsets); err != nil {
 		return err
 	}
@@ -163,8 +160,8 @@ func (p *Policy) needGradients() (err error) {
 	defer torch.Catch(&err)
 	for i := range p.lanes {
 		if l := &p.lanes[i]; l.grad == nil {
-			l.grad = torch.New(torch.Gradients, p.flat.DType(), p.flat.Len())
-			l.weights = newWeights(p.config, p.params, l.grad)
+			l.grad = torch.New(torch.Gradients, p.flat.DType(), p.live.Len())
+			l.weights = p.newGradient(l.grad)
 		}
 	}
 	return nil

@@ -16,7 +16,7 @@ type AdamW struct {
 }
 
 // moments are the running means of the gradient and of its square, for all
-// parameters, and the number of steps in them.
+// that is trained, and the number of steps in them.
 type moments struct {
 	mean, square *torch.Tensor
 	steps        int64
@@ -24,8 +24,8 @@ type moments struct {
 
 func (p *Policy) newMoments() *moments {
 	return &moments{
-		mean:   torch.New(torch.Optimizer, p.flat.DType(), p.flat.Len()),
-		square: torch.New(torch.Optimizer, p.flat.DType(), p.flat.Len()),
+		mean:   torch.New(torch.Optimizer, p.flat.DType(), p.live.Len()),
+		square: torch.New(torch.Optimizer, p.flat.DType(), p.live.Len()),
 	}
 }
 
@@ -72,24 +72,23 @@ func step[F float](p *Policy, o AdamW, clipNorm float64) (float64, error) {
 	defer p.clearGradient()
 	grad := torch.Data[F](sumLanes(p))
 	total := 0.0
-	for _, param := range p.params {
+	for _, param := range p.trained {
 		total += native.SumSquares(grad[param.offset:][:param.len()])
 	}
 	norm := math.Sqrt(total)
 	if math.IsNaN(norm) || math.IsInf(norm, 0) {
 		return norm, fmt.Errorf("model: the gradient's norm is %v; the weights were left as they are", norm)
 	}
-	if p.moments == nil {
-		p.moments = p.newMoments()
-	}
+	p.needOptimizer()
 	p.moments.steps++
 	update := native.AdamW{LR: o.LR, Beta1: o.Beta1, Beta2: o.Beta2, Eps: o.Eps, GradScale: 1, Step: int(p.moments.steps)}
 	if clipNorm > 0 && norm > clipNorm {
 		update.GradScale = clipNorm / norm
 	}
-	weights, mean, square := torch.Data[F](p.flat), torch.Data[F](p.moments.mean), torch.Data[F](p.moments.square)
+	live, exact := torch.Data[F](p.live), torch.Data[F](p.exact())
+	mean, square := torch.Data[F](p.moments.mean), torch.Data[F](p.moments.square)
 	err := p.pool.Each(context.Background(), func(worker int) error {
-		for i, param := range p.params {
+		for i, param := range p.trained {
 			if i%p.pool.Size() != worker {
 				continue
 			}
@@ -98,7 +97,14 @@ func step[F float](p *Policy, o AdamW, clipNorm float64) (float64, error) {
 				u.WeightDecay = o.WeightDecay
 			}
 			lo, hi := param.offset, param.offset+param.len()
-			native.Update(u, weights[lo:hi], grad[lo:hi], mean[lo:hi], square[lo:hi])
+			native.Update(u, exact[lo:hi], grad[lo:hi], mean[lo:hi], square[lo:hi])
+			if p.mean != nil {
+				follow(torch.Data[F](p.mean)[lo:hi], exact[lo:hi], p.options.EMA)
+			}
+			if p.master != nil {
+				copy(live[lo:hi], exact[lo:hi])
+				roundBF16(any(live[lo:hi]).([]float32))
+			}
 		}
 		return nil
 	})
@@ -110,6 +116,53 @@ func step[F float](p *Policy, o AdamW, clipNorm float64) (float64, error) {
 	}
 	p.version.Add(1)
 	return norm, nil
+}
+
+// exact is what the optimizer changes: the trained weights, before they are
+// rounded where they are.
+func (p *Policy) exact() *torch.Tensor {
+	if p.master != nil {
+		return p.master
+	}
+	return p.live
+}
+
+// needOptimizer allocates what Step keeps from one to the next. Unless they were
+// loaded, the exact weights and their mean begin as the weights.
+func (p *Policy) needOptimizer() {
+	if p.moments == nil {
+		p.moments = p.newMoments()
+	}
+	begin := func(t **torch.Tensor, from *torch.Tensor) {
+		if *t == nil {
+			*t = torch.New(torch.Optimizer, p.flat.DType(), p.live.Len())
+			torch.Copy(*t, from)
+		}
+	}
+	if p.options.DType == torch.BFloat16 {
+		begin(&p.master, p.live)
+	}
+	if p.options.EMA > 0 {
+		begin(&p.mean, p.exact())
+	}
+}
+
+// dropFollowers forgets what follows from weights that have been replaced.
+func (p *Policy) dropFollowers() {
+	for _, t := range []**torch.Tensor{&p.master, &p.mean} {
+		if *t != nil {
+			(*t).Free()
+			*t = nil
+		}
+	}
+}
+
+// follow moves a running mean towards x.
+func follow[F float](mean, x []F, decay float64) {
+	d, step := F(decay), F(1-decay)
+	for i, v := range x {
+		mean[i] = d*mean[i] + step*v
+	}
 }
 
 // sumLanes adds the lanes' gradients, in their order, into the first.

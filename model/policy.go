@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,8 +30,9 @@ import (
 type Options struct {
 	// DType is torch.Float32 (the zero value means it), torch.Float64 for
 	// gradient checks, or torch.BFloat16 to score as a bfloat16 model does:
-	// weights and every intermediate result are rounded to it, sums are not.
-	// A bfloat16 policy cannot be trained.
+	// weights and every intermediate result are rounded to it, sums are not. It is
+	// trained with float32 weights beside the rounded ones, and float32 gradients
+	// and moments.
 	DType torch.DType
 	// Workers is the number of CPU workers, each on one thread; 0 means one per
 	// core. Gradients are summed per worker and then over workers in their
@@ -39,6 +41,30 @@ type Options struct {
 	// Recompute keeps only each layer's input for the backward pass and computes
 	// the layer again: a third more work, a tenth of the memory.
 	Recompute bool
+	// LoRA, where not nil, trains adapters; the weights stay as they are.
+	LoRA *LoRA
+	// FreezeLayers leaves the first so many layers as they are, and with any the
+	// embedding, and the head where it is the embedding.
+	FreezeLayers int
+	// EMA, where not 0, keeps a mean of the trained weights over the steps that
+	// forgets by this factor each step; see SaveMean.
+	EMA float64
+}
+
+func (o Options) validate(c Config) error {
+	switch {
+	case o.FreezeLayers < 0 || o.FreezeLayers > c.Layers:
+		return fmt.Errorf("%d layers cannot be frozen of %d", o.FreezeLayers, c.Layers)
+	case o.LoRA != nil && o.FreezeLayers == c.Layers:
+		return errors.New("all layers are frozen: there is nothing for adapters to change")
+	case o.LoRA != nil && o.DType == torch.BFloat16:
+		return errors.New("adapters are not supported in bfloat16; use float32")
+	case !(o.EMA >= 0 && o.EMA < 1):
+		return fmt.Errorf("the factor of the mean of the weights is %v; want 0 to less than 1", o.EMA)
+	case o.LoRA != nil:
+		return o.LoRA.validate(c)
+	}
+	return nil
 }
 
 // Policy is a model with its optimizer state. Weights are read by Logprobs,
@@ -50,6 +76,11 @@ type Policy struct {
 	params  []Parameter
 	flat    *torch.Tensor // all parameters
 	weights *Weights
+	// trained are the parameters that Step changes, and live is the buffer of their
+	// values that their offsets count in: the weights from some place on, or the
+	// adapters. Gradients and moments are laid out alike.
+	trained []Parameter
+	live    *torch.Tensor
 	pool    *device.Pool
 	rope32  rotary[float32]
 	rope64  rotary[float64]
@@ -62,6 +93,9 @@ type Policy struct {
 	training sync.Mutex
 	lanes    []lane
 	moments  *moments // nil until the first Step
+	// master, of a bfloat16 policy, is live before it was rounded, and mean its
+	// running mean where Options.EMA asks for one; nil until the first Step.
+	master, mean *torch.Tensor
 }
 
 // lane is what one worker has for itself.
@@ -69,7 +103,7 @@ type lane struct {
 	// scratch is for work that begins and ends within one task of the worker;
 	// training for what Accumulate keeps between its passes.
 	scratch, training *torch.Arena
-	// grad is the gradient of all parameters, nil until Accumulate.
+	// grad is the gradient of what is trained, nil until Accumulate.
 	grad    *torch.Tensor
 	weights *Weights
 }
@@ -96,52 +130,72 @@ func New(c Config, seed uint64, o Options) (*Policy, error) {
 			return 0
 		})
 	}
+	p.initAdapters(seed)
+	p.weights.keepBase()
 	return p, p.refresh()
 }
 
 // Refresh makes the policy see what was written to its Parameters. Load,
-// LoadWeights and Step need no Refresh.
+// LoadWeights and Step need no Refresh. With adapters the matrices follow from
+// those: what was written to them is lost.
 func (p *Policy) Refresh() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.refresh()
 }
 
-// refresh brings the packed copies up to date with the weights.
+// refresh merges the adapters and brings the packed copies up to date with the
+// weights.
 func (p *Policy) refresh() error {
 	return p.each(context.Background(), func(worker int) error {
 		for i, l := range p.weights.linears() {
 			switch {
 			case i%p.pool.Size() != worker:
 			case p.flat.DType() == torch.Float64:
-				pack[float64](l)
+				refreshLinear[float64](p, worker, l)
 			default:
-				pack[float32](l)
+				refreshLinear[float32](p, worker, l)
 			}
 		}
 		return nil
 	})
 }
 
+func refreshLinear[F float](p *Policy, worker int, l *Linear) {
+	if len(l.adapters) > 0 {
+		s := p.lanes[worker].scratch.Scope()
+		merge[F](s, p.options.LoRA.scale(), l)
+		s.Close()
+	}
+	pack[F](l)
+}
+
+// fill writes weights.
 func (p *Policy) fill(t *torch.Tensor, next func() float64) {
+	fill(t, next)
+	if p.options.DType == torch.BFloat16 {
+		roundBF16(torch.Data[float32](t))
+	}
+}
+
+func fill(t *torch.Tensor, next func() float64) {
 	if t.DType() == torch.Float64 {
 		for i, d := 0, torch.Data[float64](t); i < len(d); i++ {
 			d[i] = next()
 		}
 		return
 	}
-	d := torch.Data[float32](t)
-	for i := range d {
+	for i, d := 0, torch.Data[float32](t); i < len(d); i++ {
 		d[i] = float32(next())
-	}
-	if p.options.DType == torch.BFloat16 {
-		roundBF16(d)
 	}
 }
 
 func newPolicy(c Config, o Options) (p *Policy, err error) {
 	defer torch.Catch(&err)
 	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("model: %w", err)
+	}
+	if err := o.validate(c); err != nil {
 		return nil, fmt.Errorf("model: %w", err)
 	}
 	compute := torch.Float32
@@ -159,8 +213,9 @@ func newPolicy(c Config, o Options) (p *Policy, err error) {
 	for i := range params {
 		params[i].Tensor = p.flat.View(params[i].offset, params[i].shape...)
 	}
-	p.weights = newWeights(c, params, p.flat)
+	p.weights = newWeights(c, params, p.flat, 0)
 	p.weights.needPacked()
+	p.setTrained()
 	if compute == torch.Float64 {
 		p.rope64 = newRotary[float64](c)
 	} else {
@@ -192,11 +247,66 @@ func (p *Policy) Close() {
 	if p.moments != nil {
 		p.moments.free()
 	}
+	for _, t := range []*torch.Tensor{p.master, p.mean} {
+		if t != nil {
+			t.Free()
+		}
+	}
 	p.weights.free()
 	for _, param := range p.params {
 		param.Tensor.Free()
 	}
+	if p.options.LoRA != nil {
+		for _, param := range p.trained {
+			param.Tensor.Free()
+		}
+	}
+	p.live.Free()
 	p.flat.Free()
+}
+
+// setTrained decides what Step changes and where it is.
+func (p *Policy) setTrained() {
+	if l := p.options.LoRA; l != nil {
+		var total int
+		p.trained, total = adapterLayout(p.config, l, p.options.FreezeLayers)
+		p.live = torch.New(torch.Weights, p.flat.DType(), total)
+		for i := range p.trained {
+			t := &p.trained[i]
+			t.Tensor = p.live.View(t.offset, t.shape...)
+		}
+		p.weights.adapt(p.config, l, p.options.FreezeLayers, p.trained, p.live)
+		return
+	}
+	p.trained = p.params
+	base := 0
+	if n := p.options.FreezeLayers; n > 0 {
+		p.trained = slices.Clone(p.params[firstTrained(p.config, p.params, n):])
+		base = p.trained[0].offset
+		for i := range p.trained {
+			p.trained[i].offset -= base
+		}
+	}
+	p.live = p.flat.View(base, p.flat.Len()-base)
+}
+
+// firstTrained is the number of the first parameter above n frozen layers.
+func firstTrained(c Config, params []Parameter, n int) int {
+	prefix := "model.norm."
+	if n < c.Layers {
+		prefix = fmt.Sprintf("model.layers.%d.", n)
+	}
+	return slices.IndexFunc(params, func(p Parameter) bool { return strings.HasPrefix(p.Name, prefix) })
+}
+
+// newGradient lays a gradient buffer out.
+func (p *Policy) newGradient(buffer *torch.Tensor) *Weights {
+	if l := p.options.LoRA; l != nil {
+		w := newWeights(p.config, p.params, nil, p.flat.Len()) // of the weights themselves there is none
+		w.adapt(p.config, l, p.options.FreezeLayers, p.trained, buffer)
+		return w
+	}
+	return newWeights(p.config, p.params, buffer, p.flat.Len()-p.live.Len())
 }
 
 // Config is the policy's shape.
@@ -214,6 +324,13 @@ func (p *Policy) SetVersion(v int64) { p.version.Store(v) }
 // Refresh afterwards.
 func (p *Policy) Parameters() []Parameter { return p.params }
 
+// Trained lists the tensors that Step changes: some or all of the Parameters, or
+// the adapters.
+func (p *Policy) Trained() []Parameter { return p.trained }
+
+// LoRA describes the adapters, nil where there are none.
+func (p *Policy) LoRA() *LoRA { return p.options.LoRA }
+
 // Workers are the policy's CPU workers; generation shares them with training.
 func (p *Policy) Workers() *device.Pool { return p.pool }
 
@@ -225,9 +342,6 @@ func (p *Policy) Read(f func(version int64, w *Weights) error) error {
 	defer p.mu.RUnlock()
 	return f(p.version.Load(), p.weights)
 }
-
-// errTrain refuses to train what only scores.
-var errTrain = errors.New("model: a bfloat16 policy cannot be trained; load it as float32")
 
 // each runs f on every worker that has something to do.
 func (p *Policy) each(ctx context.Context, f func(worker int) error) (err error) {

@@ -37,6 +37,9 @@ type Linear struct {
 	Bias *torch.Tensor
 	// packed is W again in the layout of native.Linear; nil in a gradient.
 	packed *torch.Tensor
+	// adapters change W, which has them in it; see LoRA. In a gradient they hold
+	// that of their matrices.
+	adapters []adapter
 }
 
 // apply computes y = x @ Wᵀ + Bias, or adds it to y. Its rows have the same bits
@@ -65,7 +68,8 @@ type Layer struct {
 	Down         Linear        // [hidden, intermediate]
 }
 
-// Weights are views of one flat buffer: of the parameters, or of a gradient.
+// Weights are views of one flat buffer: of the parameters, or of a gradient, where
+// what is not trained is nil.
 type Weights struct {
 	Embedding *torch.Tensor // [vocabulary, hidden]
 	Layers    []Layer
@@ -134,18 +138,20 @@ func layout(c Config) (params []Parameter, total int) {
 }
 
 // newWeights makes the views that a forward or backward pass uses of a flat
-// buffer in the given layout.
-func newWeights(c Config, params []Parameter, flat *torch.Tensor) *Weights {
+// buffer in the given layout. The buffer begins at offset base; what lies before
+// has no view.
+func newWeights(c Config, params []Parameter, flat *torch.Tensor, base int) *Weights {
 	w := &Weights{}
-	own := func(t *torch.Tensor) *torch.Tensor {
-		w.views = append(w.views, t)
-		return t
-	}
 	next := 0
 	// take views the next n parameters of the layout as one tensor.
 	take := func(n int, shape ...int) *torch.Tensor {
-		t := own(flat.View(params[next].offset, shape...))
+		at := params[next].offset - base
 		next += n
+		if at < 0 {
+			return nil
+		}
+		t := flat.View(at, shape...)
+		w.views = append(w.views, t)
 		return t
 	}
 	linear := func(n, out, in int) Linear { return Linear{W: take(n, out, in)} }

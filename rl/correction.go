@@ -32,6 +32,9 @@ const (
 	SequenceLevel CorrectionLevel = "sequence"
 	// GeometricLevel is their geometric mean, which does not shrink with length.
 	GeometricLevel CorrectionLevel = "geometric"
+	// TurnLevel is the geometric mean over the token's turn: a run of trained
+	// tokens between two observations (the chunks of IPA, arXiv 2512.24873, eq. 8).
+	TurnLevel CorrectionLevel = "turn"
 )
 
 func (s Settings) checkCorrection() error {
@@ -51,9 +54,9 @@ func (s Settings) checkCorrection() error {
 		return fmt.Errorf("no correction %q; there are %s, %s, %s", s.Correction, Truncate, IcePop, Mask)
 	}
 	switch s.CorrectionLevel {
-	case "", TokenLevel, SequenceLevel, GeometricLevel:
+	case "", TokenLevel, TurnLevel, SequenceLevel, GeometricLevel:
 	default:
-		return fmt.Errorf("no correction_level %q; there are %s, %s, %s", s.CorrectionLevel, TokenLevel, SequenceLevel, GeometricLevel)
+		return fmt.Errorf("no correction_level %q; there are %s, %s, %s, %s", s.CorrectionLevel, TokenLevel, TurnLevel, SequenceLevel, GeometricLevel)
 	}
 	if !(s.CorrectionLow >= 0) || !(s.CorrectionHigh == 0 || s.CorrectionHigh > s.CorrectionLow) {
 		return fmt.Errorf("correction_low is %g and correction_high is %g; want 0 ≤ low < high, or no high", s.CorrectionLow, s.CorrectionHigh)
@@ -93,6 +96,8 @@ func (s Settings) correctionWeights(t Tokens, out []float64) {
 				}
 			})
 		}
+	case TurnLevel:
+		t.spreadTurns(out, gap)
 	default:
 		for i := range out {
 			out[i] = gap(i)

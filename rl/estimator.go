@@ -2,6 +2,7 @@ package rl
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -99,9 +100,8 @@ type AdvantageSettings struct {
 	// KeepSingle gives the only episode of a group its reward, where the baseline
 	// is its group; otherwise it has 0.
 	KeepSingle bool `json:"keep_single,omitempty" yaml:"keep_single"`
-	// TurnDiscount, where positive, multiplies an advantage by its power of the
-	// number of turns that follow the token's.
-	TurnDiscount float64 `json:"turn_discount,omitempty" yaml:"turn_discount"`
+	// TurnCredit says how an episode's advantage falls to its turns.
+	TurnCredit `yaml:",inline"`
 	// Overlong shapes rewards before all else.
 	Overlong Overlong `json:"overlong,omitzero" yaml:"overlong"`
 }
@@ -122,6 +122,7 @@ var advantages = map[string]AdvantagePreset{
 	"opo":                   {"R − the mean weighted by length (arXiv 2505.23585)", AdvantageSettings{Baseline: BaselineLength}},
 	"reinforce_pp":          {"REINFORCE++: R, whitened over the step's tokens (arXiv 2501.03262)", AdvantageSettings{Whiten: true}},
 	"reinforce_pp_baseline": {"REINFORCE++ with the group's mean as a baseline (arXiv 2501.03262)", AdvantageSettings{Baseline: BaselineGroupMean, Whiten: true}},
+	"outcome":               {"R itself, as IPA weighs its chunks (arXiv 2512.24873, with turn_discount 0.95)", AdvantageSettings{}},
 	"passk":                 {"the gradient of pass@k (arXiv 2505.15201)", AdvantageSettings{PassK: 4}},
 	"passk_best":            {"the best of the group less the second best, over the deviation (arXiv 2503.19595)", AdvantageSettings{Baseline: BaselineSecondBest, Scale: ScaleStd, Epsilon: 1e-6}},
 	"role_ema":              {"R − a moving average of the role's rewards: SPIRAL (arXiv 2506.24119)", AdvantageSettings{Baseline: BaselineRole, Decay: 0.95}},
@@ -182,10 +183,8 @@ func (s AdvantageSettings) check() error {
 		return fmt.Errorf("pass_k is %d; it must be positive, or 0 for none", s.PassK)
 	case s.PassK > 0 && (s.Baseline != NoBaseline || s.Scale != NoScale):
 		return fmt.Errorf("pass_k is %d, with the baseline %q and the scale %q; it stands in their place", s.PassK, s.Baseline, s.Scale)
-	case !(s.TurnDiscount >= 0 && s.TurnDiscount <= 1):
-		return fmt.Errorf("turn_discount is %g; it must lie in (0, 1], or be 0 for none", s.TurnDiscount)
 	}
-	return s.Overlong.check()
+	return errors.Join(s.TurnCredit.check(), s.Overlong.check())
 }
 
 // estimator is AdvantageSettings at work.

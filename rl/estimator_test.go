@@ -301,7 +301,7 @@ func TestTurnDiscount(t *testing.T) {
 		tr.Append([]int32{9}, nil, nil)
 	}
 	group := &rollout.Group{ID: "g", Role: rollout.Solver, Trajectories: []*rollout.Trajectory{tr, trajectory("b", -1, 0, 2)}}
-	sel, err := Select([]*rollout.Group{group}, 0, Selection{Advantage: GroupEstimator(GroupMean), TurnDiscount: 0.5})
+	sel, err := Select([]*rollout.Group{group}, 0, Selection{Advantage: GroupEstimator(GroupMean), TurnCredit: TurnCredit{TurnDiscount: 0.5}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -329,7 +329,8 @@ func TestAdvantageSettingsAreChecked(t *testing.T) {
 		"epsilon":        {Epsilon: math.NaN()},
 		"pass_k is -1":   {PassK: -1},
 		"in their place": {PassK: 2, Baseline: BaselineGroupMean},
-		"turn_discount":  {TurnDiscount: 2},
+		"turn_discount":  {TurnCredit: TurnCredit{TurnDiscount: 2}},
+		"turn_entropy":   {TurnCredit: TurnCredit{TurnEntropy: 1.5}},
 		"overlong":       {Overlong: Overlong{Max: 10, Buffer: 20}},
 	} {
 		if _, err := s.Estimator(); err == nil || !strings.Contains(err.Error(), want) {

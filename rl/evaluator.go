@@ -1,5 +1,7 @@
 package rl
 
+import "fmt"
+
 // evaluator runs one expression over batches of any size. Its buffers grow with
 // the largest batch seen, and with nothing else.
 type evaluator struct {
@@ -12,6 +14,7 @@ type evaluator struct {
 	tokens Tokens
 	// gathered are the buffers of tokens.
 	gathered [5][]float64
+	zero     []float64 // stands in the place of what a batch does not have; never written
 	weight   []float64
 	vectors  [][]float64 // one for each input of first
 	scratch  [][]float64
@@ -36,7 +39,7 @@ func newEvaluator(e Expression) (*evaluator, error) {
 // find looks up the trained tokens of a batch.
 func (ev *evaluator) find(b Batch) {
 	t := &ev.tokens
-	ev.spans, t.Offsets = ev.spans[:0], append(t.Offsets[:0], 0)
+	ev.spans, t.Offsets, t.Turns = ev.spans[:0], append(t.Offsets[:0], 0), append(t.Turns[:0], 0)
 	n := 0
 	for s := range len(b.Offsets) - 1 {
 		for lo := b.Offsets[s]; lo < b.Offsets[s+1]; {
@@ -50,6 +53,7 @@ func (ev *evaluator) find(b Batch) {
 			}
 			ev.spans = append(ev.spans, span{lo, hi})
 			n += hi - lo
+			t.Turns = append(t.Turns, n)
 			lo = hi
 		}
 		t.Offsets = append(t.Offsets, n)
@@ -76,22 +80,31 @@ func (ev *evaluator) load(b Batch, old bool, aggregation Aggregation, length int
 			trained[i] = w
 		}
 	}
+	if len(ev.zero) < n {
+		ev.zero = make([]float64, n)
+	}
 	for k, v := range []struct {
+		name string
 		to   *[]float64
 		from []float64
 	}{
-		{&t.Logprobs, b.Logprobs}, {&t.Rollouts, b.RolloutLogprobs}, {&t.Anchors, b.OldLogprobs},
-		{&t.References, b.ReferenceLogprobs}, {&t.Advantages, b.Advantages},
+		{"rollout logprobs", &t.Rollouts, b.RolloutLogprobs}, {"old logprobs", &t.Anchors, b.OldLogprobs},
+		{"advantages", &t.Advantages, b.Advantages}, {"reference logprobs", &t.References, b.ReferenceLogprobs},
+		{"logprobs", &t.Logprobs, b.Logprobs},
 	} {
-		ev.gathered[k] = resize(ev.gathered[k], n)
-		*v.to = ev.gathered[k]
 		if v.from == nil {
-			clear(*v.to)
+			*v.to = ev.zero[:n]
 			continue
 		}
+		ev.gathered[k] = resize(ev.gathered[k], n)
+		*v.to = ev.gathered[k]
 		at := 0
 		for _, s := range ev.spans {
-			at += copy((*v.to)[at:], v.from[s.lo:s.hi])
+			from := v.from[s.lo:s.hi]
+			if i := copyFinite((*v.to)[at:], from); i < len(from) {
+				return fmt.Errorf("rl: %s of token %d is %v: %w", v.name, s.lo+i, from[i], ErrNonFinite)
+			}
+			at += len(from)
 		}
 	}
 	if !old {
@@ -151,6 +164,19 @@ func (ev *evaluator) tape(n int) (*machine, error) {
 	}
 	ev.tapes[size] = m
 	return m, nil
+}
+
+// copyFinite copies from to to up to the first entry that is NaN or infinite, and
+// returns how many that are.
+func copyFinite(to, from []float64) int {
+	to = to[:len(from)]
+	for i, x := range from {
+		if !finite(x) {
+			return i
+		}
+		to[i] = x
+	}
+	return len(from)
 }
 
 // resize returns x with n entries, whatever they hold.

@@ -41,8 +41,9 @@ type Tokens struct {
 	Rollouts, References []float64
 	Advantages           []float64
 	// Offsets bound the sequences: sequence s is [Offsets[s], Offsets[s+1]), empty
-	// where nothing of it is trained on.
-	Offsets []int
+	// where nothing of it is trained on. Turns bound the runs of tokens that follow
+	// each other in their sequence: what a policy says between two observations.
+	Offsets, Turns []int
 }
 
 // LogRatio is the log-probability now minus the anchor's, within ±20.
@@ -59,15 +60,24 @@ func (t Tokens) sequences(visit func(lo, hi int)) {
 
 // spread writes to every token of a sequence the mean of value over it.
 func (t Tokens) spread(out []float64, value func(i int) float64) {
-	t.sequences(func(lo, hi int) {
-		var sum float64
-		for i := lo; i < hi; i++ {
-			sum += value(i)
-		}
-		for i := lo; i < hi; i++ {
-			out[i] = sum / float64(hi-lo)
-		}
-	})
+	t.sequences(func(lo, hi int) { spread(out, lo, hi, value) })
+}
+
+// spreadTurns writes to every token of a turn the mean of value over it.
+func (t Tokens) spreadTurns(out []float64, value func(i int) float64) {
+	for k := range len(t.Turns) - 1 {
+		spread(out, t.Turns[k], t.Turns[k+1], value)
+	}
+}
+
+func spread(out []float64, lo, hi int, value func(i int) float64) {
+	var sum float64
+	for i := lo; i < hi; i++ {
+		sum += value(i)
+	}
+	for i := lo; i < hi; i++ {
+		out[i] = sum / float64(hi-lo)
+	}
 }
 
 // Inputs are the vectors an expression is made of, each of the same length.

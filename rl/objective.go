@@ -22,6 +22,7 @@ func (o *graphObjective) Evaluate(b Batch) (Result, error) {
 	}
 	res := Result{Grad: make([]float64, len(b.Logprobs)), Metrics: map[string]float64{}}
 	place, done := 0, 0 // the span that the next gradient belongs to, and how much of it is there
+	bad := -1           // the first token whose gradient is not finite
 	g := newGap()
 	var err error
 	res.Loss, err = o.eval.run(func(lo int, gradient, ratio []float64) {
@@ -34,7 +35,11 @@ func (o *graphObjective) Evaluate(b Batch) (Result, error) {
 		}
 		for len(gradient) > 0 {
 			s := o.eval.spans[place]
-			n := copy(res.Grad[s.lo+done:s.hi], gradient)
+			n := min(s.hi-s.lo-done, len(gradient))
+			if i := copyFinite(res.Grad[s.lo+done:], gradient[:n]); i < n && bad < 0 {
+				bad = s.lo + done + i
+				res.Grad[bad] = gradient[i]
+			}
 			gradient = gradient[n:]
 			if done += n; s.lo+done == s.hi {
 				place, done = place+1, 0
@@ -47,8 +52,8 @@ func (o *graphObjective) Evaluate(b Batch) (Result, error) {
 	if !finite(res.Loss) {
 		return Result{}, fmt.Errorf("rl: the loss is %v: %w", res.Loss, ErrNonFinite)
 	}
-	if i := o.nonFinite(res.Grad); i >= 0 {
-		return Result{}, fmt.Errorf("rl: the gradient of token %d is %v: %w", i, res.Grad[i], ErrNonFinite)
+	if bad >= 0 {
+		return Result{}, fmt.Errorf("rl: the gradient of token %d is %v: %w", bad, res.Grad[bad], ErrNonFinite)
 	}
 	o.describe(b, g, res.Metrics)
 	return res, nil
@@ -97,11 +102,6 @@ func (o *graphObjective) check(b Batch) error {
 		if v.data != nil && len(v.data) != n {
 			return fmt.Errorf("rl: batch of %d tokens has %d %s", n, len(v.data), v.name)
 		}
-		if v.data != nil {
-			if i := o.nonFinite(v.data); i >= 0 {
-				return fmt.Errorf("rl: %s of token %d is %v: %w", v.name, i, v.data[i], ErrNonFinite)
-			}
-		}
 	}
 	var own Totals
 	o.eval.tokens.sequences(func(lo, hi int) {
@@ -115,29 +115,22 @@ func (o *graphObjective) check(b Batch) error {
 	return nil
 }
 
-// nonFinite is the first trained token whose entry is NaN or infinite, or −1.
-func (o *graphObjective) nonFinite(x []float64) int {
-	for _, s := range o.eval.spans {
-		for i, v := range x[s.lo:s.hi] {
-			if !finite(v) {
-				return s.lo + i
-			}
-		}
-	}
-	return -1
-}
-
 // gap sums up how far the policy is from the sampler.
-type gap struct{ ratios, kl, ratioMin, ratioMax, most float64 }
+type gap struct{ ratios, kl, least, most float64 } // least and most are log ratios
 
-func newGap() gap { return gap{ratioMin: math.Inf(1)} }
+func newGap() gap { return gap{least: math.Inf(1), most: math.Inf(-1)} }
 
 // add counts tokens, whose ratios may be known.
 func (g *gap) add(logprobs, rollouts, ratios []float64) {
+	sum := *g // of its own, which the loop can keep in registers
+	rollouts = rollouts[:len(logprobs)]
 	for k, l := range logprobs {
 		d := l - rollouts[k]
-		if most := math.Abs(d); most > g.most {
-			g.most = most
+		if d > sum.most {
+			sum.most = d
+		}
+		if d < sum.least {
+			sum.least = d
 		}
 		d = bound(d)
 		var r float64
@@ -146,15 +139,10 @@ func (g *gap) add(logprobs, rollouts, ratios []float64) {
 		} else {
 			r = math.Exp(d)
 		}
-		g.ratios += r
-		g.kl += r - 1 - d
-		if r > g.ratioMax {
-			g.ratioMax = r
-		}
-		if r < g.ratioMin {
-			g.ratioMin = r
-		}
+		sum.ratios += r
+		sum.kl += r - 1 - d
 	}
+	*g = sum
 }
 
 // describe adds the metrics of what was loaded.
@@ -186,9 +174,9 @@ func (o *graphObjective) describe(b Batch, g gap, metrics map[string]float64) {
 	}
 	metrics["ratio_mean"] = g.ratios / n
 	metrics["approx_kl"] = g.kl / n
-	metrics["ratio_max"] = g.ratioMax
-	metrics["ratio_min"] = g.ratioMin
-	metrics["logprob_gap_max"] = g.most
+	metrics["ratio_max"] = math.Exp(bound(g.most))
+	metrics["ratio_min"] = math.Exp(bound(g.least))
+	metrics["logprob_gap_max"] = max(g.most, -g.least)
 	if clipped := o.eval.expression.Clipped; clipped != nil {
 		metrics["clip_fraction"] = float64(clipped(t)) / n
 	}

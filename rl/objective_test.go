@@ -162,8 +162,9 @@ func TestSettingsAreChecked(t *testing.T) {
 }
 
 func TestOwnObjective(t *testing.T) {
-	Register("squared", Family{Defaults: Settings{Aggregation: TokenMean}, Build: func(Settings) (Expression, error) {
-		return Expression{Build: func(in *Inputs) *gorgonia.Node { return gorgonia.Must(gorgonia.Square(in.Logprob())) }}, nil
+	own := Settings{Params: map[string]float64{"factor": 1}, Aggregation: TokenMean}
+	Register("squared", Family{Defaults: own, Build: func(s Settings) (Expression, error) {
+		return Expression{Build: func(in *Inputs) *gorgonia.Node { return mul(in.Const(s.Params["factor"]), square(in.Logprob())) }}, nil
 	}})
 	Register("broken", Family{Build: func(Settings) (Expression, error) {
 		return Expression{Build: func(in *Inputs) *gorgonia.Node { return gorgonia.Must(gorgonia.Sum(in.Advantage())) }}, nil
@@ -175,6 +176,10 @@ func TestOwnObjective(t *testing.T) {
 		delete(families, "broken")
 	}()
 	s, _ := Defaults("squared")
+	s.Params["factor"] = 2
+	if again, _ := Defaults("squared"); again.Params["factor"] != 1 {
+		t.Error("settings that were changed changed the defaults")
+	}
 	o, err := New("squared", s)
 	if err != nil {
 		t.Fatal(err)
@@ -183,8 +188,12 @@ func TestOwnObjective(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	near(t, "loss", res.Loss, 9, 0)
-	near(t, "gradient", res.Grad[1], -6, 0)
+	near(t, "loss", res.Loss, 18, 0)
+	near(t, "gradient", res.Grad[1], -12, 0)
+	s.Params = map[string]float64{"factro": 2}
+	if _, err := New("squared", s); err == nil || !strings.Contains(err.Error(), `no parameter "factro"; it has [factor]`) {
+		t.Errorf("a parameter that it does not have: %v", err)
+	}
 	if _, err := New("broken", Settings{Aggregation: TokenMean}); err == nil {
 		t.Error("an expression that is no vector was accepted")
 	}

@@ -114,6 +114,21 @@ var operations = map[string]func(out, a, b, c []float64){
 	},
 }
 
+// clamp is a within [c, b].
+func clamp(out, a, b, c []float64) {
+	a, b, c = a[:len(out)], b[:len(out)], c[:len(out)]
+	for i := range out {
+		x := math.Float64bits(a[i])
+		if b[i] < a[i] {
+			x = math.Float64bits(b[i])
+		}
+		if y := math.Float64bits(c[i]); c[i] > math.Float64frombits(x) {
+			x = y
+		}
+		out[i] = math.Float64frombits(x)
+	}
+}
+
 // where is a where b equals c, and 0 elsewhere: a product with a comparison, which
 // is how the slopes of MinBetween and MaxBetween come.
 func where(out, a, b, c []float64) {
@@ -132,7 +147,8 @@ type translator struct {
 	graph *gorgonia.ExprGraph
 	p     *program
 	slot  map[*gorgonia.Node]int
-	uses  map[*gorgonia.Node]int // that are still to come
+	nodes map[*gorgonia.Node]int // how often the graph's own operations use a node
+	uses  map[*gorgonia.Node]int // by instructions that are still to come
 	free  []int                  // registers
 	fixed map[int]bool           // slots that are not registers
 }
@@ -140,7 +156,8 @@ type translator struct {
 // translate returns the program of g, or nil where an operation is unknown to it:
 // the tape knows more. ratio may be nil.
 func translate(g *gorgonia.ExprGraph, feeds []feed, weight, product, gradient, ratio *gorgonia.Node) *program {
-	t := &translator{graph: g, p: &program{}, slot: map[*gorgonia.Node]int{}, uses: map[*gorgonia.Node]int{}, fixed: map[int]bool{}}
+	t := &translator{graph: g, p: &program{}, slot: map[*gorgonia.Node]int{},
+		nodes: map[*gorgonia.Node]int{}, uses: map[*gorgonia.Node]int{}, fixed: map[int]bool{}}
 	for _, f := range feeds {
 		t.p.feeds = append(t.p.feeds, t.pin(f.node))
 	}
@@ -151,7 +168,10 @@ func translate(g *gorgonia.ExprGraph, feeds []feed, weight, product, gradient, r
 		outputs = append(outputs, ratio)
 	}
 	for _, n := range outputs {
-		t.count(n)
+		t.count(n, t.nodes, t.operands)
+	}
+	for _, n := range outputs {
+		t.count(n, t.uses, func(n *gorgonia.Node) []*gorgonia.Node { _, operands := t.operation(n); return operands })
 	}
 	for _, n := range outputs {
 		if !t.emit(n) {
@@ -197,13 +217,13 @@ func (t *translator) plain(n *gorgonia.Node) *gorgonia.Node {
 
 // count counts the uses of what n is made of. An output has one more, which is
 // never used up, so that its register is not given away.
-func (t *translator) count(n *gorgonia.Node) {
-	t.uses[n]++
-	if t.uses[n] > 1 {
+func (t *translator) count(n *gorgonia.Node, uses map[*gorgonia.Node]int, operands func(*gorgonia.Node) []*gorgonia.Node) {
+	uses[n]++
+	if uses[n] > 1 {
 		return
 	}
-	for _, o := range t.operands(n) {
-		t.count(o)
+	for _, o := range operands(n) {
+		t.count(o, uses, operands)
 	}
 }
 
@@ -249,20 +269,67 @@ func (t *translator) operation(n *gorgonia.Node) (func(out, a, b, c []float64), 
 	if n.Op() == nil {
 		return nil, nil
 	}
-	operands := t.operands(n)
-	if n.Op().String() == "⊙ false" {
-		for i, o := range operands {
-			_, emitted := t.slot[o] // then its operands may be gone
-			if o.Op() != nil && o.Op().String() == "== true" && t.uses[o] == 1 && !emitted {
-				return where, append([]*gorgonia.Node{operands[1-i]}, t.operands(o)...)
+	if _, ok := t.constant(n); ok {
+		return nil, nil
+	}
+	if x, lo, hi, ok := t.clamped(n); ok {
+		return clamp, []*gorgonia.Node{x, hi, lo}
+	}
+	if a, x, y, ok := t.slope(n); ok {
+		// The slope of a clamp is that of its maximum, times that of its minimum.
+		if b, z, w, ok := t.slope(a); ok && t.nodes[a] == 1 {
+			if from, _, _, ok := t.clamped(w); ok && from == x && z == y && z == t.operands(w)[0] {
+				return where, []*gorgonia.Node{b, x, w}
 			}
 		}
+		return where, []*gorgonia.Node{a, x, y}
 	}
-	name, elementwise := strings.CutSuffix(n.Op().String(), " false")
-	if name == "==" && elementwise {
+	operands := t.operands(n)
+	name := t.name(n)
+	if name == "==" && !strings.HasSuffix(n.Op().String(), " true") {
 		return nil, nil // of booleans
 	}
-	return operations[strings.TrimSuffix(name, " true")], operands
+	return operations[name], operands
+}
+
+// name is that of an operation, without whether it is one of numbers or booleans.
+func (t *translator) name(n *gorgonia.Node) string {
+	if n.Op() == nil {
+		return ""
+	}
+	return strings.TrimSuffix(strings.TrimSuffix(n.Op().String(), " false"), " true")
+}
+
+// clamped says whether n is x between two constants, max(min(x, hi), lo), as
+// Inputs.Clamp makes it.
+func (t *translator) clamped(n *gorgonia.Node) (x, lo, hi *gorgonia.Node, ok bool) {
+	if t.name(n) != "MaxBetween" {
+		return nil, nil, nil, false
+	}
+	outer := t.operands(n)
+	if t.name(outer[0]) != "MinBetween" {
+		return nil, nil, nil, false
+	}
+	inner := t.operands(outer[0])
+	low, isLow := t.constant(outer[1])
+	high, isHigh := t.constant(inner[1])
+	return inner[0], outer[1], inner[1], isLow && isHigh && low <= high
+}
+
+// slope says whether n is a where x equals y, and 0 elsewhere: a product with a
+// comparison that nothing else uses.
+func (t *translator) slope(n *gorgonia.Node) (a, x, y *gorgonia.Node, ok bool) {
+	if n.Op() == nil || n.Op().String() != "⊙ false" {
+		return nil, nil, nil, false
+	}
+	operands := t.operands(n)
+	for i, o := range operands {
+		if o.Op() != nil && o.Op().String() == "== true" && t.nodes[o] == 1 {
+			compared := t.operands(o)
+			return operands[1-i], compared[0], compared[1], true
+		}
+	}
+	return nil, nil, nil, false
 }
 
 // constant is the value of a node that is one everywhere: a constant, or one

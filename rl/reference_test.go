@@ -170,7 +170,7 @@ func allObjectives(t *testing.T) map[string]*graphObjective {
 // differentiable says whether the gradient is that of the loss as it is. Others
 // hold a factor constant that follows the policy, by their definition.
 func differentiable(label string) bool {
-	for _, held := range []string{"cispo", "clip_cov", "kl_cov", "k1+", "k3+", "entropy", "reinforce/", "ppo/mask"} {
+	for _, held := range []string{"cispo", "clip_cov", "kl_cov", "k1+", "k3+", "entropy", "reinforce/", "ppo/mask", "ipa"} {
 		if strings.HasPrefix(label, held) || strings.Contains(label, "/"+held) {
 			return label == "reinforce/kl"
 		}

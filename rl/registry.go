@@ -10,8 +10,8 @@ import (
 )
 
 // Family is a named objective: its default settings, and how to make its
-// surrogate from checked settings. Corrections, penalties and aggregation are
-// added by New.
+// surrogate from checked settings, among whose Params are the family's own alone.
+// Corrections, penalties and aggregation are added by New.
 type Family struct {
 	// About says in one line what it is, and where it comes from.
 	About    string
@@ -52,6 +52,8 @@ var (
 			Settings{ClipLow: 0.2, ClipHigh: 0.2, CovShare: 2e-4, CovLow: 1, CovHigh: 5, Aggregation: TokenMean}, clipCov},
 		"kl_cov": {"the ratio, with a penalty on the tokens of the highest covariance (arXiv 2505.22617)",
 			Settings{CovShare: 2e-4, CovKLCoef: 1, Aggregation: TokenMean}, klCov},
+		"ipa": {"REINFORCE; where A < 0 weighted by the geometric mean of the turn's ratios, at most 1 (arXiv 2512.24873, eq. 9)",
+			Settings{Correction: Truncate, CorrectionLevel: TurnLevel, CorrectionHigh: 1, CorrectionNegative: true, Aggregation: TokenMean}, reinforce},
 		"reinforce": {"the policy gradient; trusts that the batch is on-policy: no ratio (Williams 1992)",
 			Settings{Aggregation: TokenMean}, reinforce},
 		"sft": {"the cross-entropy of the trained tokens; reads neither advantages nor rollout log-probabilities",
@@ -87,6 +89,7 @@ func Lookup(name string) (Family, error) {
 // Defaults returns the default settings of an objective, to be changed and given to New.
 func Defaults(name string) (Settings, error) {
 	f, err := Lookup(name)
+	f.Defaults.Params = maps.Clone(f.Defaults.Params)
 	return f.Defaults, err
 }
 
@@ -98,6 +101,11 @@ func New(name string, s Settings) (Objective, error) {
 	}
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("rl: objective %s: %w", name, err)
+	}
+	for param := range s.Params {
+		if _, ok := f.Defaults.Params[param]; !ok {
+			return nil, fmt.Errorf("rl: objective %s: it has no parameter %q; it has %v", name, param, slices.Sorted(maps.Keys(f.Defaults.Params)))
+		}
 	}
 	surrogate, err := f.Build(s)
 	if err != nil {

@@ -12,9 +12,8 @@ import (
 type Selection struct {
 	// Advantage is applied to the groups of usable trajectories.
 	Advantage Estimator
-	// TurnDiscount, where positive, multiplies a token's advantage by its power of
-	// the number of turns after the token's.
-	TurnDiscount float64
+	// TurnCredit says how an episode's advantage falls to its turns.
+	TurnCredit
 	// MaxLag discards trajectories that have a token sampled more than MaxLag
 	// versions ago (paper: 8). Negative: no bound.
 	MaxLag int64
@@ -51,7 +50,7 @@ type Selected struct {
 	NoSpread int
 	// Failed, Cancelled, Stale, Masked and Empty count trajectories: lost to
 	// infrastructure, stopped, sampled too many versions ago, left out for their
-	// outcome, or without one trained token.
+	// outcome or since every turn was certain, or without one trained token.
 	Failed, Cancelled, Stale, Masked, Empty int
 }
 
@@ -75,12 +74,14 @@ func Select(groups []*rollout.Group, now int64, s Selection) (Selected, error) {
 			episodes[i] = append(episodes[i], Episode{Role: string(t.Role), Reward: t.Reward, Length: countTrue(t.Trained[1:])})
 		}
 	}
+	seconds := meanSeconds(slices.Concat(scored...))
 	for i, advantages := range s.Advantage.Estimate(episodes) {
 		if !slices.ContainsFunc(advantages, func(a float64) bool { return a != 0 }) {
 			out.NoSpread++
 			continue
 		}
-		contributes := false
+		var kept []*rollout.Trajectory
+		var group []Sequence
 		for k, a := range advantages {
 			t := scored[i][k]
 			if seen[t.ID] {
@@ -93,36 +94,26 @@ func Select(groups []*rollout.Group, now int64, s Selection) (Selected, error) {
 			case episodes[i][k].Length == 0:
 				out.Empty++
 			default:
-				contributes = true
-				q := Sequence{ID: t.ID, Group: groups[i].ID, Tokens: t.Tokens, Trained: t.Trained, Logprobs: t.Logprobs, Advantage: a}
-				if s.TurnDiscount > 0 {
-					q.Advantages = discounted(t, a, s.TurnDiscount)
-				}
-				out.Sequences = append(out.Sequences, q)
+				kept = append(kept, t)
+				group = append(group, Sequence{ID: t.ID, Group: groups[i].ID, Tokens: t.Tokens, Trained: t.Trained, Logprobs: t.Logprobs,
+					Advantage: a, Advantages: s.TurnCredit.advantages(t, a, seconds)})
 			}
 		}
-		if contributes {
+		s.keepUncertain(group, kept)
+		group = slices.DeleteFunc(group, func(q Sequence) bool {
+			certain := countTrue(q.Trained[1:]) == 0
+			if certain {
+				out.Masked++
+			}
+			return certain
+		})
+		out.Sequences = append(out.Sequences, group...)
+		if len(group) > 0 {
 			out.Groups++
 		}
 	}
 	slices.SortFunc(out.Sequences, func(a, b Sequence) int { return cmp.Compare(a.ID, b.ID) })
 	return out, nil
-}
-
-// discounted is an advantage for each token: that of the last turn is a, and each
-// turn before it has gamma times that of the next.
-func discounted(t *rollout.Trajectory, a, gamma float64) []float64 {
-	advantages := make([]float64, len(t.Tokens))
-	for i := range advantages {
-		advantages[i] = a
-	}
-	for k := len(t.Turns) - 2; k >= 0; k-- {
-		a *= gamma
-		for i := range t.Turns[k+1].Start {
-			advantages[i] = a
-		}
-	}
-	return advantages
 }
 
 // scored returns the group's usable trajectories, ordered by ID.

@@ -49,6 +49,10 @@ type Settings struct {
 	// EntropyCoef weighs a bonus for entropy, estimated from the sampled tokens.
 	EntropyCoef float64 `json:"entropy_coef,omitempty" yaml:"entropy_coef"`
 
+	// Params are parameters by name of an objective registered from outside that
+	// has others than the fields above: those of its Family.Defaults, no others.
+	Params map[string]float64 `json:"params,omitempty" yaml:"params,omitempty"`
+
 	// Aggregation makes one loss of the tokens' terms.
 	Aggregation Aggregation `json:"aggregation" yaml:"aggregation"`
 	// Length is the divisor of the constant aggregations: the context window in tokens.

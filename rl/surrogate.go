@@ -12,13 +12,13 @@ import (
 // clipped is PPO's surrogate, max(−rA, −clip(r)A) (arXiv 1707.06347, eq. 7), with
 // the dual clip (arXiv 1912.09729) where asked for: min(that, −cA) where A < 0.
 func clipped(s Settings) (Expression, error) {
-	clips := s.clips()
+	clip := s.clipRange()
 	return Expression{
 		Build: func(in *Inputs) *gorgonia.Node { return s.clip(in, in.Ratio(), in.Advantage()) },
 		Clipped: func(t Tokens) int {
 			n := 0
 			for i, a := range t.Advantages {
-				if clips(t.Logprobs[i]-t.Anchors[i], a) {
+				if clip.clips(t.Logprobs[i]-t.Anchors[i], a) {
 					n++
 				}
 			}
@@ -33,13 +33,13 @@ func clipped(s Settings) (Expression, error) {
 // advantage is constant over a sequence both are one.
 func sequenceClipped(advantage func(in *Inputs) *gorgonia.Node) func(s Settings) (Expression, error) {
 	return func(s Settings) (Expression, error) {
-		clips := s.clips()
+		clip := s.clipRange()
 		return Expression{
 			Build: func(in *Inputs) *gorgonia.Node { return s.clip(in, in.SequenceRatio(), advantage(in)) },
 			Clipped: func(t Tokens) int {
 				ratios := make([]float64, len(t.Logprobs))
 				t.spread(ratios, func(i int) float64 { return t.Logprobs[i] - t.Anchors[i] })
-				return t.count(func(i int) bool { return clips(bound(ratios[i]), t.Advantages[i]) })
+				return t.count(func(i int) bool { return clip.clips(bound(ratios[i]), t.Advantages[i]) })
 			},
 		}, s.checkClip()
 	}
@@ -62,15 +62,20 @@ func (s Settings) clip(in *Inputs, ratio, advantage *gorgonia.Node) *gorgonia.No
 	return loss
 }
 
-// clips says whether the clipped surrogate has no gradient at a log ratio.
-func (s Settings) clips() func(logRatio, advantage float64) bool {
-	low, high, dual := math.Log(1-s.ClipLow), math.Log(1+s.ClipHigh), math.Inf(1)
+// clipRange are the log ratios between which the clipped surrogate has a gradient.
+type clipRange struct{ low, high, dual float64 }
+
+func (s Settings) clipRange() clipRange {
+	c := clipRange{math.Log(1 - s.ClipLow), math.Log(1 + s.ClipHigh), math.Inf(1)}
 	if s.DualClip > 0 {
-		dual = math.Log(s.DualClip)
+		c.dual = math.Log(s.DualClip)
 	}
-	return func(logRatio, advantage float64) bool {
-		return advantage > 0 && logRatio > high || advantage < 0 && (logRatio < low || logRatio > dual)
-	}
+	return c
+}
+
+// clips says whether there is none at a log ratio.
+func (c clipRange) clips(logRatio, advantage float64) bool {
+	return advantage > 0 && logRatio > c.high || advantage < 0 && (logRatio < c.low || logRatio > c.dual)
 }
 
 // cispo (arXiv 2506.13585, eq. 4) is −clip(r)·A·logprob with the clipped ratio as
@@ -197,12 +202,12 @@ func clipCov(s Settings) (Expression, error) {
 	if err == nil && !(s.CovLow < s.CovHigh) {
 		err = fmt.Errorf("cov_low is %g and cov_high is %g; want low < high", s.CovLow, s.CovHigh)
 	}
-	clips := s.clips()
+	clip := s.clipRange()
 	drop := func(t Tokens) map[int]bool {
 		cov := t.covariances()
 		var band []int
 		for i, c := range cov {
-			if c > s.CovLow && c < s.CovHigh && !clips(t.LogRatio(i), t.Advantages[i]) {
+			if c > s.CovLow && c < s.CovHigh && !clip.clips(t.LogRatio(i), t.Advantages[i]) {
 				band = append(band, i)
 			}
 		}
@@ -219,7 +224,7 @@ func clipCov(s Settings) (Expression, error) {
 		},
 		Clipped: func(t Tokens) int {
 			dropped := drop(t)
-			return t.count(func(i int) bool { return dropped[i] || clips(t.LogRatio(i), t.Advantages[i]) })
+			return t.count(func(i int) bool { return dropped[i] || clip.clips(t.LogRatio(i), t.Advantages[i]) })
 		},
 	}, err
 }

@@ -112,3 +112,19 @@ type Group struct {
 	Role         Role          `json:"role"`
 	Trajectories []*Trajectory `json:"trajectories"`
 }
+
+// HasSpread says whether the rewards of the scored trajectories differ: a group
+// without spread teaches nothing where its own mean is the baseline.
+func (g *Group) HasSpread() bool {
+	var first *Trajectory
+	for _, t := range g.Trajectories {
+		switch {
+		case t.Status != Scored:
+		case first == nil:
+			first = t
+		case t.Reward != first.Reward:
+			return true
+		}
+	}
+	return false
+}

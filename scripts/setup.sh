@@ -4,6 +4,7 @@
 # outside the checkout goes through apt-get and is announced first.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/libtorch.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/cuda.sh"
 
 say() { echo "setup: $*"; }
 
@@ -24,7 +25,7 @@ need git git
 need python3 python3
 need bubblewrap bwrap
 need ca-certificates /etc/ssl/certs/ca-certificates.crt
-if [ "$kind" = none ]; then
+if [ "$kind" = none ] || { [ -n "${CUDA:-}" ] && [ "$kind" != given ]; }; then
   need mmdebstrap mmdebstrap
   # Without root, mmdebstrap unpacks in a user namespace.
   if [ "$(id -u)" != 0 ]; then need uidmap newuidmap; fi
@@ -86,3 +87,12 @@ none)
   say "libtorch $version in .toolchain/libtorch, $(du -sm "$bundled" | cut -f1) MB"
   ;;
 esac
+
+if [ -n "${CUDA:-}" ] && [ "$kind" != given ]; then
+  if [ -e "$cuda_tree/.complete" ]; then
+    say "CUDA libtorch in .toolchain/cuda: already there"
+  else
+    unpack_cuda
+    say "CUDA libtorch in .toolchain/cuda, $(du -sm "$cuda_tree" | cut -f1) MB"
+  fi
+fi

@@ -12,6 +12,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"github.com/ssr-go/ssr/model"
 	"github.com/ssr-go/ssr/model/gen"
 	"github.com/ssr-go/ssr/rl"
 	"github.com/ssr-go/ssr/rl/train"
@@ -44,12 +45,37 @@ type policyConfig struct {
 	// Workers on the CPU, one thread each; 0 means one per core. Results depend
 	// on it in their last bits.
 	Workers int `yaml:"workers"`
+	// DType of the weights: float32, or bfloat16 beside exact ones in training.
+	DType string `yaml:"dtype,omitempty"`
 	// Recompute trades a third more work in training for a tenth of the memory.
 	Recompute bool `yaml:"recompute"`
+	// LoRA trains adapters instead of the weights. The first FreezeLayers layers
+	// and the embedding are not trained.
+	LoRA         *model.LoRA `yaml:"lora,omitempty"`
+	FreezeLayers int         `yaml:"freeze_layers,omitempty"`
+	// EMA keeps a mean of the trained weights that forgets by this factor each
+	// update; checkpoints have it in a folder of that name. 0 keeps none.
+	EMA float64 `yaml:"ema,omitempty"`
 	// Batch is the most sequences that generate side by side, CacheBytes the
 	// memory of their key-value cache; 0 is the engine's default.
 	Batch      int   `yaml:"batch"`
 	CacheBytes int64 `yaml:"cache_bytes"`
+	// Remote is the policy's name on the server, where model is a URL.
+	Remote string `yaml:"remote,omitempty"`
+	// MaxStale is how many updates the cache of an episode may outlive before it is
+	// computed again.
+	MaxStale int64 `yaml:"max_stale,omitempty"`
+}
+
+// options are the model's.
+func (c policyConfig) options() (model.Options, error) {
+	d, err := dtype(c.DType)
+	if err != nil {
+		return model.Options{}, fmt.Errorf("policy.dtype: %w", err)
+	}
+	return model.Options{
+		DType: d, Workers: c.Workers, Recompute: c.Recompute, LoRA: c.LoRA, FreezeLayers: c.FreezeLayers, EMA: c.EMA,
+	}, nil
 }
 
 // gameConfig is the game (see rollout/selfplay.GameOptions).
@@ -66,6 +92,9 @@ type gameConfig struct {
 	SolversPerBug      int `yaml:"solvers_per_bug"`
 	MaxSolverGroups    int `yaml:"max_solver_groups"`
 	SolverGroups       int `yaml:"solver_groups"`
+	// Resample replaces solver groups without spread, in at most so many rounds of
+	// a step of repair-only (dynamic sampling).
+	Resample int `yaml:"resample,omitempty"`
 	// SecondOrderFraction of the solver groups attempt failed repairs.
 	SecondOrderFraction float64 `yaml:"second_order_fraction"`
 	// Strategies are the weights of the draw: removal, history, direct.
@@ -91,6 +120,8 @@ type episodeConfig struct {
 	// them one by one.
 	Prompts    string `yaml:"prompts"`
 	PromptsDir string `yaml:"prompts_dir,omitempty"`
+	// Protocol is how tools are called: plain, hermes or llama3.
+	Protocol string `yaml:"protocol"`
 	// InFlight episodes at once. Deadline of one; Retries after infrastructure failures.
 	InFlight int           `yaml:"in_flight"`
 	Deadline time.Duration `yaml:"deadline"`
@@ -105,10 +136,11 @@ type episodeConfig struct {
 	Temperature float64 `yaml:"temperature"`
 	TopP        float64 `yaml:"top_p"`
 	TopK        int     `yaml:"top_k"`
+	MinP        float64 `yaml:"min_p,omitempty"`
 }
 
 func (c episodeConfig) sampling() gen.Sampling {
-	return gen.Sampling{Temperature: c.Temperature, TopP: c.TopP, TopK: c.TopK}
+	return gen.Sampling{Temperature: c.Temperature, TopP: c.TopP, TopK: c.TopK, MinP: c.MinP}
 }
 
 // evalConfig is the measurement during training.
@@ -133,7 +165,7 @@ func defaultConfig() config {
 			Requirements: selfplay.DefaultRequirements, ScriptTimeout: selfplay.DefaultTimeout,
 		},
 		Episodes: episodeConfig{
-			Prompts: "full", InFlight: 16, Deadline: time.Hour, Retries: 2, CommandTimeout: 120 * time.Second, Submissions: 1,
+			Prompts: "full", Protocol: "plain", InFlight: 16, Deadline: time.Hour, Retries: 2, CommandTimeout: 120 * time.Second, Submissions: 1,
 			Limits: rollout.Limits{Turns: 128, Context: 131072, ObservationTokens: 32768}, Temperature: 1, TopP: 1,
 		},
 		Sandbox: sandboxConfig{Backend: "local"},
@@ -282,7 +314,7 @@ func (c config) marshal() ([]byte, error) { return yaml.Dump(c) }
 // kept in a run's folder.
 func (c *config) absolute() error {
 	for _, p := range []*string{&c.Repo, &c.Model, &c.Run, &c.Game.Bugs, &c.Episodes.PromptsDir, &c.Eval.Bugs} {
-		if *p == "" {
+		if *p == "" || isURL(*p) {
 			continue
 		}
 		abs, err := filepath.Abs(*p)
@@ -306,11 +338,13 @@ func (c config) check() error {
 	need(c.Model != "", "model: give the policy to start from (--model DIR); ssr warmstart makes one")
 	need(c.Run != "", "run: give the folder to write (--run DIR)")
 	need(c.Repo == "" || isDir(c.Repo), "repo: %s is not a folder", c.Repo)
-	need(c.Model == "" || isDir(c.Model), "model: %s is not a folder", c.Model)
+	need(c.Model == "" || isURL(c.Model) || isDir(c.Model), "model: %s is not a folder", c.Model)
 	need(c.Game.Mode != selfplay.RepairOnly || c.Game.Bugs != "", "game.bugs: repair-only needs a folder of bugs")
 	need(c.Episodes.InFlight > 0, "episodes.in_flight is %d; it must be positive", c.Episodes.InFlight)
-	need(c.Episodes.Temperature >= 0 && c.Episodes.TopP >= 0 && c.Episodes.TopP <= 1 && c.Episodes.TopK >= 0,
-		"episodes: temperature %g and top_k %d must not be negative, top_p %g must lie in [0, 1]", c.Episodes.Temperature, c.Episodes.TopK, c.Episodes.TopP)
+	need(c.Episodes.Temperature >= 0 && c.Episodes.TopP >= 0 && c.Episodes.TopP <= 1 && c.Episodes.TopK >= 0 && c.Episodes.MinP >= 0 && c.Episodes.MinP <= 1,
+		"episodes: temperature %g and top_k %d must not be negative, top_p %g and min_p %g must lie in [0, 1]",
+		c.Episodes.Temperature, c.Episodes.TopK, c.Episodes.TopP, c.Episodes.MinP)
+	need(c.Policy.MaxStale >= 0, "policy.max_stale is %d; it must not be negative", c.Policy.MaxStale)
 	need(c.Eval.Injections >= 0, "eval.injections is %d; it must not be negative", c.Eval.Injections)
 	need(c.Eval.Attempts > 0, "eval.attempts is %d; it must be positive", c.Eval.Attempts)
 	if err := errors.Join(errs...); err != nil {

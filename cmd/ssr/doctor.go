@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ssr-go/ssr/sandbox/docker"
 	"github.com/ssr-go/ssr/sandbox/local"
 )
 
@@ -48,11 +49,16 @@ func (c *doctorCmd) Run(ctx context.Context, o output) error {
 		all = append(all, probe(ctx))
 		cancel()
 	}
+	return reportFindings(o, all, c.JSON)
+}
+
+// reportFindings prints them, and fails when something that is needed is missing.
+func reportFindings(o output, all []finding, asJSON bool) error {
 	healthy := true
 	for _, f := range all {
 		healthy = healthy && (f.OK || !f.Needed)
 	}
-	if c.JSON {
+	if asJSON {
 		if err := printJSON(o.out, map[string]any{"ok": healthy, "findings": all}); err != nil {
 			return err
 		}
@@ -107,17 +113,14 @@ func probeLocal(ctx context.Context) finding {
 }
 
 func probeDocker(ctx context.Context) finding {
-	f := finding{Name: "docker", Found: "not installed", Advice: "optional: the local sandbox needs no docker"}
-	if _, err := exec.LookPath("docker"); err != nil {
-		return f
-	}
-	out, err := exec.CommandContext(ctx, "docker", "version", "--format", "{{.Server.Version}}").CombinedOutput()
+	f := finding{Name: "sandbox docker"}
+	caps, err := docker.Look(ctx, "")
 	if err != nil {
-		f.Found = "installed, but no daemon answers"
-		f.Advice = "optional: start dockerd, or add this user to the group docker"
+		f.Found, f.Advice = err.Error(), "optional: the local sandbox needs no container engine"
 		return f
 	}
-	return finding{Name: f.Name, OK: true, Found: "engine " + strings.TrimSpace(string(out))}
+	f.OK, f.Found, f.Enforced = true, strings.Join(caps.Notes, "; "), caps.Enforced
+	return f
 }
 
 func probeProgram(name string, needed bool, advice string) func(context.Context) finding {

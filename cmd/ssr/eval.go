@@ -25,7 +25,8 @@ import (
 )
 
 type evalCmd struct {
-	Model      string   `type:"existingdir" help:"The policy."`
+	Model      string   `help:"The policy: a folder, or the URL of an OpenAI-compatible server such as https://host/v1 (key: $OPENAI_API_KEY). Limits then count bytes."`
+	Remote     string   `name:"remote-model" help:"The policy's name at the server; by default the only one there."`
 	Repo       string   `type:"existingdir" help:"The original repository."`
 	Bugs       string   `type:"existingdir" help:"A folder of bugs, or a run's folder, to be solved."`
 	Injections int      `help:"How many prompts to inject a bug for."`
@@ -80,6 +81,9 @@ func (c *evalCmd) Run(ctx context.Context, o output) (err error) {
 	if c.Model != "" {
 		conf.Model = c.Model
 	}
+	if c.Remote != "" {
+		conf.Policy.Remote = c.Remote
+	}
 	if c.Repo != "" {
 		conf.Repo = c.Repo
 	}
@@ -94,11 +98,15 @@ func (c *evalCmd) Run(ctx context.Context, o output) (err error) {
 	if len(x.bugs)+x.injections == 0 {
 		return errors.New("nothing to measure: give --bugs DIR, --injections N or both")
 	}
-	shape, err := model.ReadConfig(conf.Model)
-	if err != nil {
-		return err
+	window := conf.Episodes.Limits.Context
+	if !isURL(conf.Model) {
+		shape, err := model.ReadConfig(conf.Model)
+		if err != nil {
+			return err
+		}
+		window = shape.MaxPositions
 	}
-	conf.fit(shape.MaxPositions)
+	conf.fit(window)
 	t, err := openSetup(ctx, conf, conf.Model)
 	if err != nil {
 		return err
@@ -161,7 +169,7 @@ func (t *setup) evaluate(ctx context.Context, x exam, step int) (evaluation, []*
 		return evaluation{}, nil, fmt.Errorf("evaluate: %w", err)
 	}
 	groups := append(injections, attempts...)
-	e := evaluation{Step: step, Version: t.policy.Version(), Attempts: x.attempts, Injections: x.injections, Outcomes: map[string]int{}}
+	e := evaluation{Step: step, Version: t.version(), Attempts: x.attempts, Injections: x.injections, Outcomes: map[string]int{}}
 	solved, valid := e.count(attempts, selfplay.OutcomeSolved), e.count(injections, selfplay.OutcomeValid)
 	for i, task := range solved {
 		e.Bugs = append(e.Bugs, bugRate{x.bugs[i].ID, task.Attempts, task.Solved})

@@ -34,6 +34,7 @@ type commands struct {
 	SFT        sftCmd        `cmd:"" name:"sft" help:"Fine-tune a policy on recorded episodes."`
 	Bug        bugCmd        `cmd:"" help:"Validate, judge and look at bugs."`
 	Sandbox    sandboxCmd    `cmd:"" help:"Run a command in a sandbox, and take the patch of a folder that an agent has had."`
+	Env        envCmd        `cmd:"" help:"Keep systems to run tests in, and check how tests behave in them."`
 	Model      modelCmd      `cmd:"" help:"Look at a model, tokenize, score and generate."`
 	Serve      serveCmd      `cmd:"" help:"Answer OpenAI's API from a policy."`
 	Trajectory trajectoryCmd `cmd:"" help:"Read the episodes of a run."`

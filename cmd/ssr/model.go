@@ -22,11 +22,42 @@ type modelCmd struct {
 	Tokenize modelTokenizeCmd `cmd:"" help:"Turn text into token ids."`
 	Logprobs modelLogprobsCmd `cmd:"" help:"Score sequences of token ids."`
 	Generate modelGenerateCmd `cmd:"" help:"Continue a prompt."`
+	Merge    modelMergeCmd    `cmd:"" help:"Merge an adapter in PEFT's layout into a model."`
 }
 
 // modelFlag names a model's folder.
 type modelFlag struct {
 	Model string `required:"" type:"existingdir" help:"The model's folder, in Hugging Face layout."`
+}
+
+type modelMergeCmd struct {
+	modelFlag
+	Adapter string `required:"" type:"existingdir" help:"The adapter's folder."`
+	Out     string `required:"" type:"path" help:"The folder to write the merged model to."`
+	DType   string `name:"save-dtype" default:"float32" enum:"float32,bfloat16" help:"How to store the weights: float32 or bfloat16."`
+}
+
+func (c *modelMergeCmd) Run(o output) error {
+	d, err := dtype(c.DType)
+	if err != nil {
+		return err
+	}
+	lora, frozen, err := model.ReadLoRA(c.Adapter)
+	if err != nil {
+		return err
+	}
+	p, err := openPolicy(c.Model, model.Options{LoRA: lora, FreezeLayers: frozen})
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if err := p.LoadAdapter(c.Adapter); err != nil {
+		return err
+	}
+	if err := p.save(c.Out, d); err != nil {
+		return err
+	}
+	return check(fmt.Fprintf(o.out, "model: %s\n", c.Out))
 }
 
 type modelInfoCmd struct {

@@ -275,18 +275,23 @@ func drawGradients(w io.Writer, b rl.Batch, all []evaluated) error {
 			}
 		}
 		slices.SortStableFunc(tokens, func(i, j int) int { return cmp.Compare(ratio(i), ratio(j)) })
-		p := chart.Panel{Title: title, XLabel: "ratio"}
+		p := chart.Panel{Title: title, XLabel: "ratio to the sampler", LogX: true}
 		for _, e := range all {
-			s := chart.Series{Name: e.Objective, Points: true}
-			for _, i := range tokens {
+			s := chart.Series{Name: e.Objective, Scattered: true}
+			for k := range min(len(tokens), mostMarks) { // evenly by rank, the extremes among them
+				i := tokens[k*(len(tokens)-1)/max(1, min(len(tokens), mostMarks)-1)]
 				s.X, s.Y = append(s.X, ratio(i)), append(s.Y, e.Gradient[i])
 			}
 			p.Series = append(p.Series, s)
 		}
 		return p
 	}
-	return chart.SVG(w, []chart.Panel{panel("gradient, advantage > 0", 1), panel("gradient, advantage < 0", -1)}, chart.Options{Title: "objectives on one batch"})
+	return chart.SVG(w, []chart.Panel{panel("gradient, advantage > 0", 1), panel("gradient, advantage < 0", -1)},
+		chart.Options{Title: "objectives on one batch", Width: 560, Height: 360})
 }
+
+// mostMarks bounds what a picture shows of an objective.
+const mostMarks = 1000
 
 type advantageCmd struct {
 	List advantageListCmd `cmd:"" help:"List the estimators."`

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"strings"
 
-	"github.com/ssr-go/ssr/model"
 	"github.com/ssr-go/ssr/model/token"
 	"github.com/ssr-go/ssr/rl/train"
 	"github.com/ssr-go/ssr/rollout"
+	"github.com/ssr-go/ssr/rollout/remote"
 	"github.com/ssr-go/ssr/rollout/selfplay"
 	"github.com/ssr-go/ssr/sandbox"
 )
@@ -19,15 +21,15 @@ import (
 type setup struct {
 	*world
 	conf      config
-	policy    *policy
+	policy    *policy // nil where it is on a server
 	generator *generator
-	chat      *token.Chat
+	chat      rollout.Chat
 	runner    *rollout.Runner
 	env       selfplay.EnvOptions
 	validator *selfplay.Validator
 }
 
-// openSetup loads the policy in dir and opens the repository of conf, whose
+// openSetup loads the policy in dir, or reaches the one on a server, and opens the repository of conf, whose
 // limits are fitted to the model. The caller closes it.
 func openSetup(ctx context.Context, conf config, dir string) (t *setup, err error) {
 	t = &setup{conf: conf}
@@ -36,13 +38,13 @@ func openSetup(ctx context.Context, conf config, dir string) (t *setup, err erro
 			err = errors.Join(err, t.Close())
 		}
 	}()
-	if t.policy, err = openPolicy(dir, model.Options{Workers: conf.Policy.Workers, Recompute: conf.Policy.Recompute}); err != nil {
-		return t, err
-	}
-	if t.chat, err = token.NewChat(t.policy.tokenizer); err != nil {
-		return t, err
-	}
-	if t.generator, err = t.policy.newGenerator(conf.Policy); err != nil {
+	if isURL(dir) {
+		p, err := remote.New(ctx, remote.Options{URL: dir, Model: conf.Policy.Remote, Key: os.Getenv(keyVariable)})
+		if err != nil {
+			return t, err
+		}
+		t.chat, t.generator = rollout.ByteChat{}, &generator{source: elsewhere{p}, live: map[string]bool{}}
+	} else if err := t.openLocal(dir); err != nil {
 		return t, err
 	}
 	if t.world, err = openWorld(ctx, conf.Repo, conf.Sandbox); err != nil {
@@ -61,6 +63,39 @@ func openSetup(ctx context.Context, conf config, dir string) (t *setup, err erro
 	t.runner.Deadline, t.runner.Retries = conf.Episodes.Deadline, conf.Episodes.Retries
 	t.validator = selfplay.NewValidator(t.backend, t.repo, conf.validation())
 	return t, nil
+}
+
+// keyVariable is the environment's variable with the key of a server's API.
+const keyVariable = "OPENAI_API_KEY"
+
+// isURL says whether a model is on a server.
+func isURL(model string) bool {
+	return strings.HasPrefix(model, "http://") || strings.HasPrefix(model, "https://")
+}
+
+func (t *setup) openLocal(dir string) error {
+	options, err := t.conf.Policy.options()
+	if err != nil {
+		return err
+	}
+	if t.policy, err = openPolicy(dir, options); err != nil {
+		return err
+	}
+	chat, err := token.NewChat(t.policy.tokenizer)
+	if err != nil {
+		return err
+	}
+	t.chat = chat
+	t.generator, err = t.policy.newGenerator(t.conf.Policy)
+	return err
+}
+
+// version of the weights; 0 where they are on a server.
+func (t *setup) version() int64 {
+	if t.policy == nil {
+		return 0
+	}
+	return t.policy.Version()
 }
 
 // Close frees what was opened, the last first.
@@ -84,11 +119,15 @@ func (c config) envOptions(backend sandbox.Backend) (selfplay.EnvOptions, error)
 	if err != nil {
 		return selfplay.EnvOptions{}, err
 	}
+	protocol, err := token.ProtocolNamed(c.Episodes.Protocol)
+	if err != nil {
+		return selfplay.EnvOptions{}, fmt.Errorf("episodes.protocol: %w", err)
+	}
 	limits := c.Sandbox.limits()
 	limits.Command = c.Episodes.CommandTimeout
 	limits.Lifetime = c.Episodes.Deadline
 	return selfplay.EnvOptions{
-		Backend: backend, Limits: limits, Prompts: prompts, Protocol: token.Plain, Submissions: c.Episodes.Submissions,
+		Backend: backend, Limits: limits, Prompts: prompts, Protocol: protocol, Submissions: c.Episodes.Submissions,
 	}, nil
 }
 
@@ -132,7 +171,7 @@ func (t *setup) game(ctx context.Context, pool *selfplay.Pool) (*selfplay.Game, 
 		Mode: g.Mode, Seed: t.conf.Seed, Repos: []selfplay.GameRepo{repo}, Env: t.env, Validation: t.conf.validation(),
 		Requirements: g.Requirements, RequirementsMax: g.RequirementsMax,
 		InjectorGroups: g.InjectorGroups, InjectorsPerPrompt: g.InjectorsPerPrompt, SolversPerBug: g.SolversPerBug,
-		MaxSolverGroups: g.MaxSolverGroups, SolverGroups: g.SolverGroups, SecondOrderFraction: g.SecondOrderFraction,
+		MaxSolverGroups: g.MaxSolverGroups, SolverGroups: g.SolverGroups, Resample: g.Resample, SecondOrderFraction: g.SecondOrderFraction,
 		Strategies: g.Strategies, Signal: g.Signal, Alpha: g.Alpha,
 	})
 }

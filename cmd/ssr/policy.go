@@ -10,6 +10,8 @@ import (
 	"github.com/ssr-go/ssr/model/engine"
 	"github.com/ssr-go/ssr/model/gen"
 	"github.com/ssr-go/ssr/model/token"
+	"github.com/ssr-go/ssr/rollout"
+	"github.com/ssr-go/ssr/rollout/remote"
 )
 
 // policy is a model with its tokenizer, loaded to score, generate and train.
@@ -20,6 +22,7 @@ type policy struct {
 
 // openPolicy loads a model folder; the caller closes it.
 func openPolicy(dir string, o model.Options) (*policy, error) {
+	warnCPU()
 	t, err := token.Load(dir)
 	if err != nil {
 		return nil, err
@@ -35,34 +38,47 @@ func openPolicy(dir string, o model.Options) (*policy, error) {
 	return &policy{p, t}, nil
 }
 
-// generator is an engine that knows which trajectories it is generating for.
+// source generates for trajectories.
+type source interface {
+	rollout.Policy
+	rollout.Releaser
+	Close()
+}
+
+// elsewhere is a policy on a server as a source.
+type elsewhere struct{ *remote.Policy }
+
+func (elsewhere) Release(string) {}
+func (elsewhere) Close()         {}
+
+// generator is a source that knows which trajectories it is generating for.
 type generator struct {
-	*engine.Engine
+	source
 	mu   sync.Mutex
 	live map[string]bool
 }
 
 // newGenerator starts an engine; the caller closes it before the policy.
 func (p *policy) newGenerator(c policyConfig) (*generator, error) {
-	e, err := engine.New(p.Policy, engine.Options{MaxSequences: c.Batch, CacheBytes: c.CacheBytes, Decoder: p.tokenizer})
+	e, err := engine.New(p.Policy, engine.Options{MaxSequences: c.Batch, CacheBytes: c.CacheBytes, MaxStale: c.MaxStale, Decoder: p.tokenizer})
 	if err != nil {
 		return nil, err
 	}
-	return &generator{Engine: e, live: map[string]bool{}}, nil
+	return &generator{source: e, live: map[string]bool{}}, nil
 }
 
 func (g *generator) Generate(ctx context.Context, req gen.Request) (gen.Completion, error) {
 	g.mu.Lock()
 	g.live[req.ID] = true
 	g.mu.Unlock()
-	return g.Engine.Generate(ctx, req)
+	return g.source.Generate(ctx, req)
 }
 
 func (g *generator) Release(id string) {
 	g.mu.Lock()
 	delete(g.live, id)
 	g.mu.Unlock()
-	g.Engine.Release(id)
+	g.source.Release(id)
 }
 
 // InFlight is the number of episodes that have generated and not yet ended.

@@ -7,13 +7,23 @@ import (
 
 	"github.com/ssr-go/ssr/rollout/selfplay"
 	"github.com/ssr-go/ssr/sandbox"
+	"github.com/ssr-go/ssr/sandbox/docker"
 	"github.com/ssr-go/ssr/sandbox/local"
 )
 
 // sandboxConfig chooses where untrusted code runs.
 type sandboxConfig struct {
-	// Backend is "local": bubblewrap on this machine.
+	// Backend is "local", bubblewrap on this machine, or "docker", containers of an
+	// engine on this machine.
 	Backend string `json:"backend" yaml:"backend"`
+	// Rootfs is the folder of the system that local sandboxes see, "" for this machine's.
+	Rootfs string `json:"rootfs,omitempty" yaml:"rootfs,omitempty"`
+	// Image and Runtime are docker's: the image that commands see, which must be
+	// there, and the OCI runtime, "" for the engine's default.
+	Image   string `json:"image,omitempty" yaml:"image,omitempty"`
+	Runtime string `json:"runtime,omitempty" yaml:"runtime,omitempty"`
+	// Engine is docker's socket, "" for DOCKER_HOST or the usual places.
+	Engine string `json:"engine,omitempty" yaml:"engine,omitempty"`
 	// Allow lists protections that may be missing (see ssr doctor); without it a
 	// sandbox that cannot be closed properly is not started.
 	Allow []string `json:"allow,omitempty" yaml:"allow,omitempty"`
@@ -22,6 +32,9 @@ type sandboxConfig struct {
 	ReadOnly []string `json:"read_only,omitempty" yaml:"read_only,omitempty"`
 	// StateDir holds the workspaces of live sandboxes; "" is below the temporary folder.
 	StateDir string `json:"state_dir,omitempty" yaml:"state_dir,omitempty"`
+	// MaxLive bounds the sandboxes that are alive at once; 0 sets no bound beside
+	// the episodes in flight.
+	MaxLive int `json:"max_live,omitempty" yaml:"max_live,omitempty"`
 	// Memory in bytes, Processes and Disk in bytes bound one sandbox; 0 is the default.
 	Memory    int64 `json:"memory" yaml:"memory"`
 	Processes int   `json:"processes" yaml:"processes"`
@@ -34,22 +47,42 @@ func (c sandboxConfig) limits() sandbox.Limits {
 
 // open returns the backend; the caller closes it.
 func (c sandboxConfig) open() (sandbox.Backend, error) {
+	b, err := c.backend()
+	if err != nil || c.MaxLive <= 0 {
+		return b, err
+	}
+	return sandbox.NewPool(b, c.MaxLive), nil
+}
+
+func (c sandboxConfig) backend() (sandbox.Backend, error) {
 	switch c.Backend {
 	case "local", "":
-		return local.New(local.Options{StateDir: c.StateDir, ReadOnly: c.ReadOnly, Allow: c.Allow})
+		if c.Image != "" || c.Runtime != "" || c.Engine != "" {
+			return nil, errors.New("sandbox: image, runtime and engine are for backend docker")
+		}
+		return local.New(local.Options{Root: c.Rootfs, StateDir: c.StateDir, ReadOnly: c.ReadOnly, Allow: c.Allow})
+	case "docker":
+		if c.Rootfs != "" {
+			return nil, errors.New("sandbox: rootfs is for backend local; give docker an image")
+		}
+		return docker.New(docker.Options{
+			Image: c.Image, Runtime: c.Runtime, Host: c.Engine, StateDir: c.StateDir, ReadOnly: c.ReadOnly, Allow: c.Allow,
+		})
 	}
-	return nil, fmt.Errorf("no sandbox backend %q; there is local", c.Backend)
+	return nil, fmt.Errorf("no sandbox backend %q; there are local and docker", c.Backend)
 }
 
 // sandboxFlags are the flags of commands that run tests.
 type sandboxFlags struct {
-	Sandbox  string   `default:"local" enum:"local" help:"Sandbox backend."`
+	Sandbox  string   `default:"local" enum:"local,docker" help:"Sandbox backend."`
+	Image    string   `help:"Image that docker's sandboxes show."`
+	Runtime  string   `help:"OCI runtime of docker's sandboxes, such as runsc."`
 	Allow    []string `help:"Protections that may be missing on this machine (see ssr doctor)." placeholder:"NAME"`
 	ReadOnly []string `help:"Folders of the host that sandboxes may read." placeholder:"DIR" type:"existingdir"`
 }
 
 func (f sandboxFlags) config() sandboxConfig {
-	return sandboxConfig{Backend: f.Sandbox, Allow: f.Allow, ReadOnly: f.ReadOnly}
+	return sandboxConfig{Backend: f.Sandbox, Image: f.Image, Runtime: f.Runtime, Allow: f.Allow, ReadOnly: f.ReadOnly}
 }
 
 // world is a repository with the sandboxes to run its tests in.

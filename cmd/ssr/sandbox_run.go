@@ -12,12 +12,14 @@ import (
 	"github.com/ssr-go/ssr/internal/ui"
 	"github.com/ssr-go/ssr/sandbox"
 	"github.com/ssr-go/ssr/sandbox/harvest"
-	"github.com/ssr-go/ssr/sandbox/local"
 )
 
 type sandboxCmd struct {
 	Exec    sandboxExecCmd    `cmd:"" help:"Run a command on a private copy of a folder; ends with its status."`
 	Harvest sandboxHarvestCmd `cmd:"" help:"Print what an agent changed in a folder as a patch, running nothing of its."`
+	Bench   sandboxBenchCmd   `cmd:"" help:"Measure a backend beside the plain tools."`
+	Doctor  sandboxDoctorCmd  `cmd:"" help:"Report what each backend can enforce here."`
+	Sweep   sandboxSweepCmd   `cmd:"" help:"Remove the sandboxes of trainers that no longer run."`
 }
 
 // Exit statuses of "sandbox exec" where the command has none of its own, as
@@ -63,8 +65,8 @@ func (t *limitTime) UnmarshalText(text []byte) error {
 }
 
 type sandboxExecCmd struct {
-	Backend   string            `default:"local" enum:"local" help:"Sandbox backend."`
-	Rootfs    string            `type:"existingdir" placeholder:"DIR" help:"The system that the command sees; by default this machine's."`
+	Backend string `default:"local" enum:"local,docker" help:"Sandbox backend."`
+	systemFlags
 	Workspace string            `required:"" type:"existingdir" help:"The folder to run on; the command gets a copy."`
 	Write     bool              `help:"Carry what the command changed over into the workspace."`
 	Dir       string            `help:"Folder to run in, relative to the workspace."`
@@ -103,7 +105,13 @@ type execution struct {
 }
 
 func (c *sandboxExecCmd) Run(ctx context.Context, o output) (err error) {
-	b, err := local.New(local.Options{Root: c.Rootfs, Allow: c.Allow, ReadOnly: c.ReadOnly})
+	config, done, err := c.systemFlags.config(c.Backend)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	config.Allow, config.ReadOnly = c.Allow, c.ReadOnly
+	b, err := config.open()
 	if err != nil {
 		return err
 	}

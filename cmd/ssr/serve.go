@@ -51,9 +51,15 @@ func (c *serveCmd) Run(ctx context.Context, o output) error {
 		Name: cmp.Or(c.Name, filepath.Base(dir)), StopTokens: shape.EOS, Deadline: c.Deadline,
 		Context: min(shape.MaxPositions, int(blocks)*native.BlockTokens),
 	}
+	options.Score = func(ctx context.Context, tokens []int32) ([]float64, error) {
+		return p.Logprobs(ctx, tokens, []int{0, len(tokens)})
+	}
 	chat, err := token.NewChat(p.tokenizer)
 	if err == nil {
 		options.Chat = serve.PlainChat{Format: chat, Protocol: token.Plain}
+		if chat.ShowsTools() {
+			options.Chat = serve.TemplateChat{Format: chat}
+		}
 	} else {
 		fmt.Fprintf(o.err, "ssr: completions only: %v\n", err)
 	}

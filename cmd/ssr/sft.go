@@ -44,15 +44,38 @@ type sftCmd struct {
 	Out    string `required:"" type:"path" help:"The folder to write: a run, with the model in OUT/model."`
 	Resume bool   `help:"Go on with what OUT holds."`
 	DType  string `name:"save-dtype" default:"float32" enum:"float32,bfloat16" help:"How to store the weights: float32 or bfloat16."`
+	trainedFlags
 	sftFlags
 	jsonFlag
 }
+
+// trainedFlags choose what of a model is trained.
+type trainedFlags struct {
+	LoRARank     int      `name:"lora-rank" help:"Train adapters of this rank (LoRA) instead of the weights; they are saved in OUT/adapter, too."`
+	LoRAAlpha    float64  `name:"lora-alpha" help:"Alpha of the adapters; by default their rank."`
+	LoRATargets  []string `name:"lora-targets" help:"Projections with adapters, such as q_proj,v_proj; by default all of a layer."`
+	FreezeLayers int      `help:"Leave the embedding and the first so many layers as they are."`
+	EMA          float64  `name:"ema" help:"Keep a mean of the weights that forgets by this factor each update, in the checkpoints' folder ema."`
+	Recompute    bool     `help:"Compute layers again in the backward pass, for a tenth of the memory."`
+}
+
+func (f trainedFlags) options(workers int) model.Options {
+	o := model.Options{Workers: workers, Recompute: f.Recompute, FreezeLayers: f.FreezeLayers, EMA: f.EMA}
+	if f.LoRARank != 0 {
+		o.LoRA = &model.LoRA{Rank: f.LoRARank, Alpha: f.LoRAAlpha, Targets: f.LoRATargets}
+	}
+	return o
+}
+
+// adapterDir is where sft puts the adapters, in its folder.
+const adapterDir = "adapter"
 
 // modelDir is where commands that make a policy put it, in their folder.
 const modelDir = "model"
 
 func (c *sftCmd) Run(ctx context.Context, o output) error {
-	p, err := openPolicy(c.Model, model.Options{Workers: c.Workers})
+	options := c.options(c.Workers)
+	p, err := openPolicy(c.Model, options)
 	if err != nil {
 		return err
 	}
@@ -61,9 +84,25 @@ func (c *sftCmd) Run(ctx context.Context, o output) error {
 	if err != nil {
 		return err
 	}
+	longest := 0
+	for _, e := range examples {
+		longest = max(longest, len(e.Tokens))
+	}
+	var n need
+	if n.Footprint, err = model.TrainingMemory(p.Config(), options, p.Workers().Size(), full(c.TokenBudget, longest)); err != nil {
+		return err
+	}
+	if err := n.fits(o, availableMemory()); err != nil {
+		return fmt.Errorf("%w: lower --token-budget (%d; the longest example has %d tokens), set --recompute or --lora-rank", err, c.TokenBudget, longest)
+	}
 	sum, err := p.fit(ctx, o, train.SFTOptions{SFTSettings: c.settings(), Dir: c.Out, Seed: c.Seed, Resume: c.Resume}, examples, nil)
 	if err != nil {
 		return err
+	}
+	if p.LoRA() != nil {
+		if err := p.SaveAdapter(filepath.Join(c.Out, adapterDir), c.Model); err != nil {
+			return err
+		}
 	}
 	return p.finish(o, c.Out, c.DType, sum, c.JSON)
 }

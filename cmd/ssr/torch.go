@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
-	"os/exec"
-	"path/filepath"
+	"fmt"
+	"os"
 	"strings"
+	"sync"
 
+	"github.com/ssr-go/ssr/kernels/cuda/gpu"
 	"github.com/ssr-go/ssr/kernels/torch"
 )
 
@@ -15,17 +17,32 @@ func probeLibtorch(context.Context) finding {
 	return finding{Name: "libtorch", OK: true, Needed: true, Found: torch.Version()}
 }
 
-// probeCUDA looks for a GPU and for the driver that programs load.
-func probeCUDA(ctx context.Context) finding {
-	f := finding{Name: "CUDA", Found: "no driver", Advice: "optional: this build computes on the CPU"}
-	libs, err := filepath.Glob("/usr/lib/*/libcuda.so.1")
-	if err != nil || len(libs) == 0 {
+// probeCUDA says whether this program can use a GPU, and which.
+func probeCUDA(context.Context) finding {
+	f := finding{Name: "CUDA", Advice: "optional: policies compute on the CPU"}
+	devices, why := gpu.Devices()
+	if len(devices) == 0 {
+		f.Found = why
 		return f
 	}
-	f.Found = "driver at " + libs[0] + ", no GPU answers"
-	out, err := exec.CommandContext(ctx, "nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader").Output()
-	if gpus := strings.TrimSpace(string(out)); err == nil && gpus != "" {
-		f.OK, f.Found = true, strings.ReplaceAll(gpus, "\n", "; ")
+	names := make([]string, len(devices))
+	for i, d := range devices {
+		names[i] = d.String()
 	}
+	f.OK, f.Found = true, strings.Join(names, "; ")
+	f.Advice = "the kernels run on these; policies still compute on the CPU (docs/cuda.md)"
 	return f
 }
+
+// warnCPU tells once, in a program that was built for GPUs, that it computes on the
+// CPU, and why.
+var warnCPU = sync.OnceFunc(func() {
+	if !gpu.Built {
+		return
+	}
+	devices, why := gpu.Devices()
+	if len(devices) > 0 {
+		why = "policies do not use GPUs yet (docs/cuda.md)"
+	}
+	fmt.Fprintln(os.Stderr, "computing on the CPU: "+why)
+})

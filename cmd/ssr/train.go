@@ -71,7 +71,7 @@ func (c *trainCmd) Run(ctx context.Context, o output) error {
 }
 
 // config resolves what to run: a resumed run's own configuration, or the file
-// and the flags over the defaults. A new run's is written to its folder.
+// and the flags over the defaults.
 func (c *trainCmd) config() (config, error) {
 	if c.Resume != "" {
 		if c.Config != "" || c.Repo != "" || c.Model != "" || c.RunDir != "" || c.Seed != nil {
@@ -90,7 +90,7 @@ func (c *trainCmd) config() (config, error) {
 		if c.Steps > 0 {
 			conf.Train.Steps = c.Steps
 		}
-		return conf, conf.write()
+		return conf, nil
 	}
 	conf, err := readConfig(c.Config, c.Set)
 	if err != nil {
@@ -116,12 +116,15 @@ func (c *trainCmd) config() (config, error) {
 	if exists(filepath.Join(conf.Run, configName)) {
 		return conf, fmt.Errorf("%s already holds a run: go on with --resume %s, or choose another folder", conf.Run, conf.Run)
 	}
+	if isURL(conf.Model) {
+		return conf, fmt.Errorf("model: %s cannot be trained from here; ssr eval lets it play", conf.Model)
+	}
 	shape, err := model.ReadConfig(conf.Model)
 	if err != nil {
 		return conf, err
 	}
 	conf.fit(shape.MaxPositions)
-	return conf, conf.write()
+	return conf, nil
 }
 
 // write keeps the resolved configuration in the run's folder.
@@ -140,6 +143,12 @@ func (c config) write() error {
 func (c *trainCmd) train(ctx context.Context, o output, conf config) (sum train.Summary, err error) {
 	start, err := startModel(conf)
 	if err != nil {
+		return sum, err
+	}
+	if err := conf.foretell(o, start); err != nil {
+		return sum, err
+	}
+	if err := conf.write(); err != nil {
 		return sum, err
 	}
 	t, err := openSetup(ctx, conf, start)
@@ -182,8 +191,12 @@ func (c *trainCmd) train(ctx context.Context, o output, conf config) (sum train.
 }
 
 // startModel is the folder to load weights from: the newest checkpoint where
-// there is one, so that a resumed run does not need its first model again.
+// there is one, so that a resumed run does not need its first model again. Adapters
+// need it: the weights of their checkpoints have them merged in.
 func startModel(conf config) (string, error) {
+	if conf.Policy.LoRA != nil {
+		return conf.Model, nil
+	}
 	found, err := filepath.Glob(filepath.Join(conf.Run, "checkpoints", "step-*", "weights"))
 	if err != nil {
 		return "", err
@@ -206,6 +219,7 @@ func poolDir(conf config) string {
 // weights where the objective measures the divergence from them.
 func newLearner(t *setup, conf config) (train.Learner, func(), error) {
 	l := learner.New(t.policy.Policy, t.policy.tokenizer)
+	l.Base = conf.Model
 	if conf.Train.Loss.KLCoef == 0 {
 		return l, func() {}, nil
 	}

@@ -20,8 +20,8 @@ type Series struct {
 	// confidence; both nil for none.
 	Low, High []float64
 	// Points marks every value, as evaluations far apart want; a series of one
-	// value is always marked.
-	Points bool
+	// value is always marked. Scattered marks them and joins none.
+	Points, Scattered bool
 }
 
 // Panel is one chart.
@@ -33,6 +33,8 @@ type Panel struct {
 	Min, Max float64
 	// Percent writes Y as a percentage: 0.5 is 50%.
 	Percent bool
+	// LogX spaces X by its logarithm; what is not positive is not drawn.
+	LogX bool
 }
 
 // Options shape the picture.
@@ -45,11 +47,30 @@ type Options struct {
 }
 
 // colours are Okabe and Ito's, which readers with colour blindness can tell apart.
-var colours = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"}
+// Where they are used up, they come again with other dashes and marks.
+var (
+	colours = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"}
+	dashes  = []string{"", ` stroke-dasharray="6 3"`, ` stroke-dasharray="2 2"`}
+	marks   = []string{"M%s %sm-2.5 0a2.5 2.5 0 1 0 5 0a2.5 2.5 0 1 0-5 0z", "M%s %sm-2.4-2.4h4.8v4.8h-4.8z", "M%s %sm0-3.4l3.4 3.4l-3.4 3.4l-3.4-3.4z"}
+)
+
+// style is how the series at that place looks.
+type style struct{ colour, dash, mark string }
+
+func styleOf(i int) style {
+	round := i / len(colours) % len(dashes)
+	return style{colours[i%len(colours)], dashes[round], marks[round]}
+}
+
+// point draws a mark.
+func (s style) point(b *bufio.Writer, x, y float64) {
+	fmt.Fprintf(b, `<path d="`+s.mark+`" fill="%s"/>`+"\n", px(x), px(y), s.colour)
+}
 
 const (
 	left, right, top, bottom = 58, 14, 34, 40
 	heading                  = 40
+	legendLine               = 16 // the height of a line of the legend
 )
 
 // SVG writes a picture of panels, row by row. Panels without a drawable value
@@ -93,27 +114,58 @@ func SVG(w io.Writer, panels []Panel, o Options) error {
 	return b.Flush()
 }
 
-// axis maps values to pixels.
-type axis struct{ min, max, from, to float64 }
+// axis maps values, or their logarithms, to pixels.
+type axis struct {
+	min, max, from, to float64
+	log                bool
+}
 
-func (a axis) at(v float64) float64 { return a.from + (v-a.min)/(a.max-a.min)*(a.to-a.from) }
+func (a axis) at(v float64) float64 {
+	if a.log {
+		return a.from + math.Log(v/a.min)/math.Log(a.max/a.min)*(a.to-a.from)
+	}
+	return a.from + (v-a.min)/(a.max-a.min)*(a.to-a.from)
+}
+
+// ticks are some n round values of the axis.
+func (a axis) ticks(n int) []float64 {
+	// Over less than a factor of three round values lie evenly enough.
+	if !a.log || a.max/a.min < 3 {
+		return ticks(a.min, a.max, n)
+	}
+	digits := []float64{1, 2, 5}
+	if math.Log10(a.max/a.min)*3 > 2*float64(n) {
+		digits = digits[:1]
+	}
+	every := max(1, math.Ceil(math.Log10(a.max/a.min)/float64(n)))
+	var out []float64
+	for e := math.Floor(math.Log10(a.min)/every) * every; e <= math.Log10(a.max); e += every {
+		for _, d := range digits {
+			if v := d * math.Pow(10, e); v >= a.min && v <= a.max {
+				out = append(out, v)
+			}
+		}
+	}
+	return out
+}
 
 func (p Panel) draw(b *bufio.Writer, width, height int) {
 	w, h := float64(width), float64(height)
 	fmt.Fprintf(b, `<text x="%d" y="20" font-size="13" font-weight="600">%s</text>`+"\n", left, html.EscapeString(p.Title))
+	top := top + p.legend(b, w)
 	xs, ys := p.ranges()
 	if xs.min > xs.max {
 		fmt.Fprintf(b, `<text x="%s" y="%s" text-anchor="middle" fill="#888">no data</text>`+"\n", px(w/2), px(h/2))
 		return
 	}
 	xs.from, xs.to = left, w-right
-	ys.from, ys.to = h-bottom, top
-	for _, t := range ticks(ys.min, ys.max, 5) {
+	ys.from, ys.to = h-bottom, float64(top)
+	for _, t := range ys.ticks(5) {
 		y := px(ys.at(t))
 		fmt.Fprintf(b, `<path d="M%d %sH%s" stroke="#e4e4e4"/>`, left, y, px(w-right))
 		fmt.Fprintf(b, `<text x="%d" y="%s" text-anchor="end" dy=".35em">%s</text>`+"\n", left-6, y, p.label(t))
 	}
-	for _, t := range ticks(xs.min, xs.max, 6) {
+	for _, t := range xs.ticks(6) {
 		x := px(xs.at(t))
 		fmt.Fprintf(b, `<path d="M%s %sv4" stroke="#888"/>`, x, px(h-bottom))
 		fmt.Fprintf(b, `<text x="%s" y="%s" text-anchor="middle">%s</text>`+"\n", x, px(h-bottom+16), number(t))
@@ -123,18 +175,17 @@ func (p Panel) draw(b *bufio.Writer, width, height int) {
 		fmt.Fprintf(b, `<text x="%s" y="%s" text-anchor="middle" fill="#666">%s</text>`+"\n", px((left+w-right)/2), px(h-8), html.EscapeString(p.XLabel))
 	}
 	for i, s := range p.Series {
-		s.draw(b, xs, ys, colours[i%len(colours)])
+		s.draw(b, xs, ys, styleOf(i))
 	}
-	p.legend(b, w)
 }
 
 // ranges are the spans of the finite data, widened where they are a point; min
 // exceeds max when there is none.
 func (p Panel) ranges() (x, y axis) {
-	x, y = axis{min: math.Inf(1), max: math.Inf(-1)}, axis{min: math.Inf(1), max: math.Inf(-1)}
+	x, y = axis{min: math.Inf(1), max: math.Inf(-1), log: p.LogX}, axis{min: math.Inf(1), max: math.Inf(-1)}
 	for _, s := range p.Series {
 		for i := range s.X {
-			if !finite(s.X[i]) || !finite(s.Y[i]) {
+			if !x.has(s.X[i]) || !finite(s.Y[i]) {
 				continue
 			}
 			x.include(s.X[i])
@@ -148,7 +199,9 @@ func (p Panel) ranges() (x, y axis) {
 	if x.min > x.max {
 		return x, y
 	}
-	if x.min == x.max {
+	if x.min == x.max && x.log {
+		x.min, x.max = x.min/2, x.max*2
+	} else if x.min == x.max {
 		x.min, x.max = x.min-1, x.max+1
 	}
 	switch {
@@ -173,36 +226,41 @@ func (p Panel) ranges() (x, y axis) {
 
 func (a *axis) include(v float64) { a.min, a.max = math.Min(a.min, v), math.Max(a.max, v) }
 
-func (s Series) draw(b *bufio.Writer, x, y axis, colour string) {
+// has says whether a value can be drawn.
+func (a axis) has(v float64) bool { return finite(v) && (!a.log || v > 0) }
+
+func (s Series) draw(b *bufio.Writer, x, y axis, look style) {
 	clamp := func(v float64) float64 { return math.Max(y.min, math.Min(y.max, v)) }
-	point := func(i int, v float64) string { return px(x.at(s.X[i])) + " " + px(y.at(clamp(v))) }
-	for _, r := range s.runs() {
+	at := func(i int, v float64) string { return px(x.at(s.X[i])) + " " + px(y.at(clamp(v))) }
+	for _, r := range s.runs(x) {
 		if s.Low != nil {
 			var d strings.Builder
 			for i := r[0]; i < r[1]; i++ {
-				d.WriteString("L" + point(i, s.High[i]))
+				d.WriteString("L" + at(i, s.High[i]))
 			}
 			for i := r[1] - 1; i >= r[0]; i-- {
-				d.WriteString("L" + point(i, s.Low[i]))
+				d.WriteString("L" + at(i, s.Low[i]))
 			}
-			fmt.Fprintf(b, `<path d="M%sZ" fill="%s" fill-opacity="0.15"/>`+"\n", d.String()[1:], colour)
+			fmt.Fprintf(b, `<path d="M%sZ" fill="%s" fill-opacity="0.15"/>`+"\n", d.String()[1:], look.colour)
 		}
 		var d strings.Builder
 		for i := r[0]; i < r[1]; i++ {
-			d.WriteString("L" + point(i, s.Y[i]))
-			if s.Points || r[1]-r[0] == 1 {
-				fmt.Fprintf(b, `<circle cx="%s" cy="%s" r="2.5" fill="%s"/>`+"\n", px(x.at(s.X[i])), px(y.at(clamp(s.Y[i]))), colour)
+			d.WriteString("L" + at(i, s.Y[i]))
+			if s.Points || s.Scattered || r[1]-r[0] == 1 {
+				look.point(b, x.at(s.X[i]), y.at(clamp(s.Y[i])))
 			}
 		}
-		fmt.Fprintf(b, `<path d="M%s" fill="none" stroke="%s" stroke-width="1.6" stroke-linejoin="round"/>`+"\n", d.String()[1:], colour)
+		if !s.Scattered {
+			fmt.Fprintf(b, `<path d="M%s" fill="none" stroke="%s" stroke-width="1.6" stroke-linejoin="round"%s/>`+"\n", d.String()[1:], look.colour, look.dash)
+		}
 	}
 }
 
 // runs are the stretches [from, to) of drawable values.
-func (s Series) runs() (out [][2]int) {
+func (s Series) runs(x axis) (out [][2]int) {
 	from := -1
 	for i := range len(s.X) + 1 {
-		ok := i < len(s.X) && finite(s.X[i]) && finite(s.Y[i]) && (s.Low == nil || finite(s.Low[i]) && finite(s.High[i]))
+		ok := i < len(s.X) && x.has(s.X[i]) && finite(s.Y[i]) && (s.Low == nil || finite(s.Low[i]) && finite(s.High[i]))
 		if ok && from < 0 {
 			from = i
 		} else if !ok && from >= 0 {
@@ -213,20 +271,39 @@ func (s Series) runs() (out [][2]int) {
 	return out
 }
 
-// legend names the series from the right end of the title's line.
-func (p Panel) legend(b *bufio.Writer, w float64) {
-	if len(p.Series) < 2 && (len(p.Series) == 0 || p.Series[0].Name == "") {
-		return
+// legend names the series: at the right of the title's line where they fit beside
+// it, and otherwise in lines of their own below, whose height it returns.
+func (p Panel) legend(b *bufio.Writer, w float64) int {
+	if len(p.Series) == 0 || len(p.Series) == 1 && p.Series[0].Name == "" {
+		return 0
 	}
-	x := w - right
-	for i := len(p.Series) - 1; i >= 0; i-- {
-		name := p.Series[i].Name
-		x -= 6.2 * float64(len([]rune(name)))
-		fmt.Fprintf(b, `<text x="%s" y="20">%s</text>`, px(x), html.EscapeString(name))
-		fmt.Fprintf(b, `<path d="M%s 16h14" stroke="%s" stroke-width="3"/>`+"\n", px(x-18), colours[i%len(colours)])
-		x -= 30
+	width := func(i int) float64 { return 24 + textWidth(p.Series[i].Name) + 10 }
+	var total float64
+	for i := range p.Series {
+		total += width(i)
 	}
+	lines, x, y := 0, w-right-total+10, 20.0
+	if x < left+1.25*textWidth(p.Title)+10 { // the title is set larger, in bold
+		lines, x, y = 1, left, y+legendLine
+	}
+	for i, s := range p.Series {
+		if lines > 0 && x > left && x+width(i) > w-right+10 {
+			lines, x, y = lines+1, left, y+legendLine
+		}
+		look := styleOf(i)
+		if s.Scattered {
+			look.point(b, x+9, y-4)
+		} else {
+			fmt.Fprintf(b, `<path d="M%s %sh18" stroke="%s" stroke-width="3"%s/>`, px(x), px(y-4), look.colour, look.dash)
+		}
+		fmt.Fprintf(b, `<text x="%s" y="%s">%s</text>`+"\n", px(x+24), px(y), html.EscapeString(s.Name))
+		x += width(i)
+	}
+	return lines * legendLine
 }
+
+// textWidth is about what a text of the common size takes.
+func textWidth(text string) float64 { return 6.2 * float64(len([]rune(text))) }
 
 func (p Panel) label(v float64) string {
 	if p.Percent {

@@ -3,6 +3,7 @@ package chart
 import (
 	"bytes"
 	"encoding/xml"
+	"fmt"
 	"io"
 	"math"
 	"slices"
@@ -81,5 +82,72 @@ func TestGapsAndDegenerateData(t *testing.T) {
 	}
 	if err := SVG(io.Discard, []Panel{{Series: []Series{{X: []float64{1}, Y: nil}}}}, Options{}); err == nil {
 		t.Error("lengths that differ are accepted")
+	}
+}
+
+// Equal ratios lie equally far apart on a logarithmic axis; what has no logarithm
+// is left out.
+func TestLogarithmicAxis(t *testing.T) {
+	svg := render(t, []Panel{{Title: "p", LogX: true, Min: 0, Max: 1, Series: []Series{
+		{Scattered: true, X: []float64{-1, 0, 0.1, 1, 10}, Y: []float64{0, 0, 0, 0, 0}}}}}, Options{Columns: 1, Width: 400, Height: 200})
+	for _, want := range []string{"M58 160m", "M222 160m", "M386 160m"} { // the frame is from 58 to 386
+		if strings.Count(svg, want) != 1 {
+			t.Errorf("no mark at %s in\n%s", want, svg)
+		}
+	}
+	if strings.Contains(svg, `stroke-width="1.6"`) || strings.Contains(svg, "NaN") {
+		t.Errorf("scattered values are joined, or drawn where they are not:\n%s", svg)
+	}
+	for _, c := range []struct {
+		lo, hi float64
+		want   []float64
+	}{
+		{0.1, 10, []float64{0.1, 0.2, 0.5, 1, 2, 5, 10}},
+		{1e-4, 1e4, []float64{1e-4, 1e-2, 1, 1e2, 1e4}},
+		{0.9, 1.1, []float64{0.9, 0.95, 1, 1.05, 1.1}},
+	} {
+		got := axis{min: c.lo, max: c.hi, log: true}.ticks(5)
+		if !slices.EqualFunc(got, c.want, func(a, b float64) bool { return math.Abs(a/b-1) < 1e-9 }) {
+			t.Errorf("[%g, %g]: %v, want %v", c.lo, c.hi, got, c.want)
+		}
+	}
+}
+
+// Many names take lines of their own below the title, inside the panel, and push
+// the frame down; no two series look alike.
+func TestLegend(t *testing.T) {
+	var all []Series
+	for i := range 18 {
+		all = append(all, Series{Name: strings.Repeat("n", 3+i), Scattered: true, X: []float64{1}, Y: []float64{1}})
+	}
+	svg := render(t, []Panel{{Title: "a title", Series: all}}, Options{Columns: 1, Width: 560, Height: 360})
+	type place struct{ x, y float64 }
+	var last place
+	for _, s := range all {
+		before, _, found := strings.Cut(svg, ">"+s.Name+"</text>")
+		if !found {
+			t.Fatalf("%s is not in the legend", s.Name)
+		}
+		var at place
+		if _, err := fmt.Sscanf(before[strings.LastIndex(before, "<text"):], `<text x="%f" y="%f"`, &at.x, &at.y); err != nil {
+			t.Fatal(err)
+		}
+		if at.y <= 20 || at.x+textWidth(s.Name) > 560 {
+			t.Errorf("%s at %v is over the title or outside", s.Name, at)
+		}
+		if at.y == last.y && at.x < last.x+textWidth(s.Name)-6.2 {
+			t.Errorf("%s at %v is over the name before it at %v", s.Name, at, last)
+		}
+		last = at
+	}
+	if want := fmt.Sprintf("M58 %gV320", last.y+14); !strings.Contains(svg, want) {
+		t.Errorf("the frame does not begin below the legend, at %s:\n%s", want, svg)
+	}
+	looks := map[style]bool{}
+	for i := range all {
+		looks[styleOf(i)] = true
+	}
+	if len(looks) != len(all) {
+		t.Errorf("%d series have %d looks", len(all), len(looks))
 	}
 }

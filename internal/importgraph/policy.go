@@ -29,9 +29,14 @@ var Rooms = []Room{
 	{Path: "kernels/device", Pure: true},
 	{Path: "kernels/native"},
 	{Path: "kernels/torch", May: []string{"kernels/device", "kernels/native"}},
-	{Path: "kernels/cuda", May: []string{"kernels/device", "kernels/torch"}},
+	{Path: "kernels/collective", Pure: true},
+	{Path: "kernels/cuda", Pure: true},
+	{Path: "kernels/cuda/cudatest", Pure: true, May: []string{"kernels/cuda"}},
+	{Path: "kernels/cuda/emulate", May: []string{"kernels/cuda"}},
+	{Path: "kernels/cuda/gpu", May: []string{"kernels/cuda"}},
 
 	// The policy: text to ids to tensors, and generation.
+	{Path: "model/budget", Pure: true},
 	{Path: "model/gen", Pure: true},
 	{Path: "model/token", Pure: true, May: []string{"model/token/jinja"}},
 	{Path: "model/token/jinja", Pure: true},
@@ -49,6 +54,7 @@ var Rooms = []Room{
 
 	// Episodes and the game.
 	{Path: "rollout", Pure: true, May: []string{"model/gen", "model/token", "sandbox"}},
+	{Path: "rollout/remote", Pure: true, May: []string{"model/gen", "rollout"}},
 	{Path: "rollout/selfplay", Pure: true, May: []string{
 		"model/gen", "model/token", "rollout", "sandbox", "sandbox/harvest",
 	}},
@@ -59,6 +65,9 @@ var Rooms = []Room{
 	{Path: "rl/train", Pure: true, May: []string{
 		"model/gen", "model/token", "rl", "rollout", "rollout/selfplay", "sandbox",
 	}},
+	{Path: "rl/train/tabular", Pure: true, May: []string{"model/gen", "rl", "rl/train", "rollout"}},
+	// Several devices as one learner; what moves their memory is an interface.
+	{Path: "rl/train/replicas", Pure: true, May: []string{"rl", "rl/train"}},
 	// What joins the loop and the policy.
 	{Path: "rl/train/learner", May: []string{"kernels/torch", "model", "model/token", "rl", "rl/train"}},
 

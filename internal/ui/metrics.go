@@ -7,8 +7,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/ssr-go/ssr/internal/chart"
@@ -78,17 +80,31 @@ func validRate(m *train.Metrics) (float64, bool) {
 	return optional(m.ValidRate)
 }
 
+// byRole is a curve for each role that plays, in the order of their names.
+func byRole(metrics []train.Metrics, f func(*train.RoleMetrics) float64) (curves []curve) {
+	roles := map[rollout.Role]bool{}
+	for _, m := range metrics {
+		if m.PlayMetrics != nil {
+			for r := range m.Roles {
+				roles[r] = true
+			}
+		}
+	}
+	for _, r := range slices.Sorted(maps.Keys(roles)) {
+		curves = append(curves, curve{string(r), role(r, f)})
+	}
+	return curves
+}
+
 // Curves draws a run's metrics over its steps. Panels without a value are left out.
 func Curves(w io.Writer, title string, metrics []train.Metrics) error {
-	meanReward := func(r *train.RoleMetrics) float64 { return r.RewardMean }
-	meanLength := func(r *train.RoleMetrics) float64 { return r.LengthMean }
 	panels := []struct {
 		panel  chart.Panel
 		curves []curve
 	}{
 		{chart.Panel{Title: "Rates", Percent: true, Min: 0, Max: 1}, []curve{{"solved", solveRate}, {"valid bugs", validRate}}},
-		{chart.Panel{Title: "Reward"}, []curve{{"injector", role(rollout.Injector, meanReward)}, {"solver", role(rollout.Solver, meanReward)}}},
-		{chart.Panel{Title: "Episode length, tokens"}, []curve{{"injector", role(rollout.Injector, meanLength)}, {"solver", role(rollout.Solver, meanLength)}}},
+		{chart.Panel{Title: "Reward"}, byRole(metrics, func(r *train.RoleMetrics) float64 { return r.RewardMean })},
+		{chart.Panel{Title: "Episode length, tokens"}, byRole(metrics, func(r *train.RoleMetrics) float64 { return r.LengthMean })},
 		{chart.Panel{Title: "Entropy, nats"}, []curve{{"", func(m *train.Metrics) (float64, bool) { return optional(m.Entropy) }}}},
 		{chart.Panel{Title: "Loss"}, []curve{{"", func(m *train.Metrics) (float64, bool) { return optional(m.Loss) }}}},
 		{chart.Panel{Title: "Gradient norm"}, []curve{{"", func(m *train.Metrics) (float64, bool) { return optional(m.GradNorm) }}}},

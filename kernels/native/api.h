@@ -61,7 +61,7 @@ typedef struct {
 SSR_KERNELS(float, SSR_DECLARE)
 SSR_KERNELS(double, SSR_DECLARE)
 
-int32_t ssr_sample(const float *x, long V, double temperature, long topk, double topp, double u, float *lp,
+int32_t ssr_sample(const float *x, long V, double temperature, long topk, double topp, double minp, double u, float *lp,
                    float *slp);
 
 /* ssr_isa names the instruction set that the kernels run with. */

@@ -11,6 +11,10 @@ import (
 // BlockTokens is the number of tokens in a block of the KV cache.
 const BlockTokens = C.SSR_BLOCK
 
+// SpanTokens is the run of keys that a query visits at a time: with a window, the
+// first that is read is the last multiple of it at or before the window's first.
+const SpanTokens = 4 * BlockTokens
+
 // Attention is the shape of grouped-query causal attention. A token's row of q
 // and of the output is [H, D]; of k and v, [K, D]; query head h reads key head
 // h/(H/K). Strides are elements from one token to the next, 0 for dense rows;

@@ -9,7 +9,7 @@
 // packed forward pass and the cached one agree bit for bit.
 
 constexpr long BK = SSR_BLOCK;
-constexpr long SPAN = 4 * BK; // keys between two looks at the running maximum
+constexpr long SPAN = 4 * BK; // SpanTokens in attention.go: keys between two looks at the running maximum
 constexpr long TILE = 24;     // rows of a query tile, at most
 
 // softmax_row folds the scores s[SPAN] of one span, n of them valid, into the

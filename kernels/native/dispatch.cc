@@ -37,9 +37,9 @@ extern "C" {
 SSR_KERNELS(float, SSR_DEFINE)
 SSR_KERNELS(double, SSR_DEFINE)
 
-int32_t ssr_sample(const float *x, long V, double temperature, long topk, double topp, double u, float *lp,
+int32_t ssr_sample(const float *x, long V, double temperature, long topk, double topp, double minp, double u, float *lp,
                    float *slp) {
-  return current().table->sample(x, V, temperature, topk, topp, u, lp, slp);
+  return current().table->sample(x, V, temperature, topk, topp, minp, u, lp, slp);
 }
 
 const char *ssr_isa(void) { return current().name; }

@@ -146,8 +146,8 @@ func LogprobBackward[F Float](logits []F, targets []int32, vocab int, lse, g []F
 
 // Sampling shapes the distribution of Sample, as gen.Sampling does.
 type Sampling struct {
-	Temperature, TopP float64
-	TopK              int
+	Temperature, TopP, MinP float64
+	TopK                    int
 }
 
 // Sample draws from one row of logits by the inverse of the cumulative
@@ -161,6 +161,6 @@ func Sample(logits []float32, s Sampling, u float64) (token int32, logprob, samp
 	}
 	var lp, slp C.float
 	token = int32(C.ssr_sample(f32(logits), C.long(len(logits)), C.double(s.Temperature), C.long(s.TopK), C.double(s.TopP),
-		C.double(u), &lp, &slp))
+		C.double(s.MinP), C.double(u), &lp, &slp))
 	return token, float32(lp), float32(slp)
 }

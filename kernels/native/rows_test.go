@@ -271,6 +271,12 @@ func kept(logits []float32, s Sampling) []float64 {
 			}
 		}
 	}
+	for i, c := range all {
+		if c.w < s.MinP*all[0].w {
+			all = all[:i]
+			break
+		}
+	}
 	total = 0
 	for _, c := range all {
 		total += c.w
@@ -298,6 +304,9 @@ func TestSample(t *testing.T) {
 		{Temperature: 1, TopP: 1e-9},
 		{Temperature: 0.7, TopK: 50, TopP: 0.8},
 		{Temperature: 1, TopK: 10000, TopP: 1},
+		{Temperature: 1, MinP: 0.05},
+		{Temperature: 1.5, TopK: 90, TopP: 0.95, MinP: 0.02},
+		{Temperature: 1, MinP: 1},
 	} {
 		p := kept(logits, s)
 		lp := make([]float32, 1)

@@ -40,7 +40,7 @@ INLINE int32_t argmax(const float *x, long V) {
 
 // The draw is the inverse of the cumulative distribution in ascending id order.
 // u is in [0, 1). Returns -1 when the row holds a NaN or has no finite maximum.
-static int32_t sample(const float *x, long V, double temperature, long topk, double topp, double u, float *lp,
+static int32_t sample(const float *x, long V, double temperature, long topk, double topp, double minp, double u, float *lp,
                       float *slp) {
   int32_t best = argmax(x, V);
   if (best < 0 || !(x[best] - x[best] == 0)) return -1;
@@ -49,7 +49,7 @@ static int32_t sample(const float *x, long V, double temperature, long topk, dou
   double kept = 0, weight = 0;
   if (temperature > 0) {
     const float inv = float(1 / temperature);
-    if ((topk <= 0 || topk >= V) && (topp <= 0 || topp >= 1)) {
+    if ((topk <= 0 || topk >= V) && (topp <= 0 || topp >= 1) && minp <= 0) {
       const long chunk = 256, nc = (V + chunk - 1) / chunk;
       float *w = sample_.get<float>(V + 2 * nc);
       double total = 0;
@@ -99,7 +99,10 @@ static int32_t sample(const float *x, long V, double temperature, long topk, dou
           if (c[i].w > light) c[heavy++] = c[i];
         worst = reach(c, heavy, topp * total);
       }
-      auto keeps = [&](long i) { return x[i] > worst.z || (x[i] == worst.z && i <= worst.id); };
+      // The best token's weight is 1.
+      auto keeps = [&](long i) {
+        return w[i] >= minp && (x[i] > worst.z || (x[i] == worst.z && i <= worst.id));
+      };
       for (long i = 0; i < V; i++)
         if (keeps(i)) kept += w[i];
       double want = u * kept, at = 0;

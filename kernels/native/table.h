@@ -13,5 +13,5 @@
 struct Table {
   SSR_KERNELS(float, SSR_POINTER)
   SSR_KERNELS(double, SSR_POINTER)
-  int32_t (*sample)(const float *, long, double, long, double, double, float *, float *);
+  int32_t (*sample)(const float *, long, double, long, double, double, double, float *, float *);
 };

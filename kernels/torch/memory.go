@@ -18,7 +18,18 @@ func (p Purpose) String() string {
 	return [purposes]string{"weights", "gradients", "optimizer", "activations", "cache"}[p]
 }
 
-var allocated [purposes]atomic.Int64
+var (
+	allocated [purposes]atomic.Int64
+	total     atomic.Int64
+	peak      atomic.Int64
+)
+
+// Peak is the most bytes that live tensors have owned at a time since the program
+// started, or since ResetPeak.
+func Peak() int64 { return peak.Load() }
+
+// ResetPeak makes what is owned now the peak.
+func ResetPeak() { peak.Store(total.Load()) }
 
 // Allocated is the number of bytes that live tensors own, by purpose.
 func Allocated() map[Purpose]int64 {
@@ -37,11 +48,17 @@ type account struct {
 
 func newAccount(p Purpose, bytes int64) *account {
 	allocated[p].Add(bytes)
+	for now := total.Add(bytes); ; {
+		if most := peak.Load(); now <= most || peak.CompareAndSwap(most, now) {
+			break
+		}
+	}
 	return &account{p, bytes}
 }
 
 func (a *account) close() {
 	if a != nil {
 		allocated[a.purpose].Add(-a.bytes)
+		total.Add(-a.bytes)
 	}
 }

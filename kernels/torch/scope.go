@@ -8,17 +8,15 @@ const slabBytes = 16 << 20
 // and again instead of asking the system for fresh ones. It is used by one
 // goroutine at a time.
 type Arena struct {
-	dtype   DType
+	books   Meter
 	purpose Purpose
 	slabs   []*Tensor
-	slab    int // the slab in use
-	used    int // elements of it that are taken
 	open    []*Scope
 }
 
 // NewArena returns an arena that holds no memory yet.
 func NewArena(purpose Purpose, dtype DType) *Arena {
-	return &Arena{purpose: purpose, dtype: dtype}
+	return &Arena{books: Meter{dtype: dtype}, purpose: purpose}
 }
 
 // Free returns the memory; all scopes must be closed.
@@ -29,38 +27,72 @@ func (a *Arena) Free() {
 	for _, s := range a.slabs {
 		s.Free()
 	}
-	a.slabs, a.slab, a.used = nil, 0, 0
+	a.slabs, a.books = nil, Meter{dtype: a.books.dtype}
+}
+
+// take returns the slab and offset of n elements.
+func (a *Arena) take(n int) (*Tensor, int) {
+	slab, offset := a.books.Take(n)
+	if slab == len(a.slabs) {
+		a.slabs = append(a.slabs, alloc(a.purpose, a.books.dtype, []int{a.books.sizes[slab]}))
+	}
+	return a.slabs[slab], offset
+}
+
+// Meter keeps the books of an Arena, which tells how much one will hold without
+// taking any memory.
+type Meter struct {
+	dtype DType
+	sizes []int // elements of each slab
+	mark  Mark
+}
+
+// Mark is a place in a meter's books, to go back to.
+type Mark struct{ slab, used int }
+
+// NewMeter returns a meter of an arena of that dtype.
+func NewMeter(dtype DType) *Meter { return &Meter{dtype: dtype} }
+
+// Take books n elements, aligned to a cache line, and says where they are.
+func (m *Meter) Take(n int) (slab, offset int) {
+	line := 64 / m.dtype.Size()
+	n = (n + line - 1) / line * line
+	at := &m.mark
+	for ; at.slab < len(m.sizes) && at.used+n > m.sizes[at.slab]; at.slab, at.used = at.slab+1, 0 {
+	}
+	if at.slab == len(m.sizes) {
+		m.sizes = append(m.sizes, max(n, slabBytes/m.dtype.Size()))
+	}
+	at.used += n
+	return at.slab, at.used - n
+}
+
+// Mark is the place where the next elements are booked, and Release goes back there.
+func (m *Meter) Mark() Mark        { return m.mark }
+func (m *Meter) Release(mark Mark) { m.mark = mark }
+
+// Held is the bytes of all slabs, in use or not.
+func (m *Meter) Held() int64 {
+	n := 0
+	for _, s := range m.sizes {
+		n += s
+	}
+	return int64(n) * int64(m.dtype.Size())
 }
 
 // Scope opens a scope, within those that are open.
 func (a *Arena) Scope() *Scope {
-	s := &Scope{arena: a, depth: len(a.open), slab: a.slab, used: a.used}
+	s := &Scope{arena: a, depth: len(a.open), mark: a.books.Mark()}
 	a.open = append(a.open, s)
 	return s
 }
 
-// take returns the slab and offset of n elements, aligned to a cache line.
-func (a *Arena) take(n int) (*Tensor, int) {
-	line := 64 / a.dtype.Size()
-	n = (n + line - 1) / line * line
-	for ; a.slab < len(a.slabs); a.slab, a.used = a.slab+1, 0 {
-		if s := a.slabs[a.slab]; a.used+n <= s.Len() {
-			a.used += n
-			return s, a.used - n
-		}
-	}
-	s := alloc(a.purpose, a.dtype, []int{max(n, slabBytes/a.dtype.Size())})
-	a.slabs = append(a.slabs, s)
-	a.used = n
-	return s, 0
-}
-
 // Scope owns tensors; Close frees them all.
 type Scope struct {
-	arena      *Arena
-	depth      int // index in arena.open; -1 when closed
-	slab, used int
-	owned      []*Tensor
+	arena *Arena
+	depth int // index in arena.open; -1 when closed
+	mark  Mark
+	owned []*Tensor
 }
 
 // Empty is a tensor of the scope, of the arena's dtype and undefined content.
@@ -97,7 +129,7 @@ func (s *Scope) Close() {
 		}
 		inner.owned = nil
 		inner.depth = -1
-		a.slab, a.used = inner.slab, inner.used
+		a.books.Release(inner.mark)
 	}
 	a.open = a.open[:depth]
 }

@@ -12,6 +12,10 @@ void ssr_torch_threads(int n);
 
 int ssr_torch_get_threads(void);
 
+// ssr_torch_lacks names, separated by spaces, what gotch calls and this libtorch
+// does not have.
+const char *ssr_torch_lacks(void);
+
 #ifdef __cplusplus
 }
 #endif

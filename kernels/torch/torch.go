@@ -23,6 +23,7 @@ import "C"
 import (
 	"fmt"
 	"runtime"
+	"strings"
 	"unsafe"
 
 	lib "github.com/sugarme/gotch/libtch"
@@ -37,6 +38,9 @@ func init() {
 
 // Version is libtorch's, for instance "2.6.0".
 func Version() string { return C.GoString(C.ssr_torch_version()) }
+
+// lacks names what gotch calls and this libtorch does not have as gotch calls it.
+func lacks() []string { return strings.Fields(C.GoString(C.ssr_torch_lacks())) }
 
 // threads is how many threads libtorch spreads an operation over.
 func threads() int { return int(C.ssr_torch_get_threads()) }

@@ -2,6 +2,7 @@ package torch
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -160,5 +161,29 @@ func TestOneThreadPerOperation(t *testing.T) {
 	}
 	if n := threads(); n != 1 {
 		t.Errorf("libtorch uses %d threads", n)
+	}
+}
+
+// TestWhatTheVersionLacks holds what compat/include/torch/torch.h stands in for. A
+// version that is not listed lies between two that are, and lacks no more than the
+// later and no less than the earlier one.
+func TestWhatTheVersionLacks(t *testing.T) {
+	changed := []string{"_cslt_sparse_mm", "_scaled_mm", "_scaled_mm_out"}
+	removed := []string{"align_as", "align_tensors", "cholesky", "cholesky_out", "qr", "qr_out"}
+	var major, minor int
+	if _, err := fmt.Sscanf(Version(), "%d.%d", &major, &minor); err != nil || major != 2 {
+		t.Fatalf("libtorch %s: %v", Version(), err)
+	}
+	got := lacks()
+	t.Logf("libtorch %s lacks %v", Version(), got)
+	for _, name := range changed {
+		if minor >= 6 && !slices.Contains(got, name) || minor <= 1 && slices.Contains(got, name) {
+			t.Errorf("%s: libtorch %s lacks %v", name, Version(), got)
+		}
+	}
+	for _, name := range removed {
+		if minor <= 6 && slices.Contains(got, name) || minor >= 14 && !slices.Contains(got, name) {
+			t.Errorf("%s: libtorch %s lacks %v", name, Version(), got)
+		}
 	}
 }

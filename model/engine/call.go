@@ -16,7 +16,8 @@ type call struct {
 	decoder  Decoder
 	stream   gen.Stream
 	sampling native.Sampling
-	limit    int // new tokens, at most
+	limit    int  // new tokens, at most
+	stale    bool // tell the age of the cache
 
 	out  gen.Completion
 	err  error
@@ -27,6 +28,8 @@ type call struct {
 type draw struct {
 	token             int32
 	logprob, sampling float32
+	oldest            int64 // version of a part of the cache
+	alternatives      []gen.Alternative
 }
 
 // position of the next token in the history.
@@ -38,6 +41,12 @@ func (c *call) take(d draw, version int64) bool {
 	c.out.Logprobs = append(c.out.Logprobs, d.logprob)
 	c.out.SamplingLogprobs = append(c.out.SamplingLogprobs, d.sampling)
 	c.out.Versions = append(c.out.Versions, version)
+	if c.stale {
+		c.out.CacheVersions = append(c.out.CacheVersions, d.oldest)
+	}
+	if c.req.Alternatives > 0 {
+		c.out.Alternatives = append(c.out.Alternatives, d.alternatives)
+	}
 	switch {
 	case slices.Contains(c.req.StopTokens, d.token) || c.stopString():
 		c.out.Finish = gen.FinishStop
@@ -55,6 +64,31 @@ func (c *call) finish(err error) {
 		c.out = gen.Completion{}
 	}
 	close(c.done)
+}
+
+// alternatives are the n most probable tokens of a row of logits, given that token
+// has this log-probability.
+func alternatives(logits []float32, n int, token int32, logprob float32) []gen.Alternative {
+	before := func(a, b int32) bool { return logits[a] > logits[b] || logits[a] == logits[b] && a < b }
+	best := make([]int32, 0, n+1)
+	for id := range int32(len(logits)) {
+		if len(best) == n && !before(id, best[n-1]) {
+			continue
+		}
+		at, _ := slices.BinarySearchFunc(best, id, func(a, b int32) int {
+			if before(a, b) {
+				return -1
+			}
+			return 1
+		})
+		best = slices.Insert(best, at, id)
+		best = best[:min(len(best), n)]
+	}
+	out := make([]gen.Alternative, len(best))
+	for i, id := range best {
+		out[i] = gen.Alternative{Token: id, Logprob: float32(float64(logprob) + float64(logits[id]) - float64(logits[token]))}
+	}
+	return out
 }
 
 // slack is more bytes than a character that the window's start cuts can add.

@@ -45,6 +45,10 @@ type Options struct {
 	// StepTokens is how many prompt tokens are fed per step and worker, over all
 	// sequences; default 512.
 	StepTokens int
+	// MaxStale is how many versions old the keys and values of a sequence may become
+	// in the middle of its episode; 0 computes them again after every update. Where it
+	// is not 0, completions tell how old they were.
+	MaxStale int64
 	// Decoder finds stop strings; without one, requests that have any fail.
 	Decoder Decoder
 }
@@ -91,10 +95,7 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 	if p.Parameters()[0].Tensor.DType() != torch.Float32 {
 		return nil, errors.New("engine: a float64 policy is for checking gradients; load it as float32 or bfloat16 to generate")
 	}
-	setDefault(&o.CacheBytes, 512<<20)
-	setDefault(&o.MaxSequences, 256)
-	setDefault(&o.ChunkTokens, 256)
-	setDefault(&o.StepTokens, 512)
+	o = o.withDefaults()
 	c := p.Config()
 	block := p.Attention(0).CacheBlock()
 	blocks := int(o.CacheBytes / int64(c.Layers*block*4))
@@ -102,6 +103,7 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 	s, err := sched.New(sched.Config{
 		BlockTokens: native.BlockTokens, Blocks: blocks, MaxSequences: o.MaxSequences,
 		MaxRows: o.MaxSequences + workers*max(o.StepTokens, native.BlockTokens), MaxChunk: max(o.ChunkTokens, native.BlockTokens),
+		Window: c.WindowOfAll(), Span: native.SpanTokens, MaxStale: o.MaxStale,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("engine: KV cache of %d bytes: %w", o.CacheBytes, err)
@@ -120,6 +122,22 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 	}
 	go e.loop()
 	return e, nil
+}
+
+// Memory foretells the bytes that an engine over a policy of this shape, of so many
+// workers, takes at most: its cache, and a step's activations.
+func Memory(c model.Config, m model.Options, workers int, o Options) int64 {
+	o = o.withDefaults()
+	rows := o.MaxSequences/workers + 1 + max(o.StepTokens, native.BlockTokens)
+	return o.CacheBytes + int64(workers)*model.SamplingMemory(c, m, rows, o.MaxSequences/workers+1, max(logitElements/c.VocabSize, 8))
+}
+
+func (o Options) withDefaults() Options {
+	setDefault(&o.CacheBytes, 512<<20)
+	setDefault(&o.MaxSequences, 256)
+	setDefault(&o.ChunkTokens, 256)
+	setDefault(&o.StepTokens, 512)
+	return o
 }
 
 func setDefault[T int | int64](v *T, d T) {
@@ -219,6 +237,10 @@ func (e *Engine) newCall(ctx context.Context, req gen.Request) (*call, error) {
 		return nil, fmt.Errorf("temperature is %v; want a number of at least 0", s.Temperature)
 	case !(s.TopP >= 0 && s.TopP <= 1):
 		return nil, fmt.Errorf("top-p is %v; want a number between 0 and 1", s.TopP)
+	case !(s.MinP >= 0 && s.MinP <= 1):
+		return nil, fmt.Errorf("min-p is %v; want a number between 0 and 1", s.MinP)
+	case req.Alternatives < 0:
+		return nil, fmt.Errorf("%d alternatives; want a number of at least 0", req.Alternatives)
 	case s.TopK < 0:
 		return nil, fmt.Errorf("top-k is %d; want a number of at least 0", s.TopK)
 	case len(req.StopStrings) > 0 && e.opts.Decoder == nil:
@@ -231,8 +253,9 @@ func (e *Engine) newCall(ctx context.Context, req gen.Request) (*call, error) {
 	}
 	return &call{
 		ctx: ctx, req: req, decoder: e.opts.Decoder, done: make(chan struct{}),
+		stale:    e.opts.MaxStale > 0,
 		stream:   gen.NewStream(req.Seed, req.ID),
 		limit:    min(req.MaxTokens, e.config.MaxPositions-len(req.Tokens)),
-		sampling: native.Sampling{Temperature: s.Temperature, TopP: s.TopP, TopK: s.TopK},
+		sampling: native.Sampling{Temperature: s.Temperature, TopP: s.TopP, TopK: s.TopK, MinP: s.MinP},
 	}, nil
 }

@@ -72,14 +72,14 @@ func generate(t testing.TB, e *Engine, req gen.Request) gen.Completion {
 // some are long, each samples in its own way.
 func mixed() []gen.Request {
 	var reqs []gen.Request
-	samplings := []gen.Sampling{{Temperature: 1}, {Temperature: 0.7, TopP: 0.9}, {}, {Temperature: 1.3, TopK: 5}}
+	samplings := []gen.Sampling{{Temperature: 1}, {Temperature: 0.7, TopP: 0.9}, {}, {Temperature: 1.3, TopK: 5}, {Temperature: 1.5, MinP: 0.2}}
 	for i := range 24 {
 		tokens := prompt(uint64(i%5), 1+i*7%90)
 		if i%3 == 0 {
 			tokens = append(prompt(99, 70), tokens[:min(len(tokens), 20)]...)
 		}
 		reqs = append(reqs, gen.Request{
-			ID: fmt.Sprint("t", i), Seed: 5, Tokens: tokens, MaxTokens: 3 + i*5%40, Sampling: samplings[i%4], StopTokens: []int32{3},
+			ID: fmt.Sprint("t", i), Seed: 5, Tokens: tokens, MaxTokens: 3 + i*5%40, Sampling: samplings[i%5], StopTokens: []int32{3},
 		})
 	}
 	return reqs
@@ -475,6 +475,116 @@ func TestUpdatesInBetween(t *testing.T) {
 	}
 }
 
+// sliding is a policy whose layers all see 20 tokens.
+func sliding(t testing.TB, workers int) *model.Policy {
+	t.Helper()
+	p, err := model.New(model.Config{
+		ModelType: "mistral", VocabSize: vocab, Hidden: 32, Intermediate: 48, Layers: 2, Heads: 4, KVHeads: 2, HeadDim: 8,
+		MaxPositions: 1200, NormEps: 1e-6, RopeTheta: 10000, InitStd: 0.3, Window: 20, Sliding: []bool{true, true}, BOS: -1,
+	}, 7, model.Options{Workers: workers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	return p
+}
+
+// Where all layers slide, sequences of 900 tokens generate in a cache of 16 blocks
+// of 32, and score as training scores them.
+func TestSlidingWindowsNeedNoMoreMemory(t *testing.T) {
+	p := sliding(t, 2)
+	block := int64(2 * 2 * 2 * 8 * native.BlockTokens * 4)
+	e, roomy := start(t, p, Options{CacheBytes: 16 * block, ChunkTokens: 64, StepTokens: 64}), start(t, p, Options{})
+	var reqs []gen.Request
+	for i := range 3 {
+		reqs = append(reqs, gen.Request{ID: fmt.Sprint(i), Tokens: prompt(uint64(i), 850), MaxTokens: 50, Sampling: gen.Sampling{Temperature: 1}})
+	}
+	for i, c := range concurrently(t, e, reqs, []int{0, 1, 2}) {
+		if want := generate(t, roomy, reqs[i]); !equal(c, want) {
+			t.Fatalf("request %d in little memory: %+v\nwith room: %+v", i, c, want)
+		}
+		for j, lp := range rescore(t, p, reqs[i], c) {
+			if float64(c.Logprobs[j]) != lp {
+				t.Fatalf("request %d, token %d: sampled at %v, recomputed %v", i, j, c.Logprobs[j], lp)
+			}
+		}
+	}
+}
+
+// With a bound on staleness, the cache of an episode outlives an update, and its
+// tokens say so; past the bound it is computed again.
+func TestStaleCachesAreTold(t *testing.T) {
+	p := tiny(t, 2)
+	e := start(t, p, Options{MaxStale: 1})
+	history := prompt(1, 60)
+	for _, want := range []struct {
+		version, oldest int64
+		prefilled       int
+	}{{0, 0, 60}, {1, 0, 2}, {2, 2, 68}} {
+		for p.Version() < want.version {
+			train := prompt(4, 60)
+			err := p.Accumulate(t.Context(), train, []int{0, len(train)}, func(lp, _ []float64) ([]float64, error) {
+				return slices.Repeat([]float64{-1}, len(lp)), nil
+			})
+			if err == nil {
+				_, err = p.Step(model.AdamW{LR: 1e-2, Beta1: 0.9, Beta2: 0.99, Eps: 1e-8}, 0)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := e.Stats().Prefilled
+		req := gen.Request{ID: "a", Tokens: history, MaxTokens: 3, Sampling: gen.Sampling{Temperature: 1}}
+		c := generate(t, e, req)
+		if n := e.Stats().Prefilled - before; n != want.prefilled {
+			t.Errorf("version %d prefilled %d tokens, want %d", want.version, n, want.prefilled)
+		}
+		exact := rescore(t, p, req, c)
+		for j := range c.Tokens {
+			if c.Versions[j] != want.version || c.CacheVersions[j] != want.oldest {
+				t.Errorf("token %d: version %d over a cache of %d, want %d and %d", j, c.Versions[j], c.CacheVersions[j], want.version, want.oldest)
+			}
+			if same := float64(c.Logprobs[j]) == exact[j]; same != (want.version == want.oldest) {
+				t.Errorf("version %d, token %d: sampled at %v, scored at %v", want.version, j, c.Logprobs[j], exact[j])
+			}
+		}
+		history = slices.Concat(history, c.Tokens, prompt(uint64(want.version), 1))
+	}
+}
+
+// Alternatives are the best tokens in each place, as scoring ranks them.
+func TestAlternatives(t *testing.T) {
+	p := tiny(t, 2)
+	e := start(t, p, Options{})
+	req := gen.Request{ID: "a", Tokens: prompt(1, 9), MaxTokens: 6, Sampling: gen.Sampling{Temperature: 1}, Alternatives: 4}
+	c := generate(t, e, req)
+	for j := range c.Tokens {
+		before := slices.Concat(req.Tokens, c.Tokens[:j])
+		all := make([]float64, vocab)
+		for id := range all {
+			lp := rescore(t, p, gen.Request{Tokens: before}, gen.Completion{Tokens: []int32{int32(id)}})
+			all[id] = lp[0]
+		}
+		if len(c.Alternatives[j]) != 4 {
+			t.Fatalf("token %d has the alternatives %v", j, c.Alternatives[j])
+		}
+		for rank, a := range c.Alternatives[j] {
+			better := 0
+			for _, lp := range all {
+				if lp > all[a.Token] {
+					better++
+				}
+			}
+			if better != rank || math.Abs(float64(a.Logprob)-all[a.Token]) > 1e-6 {
+				t.Errorf("token %d, alternative %d: %+v, of which %d are better and scoring says %v", j, rank, a, better, all[a.Token])
+			}
+		}
+	}
+	if generate(t, e, gen.Request{ID: "b", Tokens: prompt(1, 9), MaxTokens: 2}).Alternatives != nil {
+		t.Error("alternatives that nobody asked for")
+	}
+}
+
 func TestDivergedPolicyIsAnError(t *testing.T) {
 	p := tiny(t, 1)
 	e := start(t, p, Options{})
@@ -497,6 +607,8 @@ func TestRefusals(t *testing.T) {
 		"vocabulary":  func(r *gen.Request) { r.Tokens = []int32{vocab} },
 		"temperature": func(r *gen.Request) { r.Sampling.Temperature = math.NaN() },
 		"top-p":       func(r *gen.Request) { r.Sampling.TopP = 1.5 },
+		"min-p":       func(r *gen.Request) { r.Sampling.MinP = -0.1 },
+		"alternative": func(r *gen.Request) { r.Alternatives = -1 },
 		"top-k":       func(r *gen.Request) { r.Sampling.TopK = -1 },
 		"KV cache":    func(r *gen.Request) { r.Tokens = prompt(1, 150); r.MaxTokens = 10 },
 	} {

@@ -17,8 +17,9 @@ type shard struct {
 
 	tokens, positions, table []int32
 	segments                 []native.Segment
-	sampled                  []sched.Work // the works that ask for a token
-	rows                     []int        // and the row whose logits give it
+	last                     []native.Segment // the sampled rows alone, one a segment
+	sampled                  []sched.Work     // the works that ask for a token
+	rows                     []int            // and the row whose logits give it
 	calls                    []*call
 	draws                    []draw
 }
@@ -48,7 +49,7 @@ func (e *Engine) deal(plan []sched.Work) {
 // layOut packs the rows of the works one after another.
 func (s *shard) layOut(active map[sched.Ticket]*call) {
 	s.tokens, s.positions, s.table, s.segments = s.tokens[:0], s.positions[:0], s.table[:0], s.segments[:0]
-	s.sampled, s.rows, s.calls, s.draws = s.sampled[:0], s.rows[:0], s.calls[:0], s.draws[:0]
+	s.last, s.sampled, s.rows, s.calls, s.draws = s.last[:0], s.sampled[:0], s.rows[:0], s.calls[:0], s.draws[:0]
 	for _, w := range s.works {
 		s.segments = append(s.segments, native.Segment{
 			Row: int32(len(s.tokens)), Rows: int32(len(w.Tokens)), Past: int32(w.Start), Table: int32(len(s.table)),
@@ -60,7 +61,11 @@ func (s *shard) layOut(active map[sched.Ticket]*call) {
 		s.table = append(s.table, w.Table...)
 		if w.Sample {
 			s.sampled = append(s.sampled, w)
-			s.rows = append(s.rows, len(s.tokens)-1)
+			row := len(s.tokens) - 1
+			s.rows = append(s.rows, row)
+			s.last = append(s.last, native.Segment{
+				Row: int32(row), Rows: 1, Past: int32(w.Start + len(w.Tokens) - 1), Table: s.segments[len(s.segments)-1].Table,
+			})
 			s.calls = append(s.calls, active[w.Ticket])
 		}
 	}
@@ -78,26 +83,29 @@ func (s *shard) run(e *Engine) (err error) {
 	}
 	scope := s.arena.Scope()
 	p := e.policy
-	hidden := model.Forward(p, scope, s.tokens, s.positions, func(layer int, qkv, out []float32) {
+	hidden := model.ForwardRows(p, scope, s.tokens, s.positions, s.rows, func(layer int, qkv, out []float32) {
 		q, k, v := model.SplitQKV(p, qkv)
-		shape := p.Attention(layer)
-		native.CacheAppend(shape, k, v, s.segments, s.table, e.cache[layer])
-		native.AttentionExtend(shape, q, s.segments, s.table, e.cache[layer], out, nil)
-	})
-	width, vocab := e.config.Hidden, e.config.VocabSize
-	src := torch.Data[float32](hidden)
-	for chunk := range slices.Chunk(s.rows, max(logitElements/vocab, 8)) {
-		inner := scope.Nest()
-		last := inner.Empty(len(chunk), width)
-		dst := torch.Data[float32](last)
-		for i, row := range chunk {
-			copy(dst[i*width:(i+1)*width], src[row*width:])
+		shape, queries := p.Attention(layer), s.segments
+		if layer == e.config.Layers-1 {
+			queries = s.last
 		}
-		logits := torch.Data[float32](model.Logits(p, inner, last))
-		for i := range chunk {
-			c := s.calls[len(s.draws)]
+		native.CacheAppend(shape, k, v, s.segments, s.table, e.cache[layer])
+		native.AttentionExtend(shape, q, queries, s.table, e.cache[layer], out, nil)
+	})
+	vocab := e.config.VocabSize
+	size := max(logitElements/vocab, 8)
+	for lo := 0; lo < len(s.rows); lo += size {
+		hi := min(lo+size, len(s.rows))
+		inner := scope.Nest()
+		logits := torch.Data[float32](model.Logits(p, inner, inner.Own(hidden.Rows(lo, hi))))
+		for i, c := range s.calls[lo:hi] {
 			var d draw
-			d.token, d.logprob, d.sampling = native.Sample(logits[i*vocab:(i+1)*vocab], c.sampling, c.stream.Uniform(c.position()))
+			row := logits[i*vocab : (i+1)*vocab]
+			d.token, d.logprob, d.sampling = native.Sample(row, c.sampling, c.stream.Uniform(c.position()))
+			d.oldest = s.sampled[lo+i].Oldest
+			if n := c.req.Alternatives; n > 0 && d.token >= 0 {
+				d.alternatives = alternatives(row, n, d.token, d.logprob)
+			}
 			s.draws = append(s.draws, d)
 		}
 		inner.Close()

@@ -15,7 +15,7 @@ const (
 )
 
 // Sampling shapes the distribution tokens are drawn from. The order is
-// temperature, then top-k, then top-p.
+// temperature, then top-k, then top-p, then min-p.
 type Sampling struct {
 	// Temperature divides the logits; 0 means greedy (argmax, lowest id on a tie).
 	Temperature float64
@@ -23,6 +23,9 @@ type Sampling struct {
 	TopP float64
 	// TopK keeps the K most probable tokens; 0 keeps all.
 	TopK int
+	// MinP keeps the tokens whose probability is at least this share of the most
+	// probable one's; 0 keeps all.
+	MinP float64
 }
 
 // Request asks for one continuation of a token history.
@@ -44,6 +47,16 @@ type Request struct {
 	// StopStrings end the completion when the decoded new text contains one.
 	// The token that completes the string is kept.
 	StopStrings []string
+	// Alternatives is how many of the most probable tokens to tell beside each
+	// sampled one.
+	Alternatives int
+}
+
+// Alternative is a token that could have been sampled.
+type Alternative struct {
+	Token int32
+	// Logprob is as in Completion.Logprobs.
+	Logprob float32
 }
 
 // Completion is what a policy sampled. All slices have one entry per new token.
@@ -56,5 +69,11 @@ type Completion struct {
 	SamplingLogprobs []float32
 	// Versions is the policy version that produced each token.
 	Versions []int64
-	Finish   FinishReason
+	// CacheVersions is the oldest version that computed a part of the keys and values
+	// that each token was sampled over; nil where that is always Versions.
+	CacheVersions []int64
+	// Alternatives are the most probable tokens in each one's place, best first, lowest
+	// id first among equals; nil where none were asked for.
+	Alternatives [][]Alternative
+	Finish       FinishReason
 }

@@ -6,7 +6,10 @@
 // Sequences whose histories begin alike share the full blocks of that prefix.
 // The cache of a finished turn stays parked under its trajectory's id, so that
 // the next turn prefills only what is new, until memory is wanted or Release.
-// Whatever is evicted is prefilled again. Content is keyed by policy version.
+// Whatever is evicted is prefilled again. Content is keyed by policy version: what
+// an older one computed is prefilled again, or, within a bound, kept by the
+// sequence that holds it and shared with no other. Where all layers slide, blocks
+// that have left the window are let go of.
 //
 // Fairness: requests start in order of arrival, and memory is taken from the
 // youngest, so the oldest request always advances.
@@ -29,6 +32,13 @@ type Config struct {
 	MaxRows int
 	// MaxChunk bounds the tokens fed in one step for one sequence.
 	MaxChunk int
+	// Window is how many tokens a query sees, itself the last of them, where that
+	// is so in every layer; 0 when some layer sees all. Kernels read from the last
+	// multiple of Span at or before the window's first token; 0 means BlockTokens.
+	Window, Span int
+	// MaxStale is how many versions old a sequence's cache may become before it is
+	// computed again; 0 computes it again after every update.
+	MaxStale int64
 }
 
 func (c Config) validate() error {
@@ -41,7 +51,29 @@ func (c Config) validate() error {
 	if c.MaxChunk < c.BlockTokens {
 		return fmt.Errorf("sched: MaxChunk %d is less than a block of %d tokens", c.MaxChunk, c.BlockTokens)
 	}
+	if c.Window < 0 || c.Span < 0 || c.MaxStale < 0 || c.Span%c.BlockTokens != 0 {
+		return fmt.Errorf("sched: Window %d, Span %d and MaxStale %d must not be negative, and Span a multiple of BlockTokens %d", c.Window, c.Span, c.MaxStale, c.BlockTokens)
+	}
 	return nil
+}
+
+// needed is the first token that a query at a position makes a kernel read.
+func (c Config) needed(position int) int {
+	low := position + 1 - c.Window
+	if c.Window == 0 || low <= 0 {
+		return 0
+	}
+	return low / c.Span * c.Span
+}
+
+// most is the most blocks that a sequence of so many tokens holds at a time.
+func (c Config) most(tokens int) int {
+	all := (tokens + c.BlockTokens - 1) / c.BlockTokens
+	if c.Window == 0 {
+		return all
+	}
+	// The window of a chunk's first query, what its span adds, and the chunk.
+	return min(all, (c.Window+c.Span+c.MaxChunk)/c.BlockTokens+2)
 }
 
 // Ticket names an active request; tickets ascend in order of arrival.
@@ -53,8 +85,11 @@ type Work struct {
 	Ticket Ticket
 	Start  int
 	Tokens []int32
-	// Table holds the block numbers of the history up to the end of Tokens.
+	// Table holds the block numbers of the history up to the end of Tokens; any
+	// where the window has passed.
 	Table []int32
+	// Oldest is the oldest version that computed a part of the history's cache.
+	Oldest int64
 	// Sample asks for the next token: Tokens reaches the end of the history.
 	Sample bool
 }
@@ -78,6 +113,8 @@ type sequence struct {
 	limit   int // the length that tokens may reach
 	done    int // tokens in the cache
 	blocks  []int32
+	gone    int   // of blocks, the first so many were let go of
+	oldest  int64 // version of what is in them
 	keys    []key // of the full blocks of tokens, as far as needed
 	release bool  // do not park
 	parked  uint64
@@ -103,6 +140,9 @@ type Scheduler struct {
 
 // New returns an empty scheduler for policy version 0.
 func New(cfg Config) (*Scheduler, error) {
+	if cfg.Span == 0 {
+		cfg.Span = cfg.BlockTokens
+	}
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
@@ -119,8 +159,8 @@ func (s *Scheduler) Add(id string, tokens []int32, limit int) (Ticket, error) {
 	if len(tokens) == 0 || limit <= 0 {
 		return 0, fmt.Errorf("sched: request %q has %d tokens and asks for %d; both must be positive", id, len(tokens), limit)
 	}
-	if most := s.cfg.Blocks * s.cfg.BlockTokens; len(tokens)+limit > most {
-		return 0, fmt.Errorf("sched: request %q needs room for %d tokens but the KV cache holds %d; raise its memory", id, len(tokens)+limit, most)
+	if n := s.cfg.most(len(tokens) + limit); n > s.cfg.Blocks {
+		return 0, fmt.Errorf("sched: request %q needs room for %d tokens but the KV cache holds %d; raise its memory", id, n*s.cfg.BlockTokens, s.cfg.Blocks*s.cfg.BlockTokens)
 	}
 	s.last++
 	q := &sequence{ticket: s.last, id: id, tokens: slices.Clone(tokens), limit: len(tokens) + limit}
@@ -175,21 +215,32 @@ func (s *Scheduler) Release(id string) {
 	}
 }
 
-// SetVersion forgets everything computed by another policy version; active
-// requests are prefilled again and go on from where they are.
+// SetVersion says which version computes from now on. What others computed is
+// shared no longer. Sequences keep theirs while it is at most MaxStale versions old;
+// else it is forgotten, and active requests are prefilled again and go on from
+// where they are.
 func (s *Scheduler) SetVersion(v int64) {
 	s.idle("SetVersion")
 	if v == s.version {
 		return
 	}
 	s.version = v
-	for id, q := range s.parked {
+	forget := func(q *sequence) bool {
+		q.keys = nil
+		if age := v - q.oldest; q.done > 0 && age >= 0 && age <= s.cfg.MaxStale {
+			return false
+		}
 		s.dropFrom(q, 0)
-		delete(s.parked, id)
+		q.oldest = v
+		return true
+	}
+	for id, q := range s.parked {
+		if forget(q) {
+			delete(s.parked, id)
+		}
 	}
 	for _, q := range s.active {
-		s.dropFrom(q, 0)
-		q.keys = nil
+		forget(q)
 	}
 	s.pool.clear()
 }
@@ -206,9 +257,10 @@ func (s *Scheduler) Commit() {
 	for _, w := range s.plan {
 		q := s.active[w.Ticket]
 		q.done = w.Start + len(w.Tokens)
-		for b := w.Start / s.cfg.BlockTokens; b < q.done/s.cfg.BlockTokens; b++ {
+		for b := w.Start / s.cfg.BlockTokens; b < q.done/s.cfg.BlockTokens && q.oldest == s.version; b++ {
 			s.pool.publish(q.blocks[b], s.key(q, b))
 		}
+		s.passed(q)
 		if len(w.Tokens) == 1 && w.Sample {
 			s.stats.Decoded++
 		} else {
@@ -249,11 +301,20 @@ func (s *Scheduler) key(q *sequence, b int) key {
 // dropFrom lets go of a sequence's blocks from number b on, last first, so that
 // the pool forgets the end of a prefix before its beginning.
 func (s *Scheduler) dropFrom(q *sequence, b int) {
-	for i := len(q.blocks) - 1; i >= b; i-- {
+	for i := len(q.blocks) - 1; i >= max(b, q.gone); i-- {
 		s.pool.drop(q.blocks[i])
 	}
 	q.blocks = q.blocks[:b]
 	q.done = min(q.done, b*s.cfg.BlockTokens)
+	q.gone = min(q.gone, b)
+}
+
+// passed lets go of the blocks that no query from the end of the cache on reads.
+func (s *Scheduler) passed(q *sequence) {
+	for until := s.cfg.needed(q.done) / s.cfg.BlockTokens; q.gone < until; q.gone++ {
+		s.pool.drop(q.blocks[q.gone])
+		q.blocks[q.gone] = 0
+	}
 }
 
 func without(list []*sequence, q *sequence) []*sequence {

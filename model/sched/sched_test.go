@@ -4,6 +4,8 @@ import (
 	"flag"
 	"fmt"
 	"hash/fnv"
+	"maps"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -20,12 +22,18 @@ func TestMain(m *testing.M) {
 }
 
 // device stands for the tensors: every slot of every block remembers which
-// history, under which version, its key and value were computed from.
+// history its key and value were computed from, and the oldest version that had a
+// part in it.
 type device struct {
 	t     testing.TB
 	s     *Scheduler
-	slots [][]uint64
+	slots [][]slot
 	fed   int
+}
+
+type slot struct {
+	history uint64
+	oldest  int64
 }
 
 func newDevice(t testing.TB, cfg Config) *device {
@@ -33,16 +41,15 @@ func newDevice(t testing.TB, cfg Config) *device {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &device{t: t, s: s, slots: make([][]uint64, cfg.Blocks)}
+	d := &device{t: t, s: s, slots: make([][]slot, cfg.Blocks)}
 	for i := range d.slots {
-		d.slots[i] = make([]uint64, cfg.BlockTokens)
+		d.slots[i] = make([]slot, cfg.BlockTokens)
 	}
 	return d
 }
 
-func histories(version int64, tokens []int32) []uint64 {
+func histories(tokens []int32) []uint64 {
 	h := fnv.New64a()
-	fmt.Fprint(h, version)
 	sums := make([]uint64, len(tokens))
 	for i, t := range tokens {
 		fmt.Fprint(h, ",", t)
@@ -67,11 +74,24 @@ func (d *device) run(plan []Work) {
 		if len(w.Table) != (end+B-1)/B {
 			d.t.Fatalf("work %+v has %d blocks for %d tokens", w, len(w.Table), end)
 		}
-		want := histories(d.s.version, q.tokens[:end])
-		for p := range w.Start {
-			if d.slots[w.Table[p/B]][p%B] != want[p] {
+		if age := d.s.version - w.Oldest; age < 0 || age > d.s.cfg.MaxStale || w.Start == 0 && age != 0 {
+			d.t.Fatalf("ticket %d feeds from %d over a cache of version %d under version %d", w.Ticket, w.Start, w.Oldest, d.s.version)
+		}
+		want := histories(q.tokens[:end])
+		low := 0 // the first token that the first query sees
+		if d.s.cfg.Window > 0 {
+			low = max(0, w.Start+1-d.s.cfg.Window) / d.s.cfg.Span * d.s.cfg.Span
+		}
+		for p := low; p < w.Start; p++ {
+			switch at := d.slots[w.Table[p/B]][p%B]; {
+			case at.history != want[p]:
 				d.t.Fatalf("ticket %d reads position %d from a block that holds another history", w.Ticket, p)
+			case at.oldest < w.Oldest:
+				d.t.Fatalf("ticket %d reads position %d of version %d; it says that %d is the oldest", w.Ticket, p, at.oldest, w.Oldest)
 			}
+		}
+		if held := len(q.blocks) - q.gone; held > d.s.cfg.most(len(q.tokens)+1) {
+			d.t.Fatalf("ticket %d holds %d blocks, more than %d", w.Ticket, held, d.s.cfg.most(len(q.tokens)+1))
 		}
 		for b := w.Start / B; b < len(w.Table); b++ {
 			n := w.Table[b]
@@ -89,10 +109,10 @@ func (d *device) run(plan []Work) {
 	}
 	for _, w := range plan {
 		q := d.s.active[w.Ticket]
-		want := histories(d.s.version, q.tokens)
+		want := histories(q.tokens)
 		for i := range w.Tokens {
 			p := w.Start + i
-			d.slots[w.Table[p/B]][p%B] = want[p]
+			d.slots[w.Table[p/B]][p%B] = slot{want[p], w.Oldest}
 		}
 	}
 	d.fed += rows
@@ -108,7 +128,7 @@ func (d *device) check() {
 	p := d.s.pool
 	held := make([]int, len(p.refs))
 	for _, q := range d.s.active {
-		for _, b := range q.blocks {
+		for _, b := range q.blocks[q.gone:] {
 			held[b]++
 		}
 	}
@@ -116,7 +136,7 @@ func (d *device) check() {
 		if q.id != id || q.done == 0 {
 			d.t.Fatalf("parked %q under %q with %d tokens", q.id, id, q.done)
 		}
-		for _, b := range q.blocks {
+		for _, b := range q.blocks[q.gone:] {
 			held[b]++
 		}
 	}
@@ -158,6 +178,9 @@ func (d *device) check() {
 	if len(d.s.waiting)+len(d.s.running) != len(d.s.active) || !slices.IsSortedFunc(d.s.waiting, byTicket) || !slices.IsSortedFunc(d.s.running, byTicket) {
 		d.t.Fatalf("%d waiting and %d running of %d", len(d.s.waiting), len(d.s.running), len(d.s.active))
 	}
+	if w, r := d.s.waiting, d.s.running; len(w) > 0 && len(r) > 0 && w[0].ticket < r[len(r)-1].ticket {
+		d.t.Fatalf("ticket %d waits while the younger %d runs", w[0].ticket, r[len(r)-1].ticket)
+	}
 }
 
 func TestProperties(t *testing.T) {
@@ -169,8 +192,12 @@ func TestProperties(t *testing.T) {
 		}
 		cfg.MaxRows = cfg.MaxSequences + cfg.BlockTokens + rapid.IntRange(0, 8).Draw(rt, "rows")
 		cfg.MaxChunk = cfg.BlockTokens + rapid.IntRange(0, 8).Draw(rt, "chunk")
+		cfg.MaxStale = rapid.Int64Range(0, 2).Draw(rt, "stale")
+		if rapid.Bool().Draw(rt, "slides") {
+			cfg.Window = rapid.IntRange(1, 9).Draw(rt, "window")
+			cfg.Span = cfg.BlockTokens * rapid.IntRange(1, 3).Draw(rt, "span")
+		}
 		d := newDevice(t, cfg)
-		room := cfg.Blocks * cfg.BlockTokens
 		var tickets []Ticket
 		histories := map[string][]int32{}
 		next := int64(0)
@@ -211,8 +238,8 @@ func TestProperties(t *testing.T) {
 				tokens = append(tokens, rapid.SliceOfN(rapid.Int32Range(0, 1), 1, 12).Draw(rt, "new")...)
 				limit := rapid.IntRange(1, 8).Draw(rt, "limit")
 				ticket, err := d.s.Add(id, tokens, limit)
-				if (err != nil) != (len(tokens)+limit > room) {
-					rt.Fatalf("adding %d tokens and %d more to a cache of %d: %v", len(tokens), limit, room, err)
+				if fits := cfg.most(len(tokens)+limit) <= cfg.Blocks; (err == nil) != fits || cfg.Window == 0 && fits != (len(tokens)+limit <= cfg.Blocks*cfg.BlockTokens) {
+					rt.Fatalf("adding %d tokens and %d more to a cache of %d blocks: %v", len(tokens), limit, cfg.Blocks, err)
 				}
 				if err == nil {
 					tickets = append(tickets, ticket)
@@ -359,6 +386,126 @@ func TestRefusals(t *testing.T) {
 	for _, c := range []struct{ tokens, limit int }{{0, 1}, {1, 0}, {400, 1}} {
 		if _, err := d.s.Add("a", ids(c.tokens, 0), c.limit); err == nil {
 			t.Errorf("Add of %d tokens with limit %d succeeded", c.tokens, c.limit)
+		}
+	}
+}
+
+// Where all layers slide, a sequence far longer than the cache runs in the memory of
+// its window, and its next turn feeds only what is new.
+func TestWindowIsAllThatIsKept(t *testing.T) {
+	d := newDevice(t, Config{BlockTokens: 4, Blocks: 10, MaxSequences: 2, MaxRows: 16, MaxChunk: 8, Window: 10, Span: 8})
+	history := ids(100, 0)
+	if _, err := d.s.Add("a", history, 50); err != nil {
+		t.Fatal(err)
+	}
+	d.drain()
+	if d.fed != 149 {
+		t.Errorf("fed %d tokens, want 149: each once", d.fed)
+	}
+	if st := d.s.Stats(); st.Parked != 1 || 10-st.FreeBlocks > (10+8)/4+1 || st.Preempted != 0 {
+		t.Errorf("after a long turn: %+v", st)
+	}
+	d.fed = 0
+	if _, err := d.s.Add("a", append(history, slices.Repeat([]int32{-1}, 50)...), 3); err != nil {
+		t.Fatal(err)
+	}
+	d.drain()
+	if d.fed != 3 {
+		t.Errorf("the next turn fed %d tokens, want the last sampled one and two of three", d.fed)
+	}
+}
+
+// A cache outlives updates up to its bound, is shared with no request of the new
+// version, and is then computed again.
+func TestStaleCacheIsBounded(t *testing.T) {
+	cfg := roomy
+	cfg.MaxStale = 2
+	d := newDevice(t, cfg)
+	history := ids(20, 0)
+	turn := func(id string, version int64) int {
+		d.s.SetVersion(version)
+		if _, err := d.s.Add(id, history, 1); err != nil {
+			t.Fatal(err)
+		}
+		d.fed = 0
+		d.drain()
+		return d.fed
+	}
+	for _, want := range []struct {
+		id      string
+		version int64
+		fed     int
+	}{{"a", 0, 20}, {"b", 0, 4}, {"a", 1, 1}, {"c", 1, 20}, {"a", 2, 1}, {"c", 2, 1}, {"a", 3, 20}, {"c", 3, 1}, {"d", 3, 4}, {"c", 4, 20}} {
+		if fed := turn(want.id, want.version); fed != want.fed {
+			t.Fatalf("%s under version %d fed %d tokens, want %d", want.id, want.version, fed, want.fed)
+		}
+	}
+}
+
+// TestNobodyWaitsForEver plays an overload in virtual time: a step takes as long as
+// it has rows. Requests arrive faster than they can be served, and some give up at a
+// deadline. The oldest advances in every step, whoever waits is younger than all that
+// run (check), and all end.
+func TestNobodyWaitsForEver(t *testing.T) {
+	for seed := range uint64(20) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		cfg := Config{BlockTokens: 4, Blocks: 40, MaxSequences: 6, MaxRows: 24, MaxChunk: 12}
+		d := newDevice(t, cfg)
+		type request struct {
+			arrives, deadline, left int
+		}
+		var all []*request
+		for i, at := 0, 0; i < 60; i++ {
+			at += rng.IntN(12)
+			r := &request{arrives: at, left: 1 + rng.IntN(20)}
+			if i%3 == 0 {
+				r.deadline = at + 1 + rng.IntN(200)
+			}
+			all = append(all, r)
+		}
+		now, next, ended := 0, 0, 0
+		running := map[Ticket]*request{}
+		for ended < len(all) {
+			for ; next < len(all) && (all[next].arrives <= now || len(running) == 0); next++ {
+				r := all[next]
+				now = max(now, r.arrives)
+				ticket, err := d.s.Add(fmt.Sprint(next), ids(1+rng.IntN(30), rng.IntN(3)), r.left)
+				if err != nil {
+					t.Fatal(err)
+				}
+				running[ticket] = r
+			}
+			for ticket, r := range running {
+				if r.deadline > 0 && now >= r.deadline {
+					d.s.Finish(ticket)
+					delete(running, ticket)
+					ended++
+				}
+			}
+			plan := d.s.Step()
+			if len(plan) == 0 {
+				if len(running) > 0 {
+					t.Fatalf("seed %d: %d requests and nothing planned", seed, len(running))
+				}
+				continue
+			}
+			oldest := slices.Min(slices.Collect(maps.Keys(running)))
+			if !slices.ContainsFunc(plan, func(w Work) bool { return w.Ticket == oldest }) {
+				t.Fatalf("seed %d, time %d: the oldest request does not advance", seed, now)
+			}
+			d.run(plan)
+			rows := 0
+			for _, w := range plan {
+				rows += len(w.Tokens)
+			}
+			now += rows
+			for _, w := range plan {
+				if w.Sample && !d.s.Append(w.Ticket, 0) {
+					d.s.Finish(w.Ticket)
+					delete(running, w.Ticket)
+					ended++
+				}
+			}
 		}
 	}
 }

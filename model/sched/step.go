@@ -36,9 +36,9 @@ func (s *Scheduler) admit() {
 		q := s.waiting[0]
 		s.adopt(q)
 		s.reuse(q)
-		need := s.count(len(q.tokens)+1) - len(q.blocks)
+		need := s.wants(q)
 		for _, r := range s.running {
-			need += s.count(len(r.tokens)+1) - len(r.blocks)
+			need += s.wants(r)
 		}
 		for s.pool.available() < need && s.evict() {
 		}
@@ -51,6 +51,12 @@ func (s *Scheduler) admit() {
 		i, _ := slices.BinarySearchFunc(s.running, q, byTicket)
 		s.running = slices.Insert(s.running, i, q)
 	}
+}
+
+// wants is how many blocks a sequence will take beside those it holds until it has
+// its next token.
+func (s *Scheduler) wants(q *sequence) int {
+	return max(0, s.cfg.most(len(q.tokens)+1)-len(q.blocks)+q.gone)
 }
 
 // adopt moves what was kept of q's trajectory to q, as far as the histories agree.
@@ -72,14 +78,20 @@ func (s *Scheduler) adopt(q *sequence) {
 		if same%s.cfg.BlockTokens != 0 && (s.pool.named[old.blocks[b]] || s.pool.refs[old.blocks[b]] > 1) {
 			same = b * s.cfg.BlockTokens
 		}
+		if s.cfg.needed(same) < old.gone*s.cfg.BlockTokens {
+			same = 0 // what the next query reads is gone
+		}
 		s.dropFrom(old, s.count(same))
 	}
-	q.blocks, q.done = old.blocks, same
+	q.blocks, q.gone, q.done, q.oldest = old.blocks, old.gone, same, old.oldest
 }
 
 // reuse attaches blocks that hold what q would compute next.
 func (s *Scheduler) reuse(q *sequence) {
-	if q.done%s.cfg.BlockTokens != 0 {
+	if q.done == 0 {
+		q.oldest = s.version
+	}
+	if q.done%s.cfg.BlockTokens != 0 || q.oldest != s.version {
 		return
 	}
 	for q.done+s.cfg.BlockTokens < len(q.tokens) {
@@ -89,6 +101,7 @@ func (s *Scheduler) reuse(q *sequence) {
 		}
 		q.blocks = append(q.blocks, b)
 		q.done += s.cfg.BlockTokens
+		s.passed(q)
 	}
 }
 
@@ -107,11 +120,12 @@ func (s *Scheduler) prefill(q *sequence, rows int) int {
 		return 0
 	}
 	first, last := s.count(q.done), end/s.cfg.BlockTokens
-	if first < last && s.pending[s.key(q, first)] && first*s.cfg.BlockTokens == q.done {
+	alone := q.oldest != s.version // its blocks are of no use to others, nor theirs to it
+	if !alone && first < last && s.pending[s.key(q, first)] && first*s.cfg.BlockTokens == q.done {
 		return 0
 	}
 	n := s.feed(q, end)
-	if n > 0 {
+	if n > 0 && !alone {
 		for b := first; b < last; b++ {
 			s.pending[s.key(q, b)] = true
 		}
@@ -139,7 +153,7 @@ func (s *Scheduler) feed(q *sequence, end int) int {
 	}
 	s.plan = append(s.plan, Work{
 		Ticket: q.ticket, Start: q.done, Tokens: q.tokens[q.done:end:end], Table: slices.Clone(q.blocks[:s.count(end)]),
-		Sample: end == len(q.tokens),
+		Sample: end == len(q.tokens), Oldest: q.oldest,
 	})
 	return end - q.done
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sync/errgroup"
 
@@ -151,6 +152,23 @@ func (s *Server) generate(ctx context.Context, j *job, index int, emit func(part
 		piece = streamTokens
 	}
 	answer := text{decode: s.tokenizer.AppendDecode, stops: j.stops, ends: j.ends}
+	if j.echo {
+		p, err := s.echo(ctx, j, prompt)
+		if err != nil {
+			return 0, err
+		}
+		answer.runes = utf8.RuneCountInString(p.text)
+		if j.scoreOnly {
+			p.finish = gen.FinishLength
+			return 0, emit(p)
+		}
+		rest := emit
+		emit = func(q part) error {
+			q.text, q.tokens = p.text+q.text, append(p.tokens, q.tokens...)
+			p = part{}
+			return rest(q)
+		}
+	}
 	for {
 		req.MaxTokens = min(piece, left)
 		c, err := s.generator.Generate(ctx, req)
@@ -167,7 +185,13 @@ func (s *Server) generate(ctx context.Context, j *job, index int, emit func(part
 			if slices.Contains(req.StopTokens, id) {
 				break
 			}
-			if answer.add(id, c.Logprobs[i]) {
+			var top []alternative
+			if req.Alternatives > 0 {
+				for _, a := range c.Alternatives[i] {
+					top = append(top, alternative{s.tokenizer.AppendDecode(nil, a.Token), a.Logprob})
+				}
+			}
+			if answer.add(id, c.Logprobs[i], top) {
 				ended = true
 				break
 			}
@@ -191,6 +215,29 @@ func (s *Server) generate(ctx context.Context, j *job, index int, emit func(part
 			return len(req.Tokens) - len(prompt), nil
 		}
 	}
+}
+
+// echo is the prompt as the beginning of the answer.
+func (s *Server) echo(ctx context.Context, j *job, prompt []int32) (part, error) {
+	var scores []float64
+	if j.logprobs {
+		var err error
+		if scores, err = s.opts.Score(ctx, prompt); err != nil {
+			return part{}, err
+		}
+	}
+	t := text{decode: s.tokenizer.AppendDecode}
+	for i, id := range prompt {
+		logprob := float32(0)
+		if scores != nil {
+			logprob = float32(scores[i])
+		}
+		t.add(id, logprob, nil)
+	}
+	t.tokens[0].unscored = true
+	p := part{}
+	p.text, p.tokens = t.take(true)
+	return p, nil
 }
 
 // digest is a short name for a history.

@@ -39,7 +39,7 @@ func (byteTokens) EncodeSpecial(text string) []int32 {
 
 func (byteTokens) AppendDecode(dst []byte, ids ...int32) []byte {
 	for _, id := range ids {
-		dst = append(dst, byte(id))
+		dst = append(dst, byte(id)) // the end and what follows it are never shown
 	}
 	return dst
 }
@@ -79,6 +79,9 @@ func (s *scripted) Generate(ctx context.Context, req gen.Request) (gen.Completio
 	for at := len(req.Tokens) - prompt; at < len(script) && len(c.Tokens) < req.MaxTokens; at++ {
 		c.Tokens = append(c.Tokens, script[at])
 		c.Logprobs = append(c.Logprobs, -float32(at+1)/8)
+		if req.Alternatives > 0 {
+			c.Alternatives = append(c.Alternatives, []gen.Alternative{{Token: script[at], Logprob: -float32(at+1) / 8}, {Token: script[at] + 1, Logprob: -float32(at+1)/8 - 1}})
+		}
 		if script[at] == endToken {
 			c.Finish = gen.FinishStop
 			break

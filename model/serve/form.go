@@ -33,10 +33,22 @@ type chatLogprobs struct {
 }
 
 type chatLogprob struct {
-	Token   string     `json:"token"`
-	Logprob float32    `json:"logprob"`
-	Bytes   []int      `json:"bytes"`
-	Top     []struct{} `json:"top_logprobs"`
+	chatToken
+	Top []chatToken `json:"top_logprobs"`
+}
+
+type chatToken struct {
+	Token   string  `json:"token"`
+	Logprob float32 `json:"logprob"`
+	Bytes   []int   `json:"bytes"`
+}
+
+func newChatToken(text []byte, logprob float32) chatToken {
+	t := chatToken{Token: string(text), Logprob: logprob, Bytes: []int{}}
+	for _, b := range text {
+		t.Bytes = append(t.Bytes, int(b))
+	}
+	return t
 }
 
 func (chatForm) id() string { return "chatcmpl-" }
@@ -87,9 +99,9 @@ func chatMessage(s *Server, j *job, index int, p part) (chatChoice, *reply) {
 	if j.logprobs {
 		c.Logprobs = &chatLogprobs{Content: []chatLogprob{}}
 		for _, t := range p.tokens {
-			one := chatLogprob{Token: string(t.bytes), Logprob: t.logprob, Bytes: []int{}, Top: []struct{}{}}
-			for _, b := range t.bytes {
-				one.Bytes = append(one.Bytes, int(b))
+			one := chatLogprob{newChatToken(t.bytes, t.logprob), []chatToken{}}
+			for _, a := range t.top {
+				one.Top = append(one.Top, newChatToken(a.bytes, a.logprob))
 			}
 			c.Logprobs.Content = append(c.Logprobs.Content, one)
 		}
@@ -108,10 +120,11 @@ type textChoice struct {
 }
 
 type textLogprobs struct {
-	Tokens        []string  `json:"tokens"`
-	TokenLogprobs []float32 `json:"token_logprobs"`
-	// TopLogprobs is null: there are none.
-	TopLogprobs []struct{} `json:"top_logprobs"`
+	Tokens []string `json:"tokens"`
+	// TokenLogprobs has null for a token that nothing precedes.
+	TokenLogprobs []*float32 `json:"token_logprobs"`
+	// TopLogprobs is null where none were asked for.
+	TopLogprobs []map[string]float32 `json:"top_logprobs"`
 	// TextOffset counts characters from the start of the answer.
 	TextOffset []int `json:"text_offset"`
 }
@@ -126,10 +139,24 @@ func (f textForm) delta(s *Server, j *job, index int, _ bool, p part) any {
 func (textForm) whole(_ *Server, j *job, index int, p part) any {
 	c := textChoice{Index: index, Text: p.text, Finish: nullable(p.finish)}
 	if j.logprobs {
-		c.Logprobs = &textLogprobs{Tokens: []string{}, TokenLogprobs: []float32{}, TextOffset: []int{}}
+		c.Logprobs = &textLogprobs{Tokens: []string{}, TokenLogprobs: []*float32{}, TextOffset: []int{}}
 		for _, t := range p.tokens {
 			c.Logprobs.Tokens = append(c.Logprobs.Tokens, string(t.bytes))
-			c.Logprobs.TokenLogprobs = append(c.Logprobs.TokenLogprobs, t.logprob)
+			logprob := &t.logprob
+			if t.unscored {
+				logprob = nil
+			}
+			c.Logprobs.TokenLogprobs = append(c.Logprobs.TokenLogprobs, logprob)
+			if j.request.Alternatives > 0 {
+				top := map[string]float32{}
+				for _, a := range t.top {
+					// Tokens that are parts of characters may read alike: the best one counts.
+					if _, ok := top[string(a.bytes)]; !ok {
+						top[string(a.bytes)] = a.logprob
+					}
+				}
+				c.Logprobs.TopLogprobs = append(c.Logprobs.TopLogprobs, top)
+			}
 			c.Logprobs.TextOffset = append(c.Logprobs.TextOffset, t.offset)
 		}
 	}

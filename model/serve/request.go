@@ -16,6 +16,7 @@ const (
 	maxChoices   = 128
 	maxStops     = 16
 	maxStopBytes = 1024
+	maxTop       = 20 // alternatives to a token
 )
 
 // settings are the fields that both endpoints have. Pointers tell 0 from absent.
@@ -32,6 +33,10 @@ type settings struct {
 		IncludeUsage       bool `json:"include_usage"`
 		IncludeObfuscation bool `json:"include_obfuscation"` // there is none
 	} `json:"stream_options"`
+
+	// Beyond OpenAI's API, as other servers have them.
+	TopK *int     `json:"top_k"`
+	MinP *float64 `json:"min_p"`
 
 	// Only what changes nothing is accepted of these.
 	FrequencyPenalty float64            `json:"frequency_penalty"`
@@ -114,9 +119,12 @@ type job struct {
 	prompts   [][]int32
 	n         int // choices of each prompt
 	maxTokens int // of each choice, 0 for all that there is room for
-	request   gen.Request
-	stops     []string
-	ends      []string
+	// echo begins the answer with the prompt; scoreOnly: there is no more to it.
+	echo, scoreOnly bool
+
+	request gen.Request
+	stops   []string
+	ends    []string
 
 	stream   bool
 	usage    bool // in a stream
@@ -150,7 +158,9 @@ func (s *Server) job(r *settings) (*job, error) {
 	}
 	j := &job{
 		n: value(r.N, 1), stops: r.Stop, stream: r.Stream,
-		request: gen.Request{Sampling: gen.Sampling{Temperature: value(r.Temperature, 1), TopP: value(r.TopP, 1)}, Seed: rand.Uint64()},
+		request: gen.Request{Seed: rand.Uint64(), Sampling: gen.Sampling{
+			Temperature: value(r.Temperature, 1), TopP: value(r.TopP, 1), TopK: max(value(r.TopK, 0), 0), MinP: value(r.MinP, 0),
+		}},
 	}
 	if r.Seed != nil {
 		j.request.Seed = uint64(*r.Seed)
@@ -171,6 +181,10 @@ func (s *Server) job(r *settings) (*job, error) {
 		return nil, invalid("temperature", "%v is negative", *r.Temperature)
 	case j.request.Sampling.TopP <= 0 || j.request.Sampling.TopP > 1:
 		return nil, invalid("top_p", "%v is not above 0 and at most 1", *r.TopP)
+	case value(r.TopK, 0) < -1:
+		return nil, invalid("top_k", "%d is neither positive nor 0 or -1, which keep all", *r.TopK)
+	case !(j.request.Sampling.MinP >= 0 && j.request.Sampling.MinP <= 1):
+		return nil, invalid("min_p", "%v is not between 0 and 1", *r.MinP)
 	case len(r.Stop) > maxStops:
 		return nil, invalid("stop", "%d strings are more than %d", len(r.Stop), maxStops)
 	case r.FrequencyPenalty != 0:
@@ -213,8 +227,10 @@ func (s *Server) chatJob(r *chatRequest) (*job, error) {
 		return nil, invalid("", "model %q has no chat format; use /v1/completions", s.opts.Name)
 	case len(r.Messages) == 0:
 		return nil, invalid("messages", "there are none")
-	case r.TopLogprobs != 0:
-		return nil, invalid("top_logprobs", "not supported: log-probabilities are of the sampled tokens alone")
+	case r.TopLogprobs < 0 || r.TopLogprobs > maxTop:
+		return nil, invalid("top_logprobs", "%d is not between 0 and %d", r.TopLogprobs, maxTop)
+	case r.TopLogprobs > 0 && !r.Logprobs:
+		return nil, invalid("top_logprobs", "only log-probabilities have them; set logprobs")
 	case r.ResponseFormat != nil && r.ResponseFormat.Type != "text":
 		return nil, invalid("response_format", "%q is not supported; answers are text", r.ResponseFormat.Type)
 	case len(r.ToolChoice) > 0 && (json.Unmarshal(r.ToolChoice, &choice) != nil || choice != "auto" && choice != "none"):
@@ -231,7 +247,7 @@ func (s *Server) chatJob(r *chatRequest) (*job, error) {
 	if len(j.tools) > 0 {
 		j.ends = s.opts.Chat.CallEnds()
 	}
-	j.logprobs = r.Logprobs
+	j.logprobs, j.request.Alternatives = r.Logprobs, r.TopLogprobs
 	j.request.StopTokens = s.opts.Chat.StopTokens()
 	prompt, err := s.opts.Chat.Prompt(r.Messages, j.tools)
 	if err != nil {
@@ -242,24 +258,33 @@ func (s *Server) chatJob(r *chatRequest) (*job, error) {
 }
 
 func (s *Server) textJob(r *textRequest) (*job, error) {
+	// Who wants a prompt scored asks for no new tokens.
+	scoreOnly := r.Echo && r.MaxTokens != nil && *r.MaxTokens == 0
+	if scoreOnly {
+		r.MaxTokens = nil
+	}
 	j, err := s.job(&r.settings)
 	if err != nil {
 		return nil, err
 	}
+	j.echo, j.scoreOnly = r.Echo, scoreOnly
 	if j.maxTokens == 0 {
 		j.maxTokens = 16 // OpenAI's default
 	}
+	top := value(r.Logprobs, 0)
 	switch {
-	case r.Echo:
-		return nil, invalid("echo", "not supported")
+	case r.Echo && r.Logprobs != nil && s.opts.Score == nil:
+		return nil, invalid("echo", "this server does not score prompts; leave out logprobs")
+	case r.Echo && top > 0:
+		return nil, invalid("logprobs", "the tokens of an echoed prompt have no alternatives; ask for 0")
+	case top < 0 || top > maxTop:
+		return nil, invalid("logprobs", "%d is not between 0 and %d", top, maxTop)
 	case r.Suffix != "":
 		return nil, invalid("suffix", "not supported")
 	case r.BestOf != nil && *r.BestOf != j.n:
 		return nil, invalid("best_of", "not supported; leave it out")
-	case r.Logprobs != nil && *r.Logprobs != 0:
-		return nil, invalid("logprobs", "%d is not supported: log-probabilities are of the sampled tokens alone; ask for 0", *r.Logprobs)
 	}
-	j.logprobs = r.Logprobs != nil
+	j.logprobs, j.request.Alternatives = r.Logprobs != nil, top
 	j.request.StopTokens = s.opts.StopTokens
 	j.prompts = r.Prompt.ids
 	for _, text := range r.Prompt.texts {

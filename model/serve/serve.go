@@ -5,7 +5,7 @@
 //
 // What a request asks for and the policy cannot do is refused with status 400,
 // never left out silently. Log-probabilities are natural logs under the policy's
-// own distribution (temperature 1, nothing truncated) and of sampled tokens alone.
+// own distribution (temperature 1, nothing truncated).
 package serve
 
 import (
@@ -63,6 +63,9 @@ type Options struct {
 	StopTokens []int32
 	// Chat frames conversations; without one they are refused.
 	Chat Chat
+	// Score gives the natural log of the probability of each token after those before
+	// it, anything for the first; without it, prompts that are echoed have none.
+	Score func(ctx context.Context, tokens []int32) ([]float64, error)
 	// Deadline of a request, from its arrival; default 10 minutes.
 	Deadline time.Duration
 	// BodyBytes bounds a request's body; default 8 MiB.

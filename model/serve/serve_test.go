@@ -154,6 +154,62 @@ func TestSeeds(t *testing.T) {
 	}
 }
 
+// Alternatives stand beside each token, best first, in both endpoints and in streams.
+func TestTopLogprobs(t *testing.T) {
+	s := serve.New(says("né"), byteTokens{}, options())
+	for _, stream := range []string{"", `,"stream":true`} {
+		_, body := post(t, s, "/v1/chat/completions", `{"model":"tiny","logprobs":true,"top_logprobs":2,"messages":[{"role":"user","content":"a"}]`+stream+`}`)
+		const want = `{"token":"n","logprob":-0.125,"bytes":[110],"top_logprobs":[{"token":"n","logprob":-0.125,"bytes":[110]},{"token":"o","logprob":-1.125,"bytes":[111]}]}`
+		if !strings.Contains(body, want) {
+			t.Errorf("%s has no %s", body, want)
+		}
+		_, body = post(t, s, "/v1/completions", `{"model":"tiny","logprobs":2,"prompt":"a"`+stream+`}`)
+		if !strings.Contains(body, `"top_logprobs":[{"n":-0.125,"o":-1.125}`) {
+			t.Errorf("%s has no alternatives to n", body)
+		}
+	}
+}
+
+func TestSampling(t *testing.T) {
+	g := says("x")
+	post(t, serve.New(g, byteTokens{}, options()), "/v1/completions", `{"model":"tiny","prompt":"a","temperature":0.5,"top_p":0.9,"top_k":40,"min_p":0.1}`)
+	if got, want := g.requests[0].Sampling, (gen.Sampling{Temperature: 0.5, TopP: 0.9, TopK: 40, MinP: 0.1}); got != want {
+		t.Errorf("sampled with %+v, want %+v", got, want)
+	}
+}
+
+// An echoed prompt is the beginning of the text, scored where that is wanted, alone
+// where no tokens are.
+func TestEcho(t *testing.T) {
+	g, o := says("né"), options()
+	o.Score = func(_ context.Context, tokens []int32) ([]float64, error) {
+		scores := make([]float64, len(tokens))
+		for i, id := range tokens {
+			scores[i] = -float64(id) / 8
+		}
+		return scores, nil
+	}
+	s := serve.New(g, byteTokens{}, o)
+	_, body := post(t, s, "/v1/completions", `{"model":"tiny","prompt":"éa","echo":true,"logprobs":0,"max_tokens":1}`)
+	const want = `"text":"éan","logprobs":{"tokens":["\ufffd","\ufffd","a","n"],"token_logprobs":[null,-21.125,-12.125,-0.125],"top_logprobs":null,"text_offset":[0,1,1,2]},"finish_reason":"length"`
+	if !strings.Contains(body, want) {
+		t.Errorf("%s has no %s", body, want)
+	}
+	before := len(g.requests)
+	_, body = post(t, s, "/v1/completions", `{"model":"tiny","prompt":["ab","c"],"echo":true,"logprobs":0,"max_tokens":0}`)
+	if r := decode(t, body); len(r.Choices) != 2 || r.Choices[0].Text != "ab" || r.Choices[1].Text != "c" || r.Usage.Completion != 0 || len(g.requests) != before {
+		t.Errorf("scoring alone, after %d requests of %d: %s", len(g.requests), before, body)
+	}
+	text := ""
+	_, body = post(t, s, "/v1/completions", `{"model":"tiny","prompt":"ab","echo":true,"stream":true}`)
+	for _, e := range events(t, body) {
+		text += e.Choices[0].Text
+	}
+	if text != "abné" {
+		t.Errorf("a stream echoes %q", text)
+	}
+}
+
 func TestErrors(t *testing.T) {
 	o := options()
 	o.BodyBytes = 2000
@@ -169,9 +225,12 @@ func TestErrors(t *testing.T) {
 	}{
 		{"/v1/chat/completions", chat(`,"temperature":-1`), 400, "temperature", "", "negative"},
 		{"/v1/chat/completions", chat(`,"top_p":0`), 400, "top_p", "", "above 0"},
+		{"/v1/chat/completions", chat(`,"top_k":-2`), 400, "top_k", "", "keep all"},
+		{"/v1/chat/completions", chat(`,"min_p":1.5`), 400, "min_p", "", "between 0 and 1"},
 		{"/v1/chat/completions", chat(`,"n":0`), 400, "n", "", "between 1 and 128"},
 		{"/v1/chat/completions", chat(`,"max_completion_tokens":0`), 400, "max_completion_tokens", "", "not positive"},
-		{"/v1/chat/completions", chat(`,"top_logprobs":2`), 400, "top_logprobs", "", "sampled tokens"},
+		{"/v1/chat/completions", chat(`,"top_logprobs":2`), 400, "top_logprobs", "", "set logprobs"},
+		{"/v1/chat/completions", chat(`,"logprobs":true,"top_logprobs":21`), 400, "top_logprobs", "", "between 0 and 20"},
 		{"/v1/chat/completions", chat(`,"response_format":{"type":"json_object"}`), 400, "response_format", "", "json_object"},
 		{"/v1/chat/completions", chat(`,"tool_choice":"required"`), 400, "tool_choice", "", "required"},
 		{"/v1/chat/completions", chat(`,"frequency_penalty":0.1`), 400, "frequency_penalty", "", "not supported"},
@@ -184,8 +243,9 @@ func TestErrors(t *testing.T) {
 		{"/v1/chat/completions", `{"model":"gpt","messages":[]}`, 404, "model", "model_not_found", "tiny"},
 		{"/v1/chat/completions", `{"model":`, 400, "", "", "body"},
 		{"/v1/chat/completions", chat(`} {`), 400, "", "", "follows"},
-		{"/v1/completions", text(`,"logprobs":3`), 400, "logprobs", "", "ask for 0"},
-		{"/v1/completions", text(`,"echo":true`), 400, "echo", "", "not supported"},
+		{"/v1/completions", text(`,"logprobs":21`), 400, "logprobs", "", "between 0 and 20"},
+		{"/v1/completions", text(`,"echo":true,"logprobs":0`), 400, "echo", "", "does not score"},
+		{"/v1/completions", text(`,"max_tokens":0`), 400, "max_tokens", "", "not positive"},
 		{"/v1/completions", text(`,"best_of":2`), 400, "best_of", "", "not supported"},
 		{"/v1/completions", text(`,"stream_options":{}`), 400, "stream_options", "", "stream"},
 		{"/v1/completions", `{"model":"tiny","prompt":[[1],[300]]}`, 400, "prompt", "", "token 300"},

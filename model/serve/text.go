@@ -10,10 +10,20 @@ import (
 type sampled struct {
 	bytes   []byte
 	logprob float32
+	// unscored: nothing precedes the token that could predict it.
+	unscored bool
+	// top are the best tokens in its place, where they were asked for.
+	top []alternative
 	// offset is how many characters of the text begin before the token.
 	offset int
 	// The bytes are [start, end) of the text.
 	start, end int
+}
+
+// alternative is a token that could stand in another's place.
+type alternative struct {
+	bytes   []byte
+	logprob float32
 }
 
 // text is an answer as it grows. What may still turn out to belong to a stop
@@ -31,11 +41,11 @@ type text struct {
 }
 
 // add appends a token and reports whether the text ends with it.
-func (t *text) add(id int32, logprob float32) bool {
+func (t *text) add(id int32, logprob float32, top []alternative) bool {
 	start := len(t.bytes)
 	t.bytes = t.decode(t.bytes, id)
 	own := slices.Clone(t.bytes[start:])
-	t.tokens = append(t.tokens, sampled{own, logprob, t.runes, start, len(t.bytes)})
+	t.tokens = append(t.tokens, sampled{bytes: own, logprob: logprob, top: top, offset: t.runes, start: start, end: len(t.bytes)})
 	for _, b := range own {
 		if utf8.RuneStart(b) {
 			t.runes++

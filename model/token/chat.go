@@ -41,7 +41,9 @@ type Message struct {
 // Special tokens come from the template alone: contents are ordinary text, and
 // so they cannot open or close a turn.
 type Chat struct {
-	t *Tokenizer
+	t         *Tokenizer
+	template  *Template
+	variables map[string]any
 	// opening is what stands before the first message: of a user, or of the system
 	// with between before the user's, which is "" for a template without a place for
 	// a system message.
@@ -89,7 +91,7 @@ func NewChatWith(t *Tokenizer, o ChatOptions) (*Chat, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Chat{t: t}
+	c := &Chat{t: t, template: template, variables: o.Variables}
 	if err := c.probe(template, o); err != nil {
 		return nil, fmt.Errorf("token: chat template: %w", err)
 	}
@@ -233,6 +235,11 @@ func (c *Chat) content(s, mark string) string {
 	if c.trim {
 		s = strings.TrimFunc(s, jinja.IsSpace)
 	}
+	return c.mark(s, mark)
+}
+
+// mark interrupts the added tokens that a text spells by mark, if that is not "".
+func (c *Chat) mark(s, mark string) string {
 	if mark == "" {
 		return s
 	}

@@ -23,6 +23,20 @@ type Protocol interface {
 	StopStrings() []string
 }
 
+// ProtocolNamed is a protocol by the name that configurations have for it: plain,
+// hermes or llama3; "" is plain.
+func ProtocolNamed(name string) (Protocol, error) {
+	switch name {
+	case "", "plain":
+		return Plain, nil
+	case "hermes":
+		return Hermes, nil
+	case "llama3":
+		return Llama3Calls, nil
+	}
+	return nil, fmt.Errorf("token: no protocol %q; there are plain, hermes and llama3", name)
+}
+
 // Kinds of malformed calls.
 var (
 	ErrNoCall       = errors.New("no tool call")

@@ -83,6 +83,9 @@ type Options struct {
 	Dir string
 	// Seed orders minibatches.
 	Seed uint64
+	// Estimator, where not nil, is one of the caller's own: it stands in the place of
+	// what Advantage names, but for how that falls to turns.
+	Estimator rl.Estimator
 	// Resume goes on with the run in Dir, where there is one. Without it a folder
 	// that holds a run is refused.
 	Resume bool
@@ -97,18 +100,18 @@ func (s Settings) check() error {
 		positive("keep_checkpoints", s.KeepCheckpoints), positive("max_skipped", s.MaxSkipped), s.Optimizer.check(), s.Schedule.check())
 }
 
-// estimator is the named one, with its settings or these, and its turn discount.
-func (s Settings) estimator() (rl.Estimator, float64, error) {
+// estimator is the named one, with its settings or these, and its credit of turns.
+func (s Settings) estimator() (rl.Estimator, rl.TurnCredit, error) {
 	preset, err := rl.LookupAdvantage(s.Advantage)
 	if err != nil {
-		return nil, 0, err
+		return nil, rl.TurnCredit{}, err
 	}
 	settings := preset.Defaults
 	if s.AdvantageSettings != nil {
 		settings = *s.AdvantageSettings
 	}
 	e, err := settings.Estimator()
-	return e, settings.TurnDiscount, err
+	return e, settings.TurnCredit, err
 }
 
 func positive(name string, n int) error {

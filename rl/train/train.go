@@ -32,9 +32,12 @@ func Train(ctx context.Context, o Options, learner Learner, game Game) (sum Summ
 	if err := o.Settings.check(); err != nil {
 		return sum, fmt.Errorf("settings: %w", err)
 	}
-	estimator, discount, err := o.estimator()
+	estimator, credit, err := o.estimator()
 	if err != nil {
 		return sum, err
+	}
+	if o.Estimator != nil {
+		estimator = o.Estimator
 	}
 	u, err := newUpdater(learner, o.Objective, o.Loss, updateSettings{o.TokenBudget, o.Optimizer, o.Schedule, o.MaxSkipped})
 	if err != nil {
@@ -51,7 +54,7 @@ func Train(ctx context.Context, o Options, learner Learner, game Game) (sum Summ
 	defer func() { err = errors.Join(err, r.close()) }()
 	l := &loop{
 		Options: o, run: r, learner: learner, game: game, updater: u,
-		selection: rl.Selection{Advantage: estimator, TurnDiscount: discount, MaxLag: o.MaxLag, MaskOutcomes: o.MaskOutcomes},
+		selection: rl.Selection{Advantage: estimator, TurnCredit: credit, MaxLag: o.MaxLag, MaskOutcomes: o.MaskOutcomes},
 	}
 	for r.state.Step < o.Steps {
 		if err := l.step(ctx); err != nil {

@@ -326,6 +326,19 @@ func TestBaselinesSurvive(t *testing.T) {
 	}
 }
 
+// TestOwnEstimator: an estimator of the caller's own is asked instead of the named
+// one, and what it answers is trained on.
+func TestOwnEstimator(t *testing.T) {
+	none := rl.GroupEstimator(func(rewards []float64) []float64 { return make([]float64, len(rewards)) })
+	p, lines, _, err := play(t, Options{Settings: testSettings(1), Estimator: none}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := lines[0].TrainedTokens; n != 0 || p.N != 0 {
+		t.Errorf("without any advantage %d tokens are trained on, in %d updates", n, p.N)
+	}
+}
+
 func TestCancel(t *testing.T) {
 	s := testSettings(1000)
 	ctx, cancel := context.WithCancelCause(context.Background())

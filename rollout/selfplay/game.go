@@ -71,6 +71,11 @@ type GameOptions struct {
 	MaxSolverGroups int
 	// SolverGroups is how many solver groups a step of RepairOnly has.
 	SolverGroups int
+	// Resample is dynamic sampling in RepairOnly (DAPO, arXiv 2503.14476, section
+	// 3.2): in at most so many further rounds a group without spread in its rewards
+	// gets another beside it, of a first-order bug that the step has not drawn.
+	// These are counted as "resampled_groups".
+	Resample int
 	// SecondOrderFraction of a step's solver groups attempt second-order bugs.
 	SecondOrderFraction float64
 	// Strategies are the weights of the draw (default: removal and history evenly).
@@ -171,6 +176,9 @@ func (o GameOptions) check() error {
 	}
 	if o.Mode != InjectionOnly && o.SolversPerBug < 1 {
 		return fmt.Errorf("game: %d solvers a bug; it must be at least 1", o.SolversPerBug)
+	}
+	if o.Resample < 0 || o.Resample > 0 && o.Mode != RepairOnly {
+		return fmt.Errorf("game: resample is %d in %s; it is a number of rounds in %s, 0 for none", o.Resample, o.Mode, RepairOnly)
 	}
 	if o.SecondOrderFraction < 0 || o.SecondOrderFraction >= 1 {
 		return fmt.Errorf("game: second-order fraction %v is not in [0, 1)", o.SecondOrderFraction)
@@ -274,8 +282,8 @@ func (s *stepPlay) end(group *rollout.Group, counts map[string]float64) bool {
 	return true
 }
 
-// attempt starts the solver group of a bug, once.
-func (s *stepPlay) attempt(w *world, bug Bug) *attempt {
+// attempt starts the solver group of a bug, once; resampled ones are counted.
+func (s *stepPlay) attempt(w *world, bug Bug, resampled bool) *attempt {
 	id := fmt.Sprintf("s%05d-b%s", s.step, bug.ID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -297,58 +305,15 @@ func (s *stepPlay) attempt(w *world, bug Bug) *attempt {
 			s.cancel(err)
 			return
 		}
-		if s.end(group, episodeCounts(group, sandboxes)) {
+		counts := episodeCounts(group, sandboxes)
+		if resampled {
+			counts["resampled_groups"] = 1
+		}
+		if s.end(group, counts) {
 			a.group = group
 		}
 	})
 	return a
-}
-
-// repair plays bugs of the fixed pools: the given number of groups, of which
-// each is second-order with the configured probability where there are such.
-func (s *stepPlay) repair() {
-	first, second := s.bugs(func(w *world) []string { return w.Pool.IDs(1) }), s.secondOrder()
-	draw := Draw(s.opts.Seed, "repair", s.step)
-	n2 := 0
-	for range s.opts.SolverGroups {
-		if draw.Float64() < s.opts.SecondOrderFraction {
-			n2++
-		}
-	}
-	n2 = min(n2, len(second))
-	for _, r := range append(take(draw, second, n2), take(draw, first, s.opts.SolverGroups-n2)...) {
-		if bug, ok := s.load(r); ok {
-			s.attempt(r.world, bug)
-		}
-	}
-}
-
-// bugRef is a bug of a pool, not read yet.
-type bugRef struct {
-	world *world
-	id    string
-}
-
-func (s *stepPlay) bugs(ids func(*world) []string) (all []bugRef) {
-	for _, w := range s.worlds {
-		for _, id := range ids(w) {
-			all = append(all, bugRef{w, id})
-		}
-	}
-	return all
-}
-
-func (s *stepPlay) secondOrder() []bugRef {
-	return s.bugs(func(w *world) []string { return s.state.SecondOrder[w.Name] })
-}
-
-func (s *stepPlay) load(r bugRef) (Bug, bool) {
-	bug, err := r.world.Pool.Get(r.id)
-	if err != nil {
-		s.cancel(fmt.Errorf("read bug %s of %s: %w", r.id, r.world.Name, err))
-		return Bug{}, false
-	}
-	return bug, true
 }
 
 // pool keeps the failed patches of the step's first-order groups as

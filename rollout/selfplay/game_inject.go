@@ -117,7 +117,7 @@ func (s *stepPlay) inject() {
 		draw := Draw(s.opts.Seed, "second order", s.step)
 		for _, r := range take(draw, s.secondOrder(), secondOrderGroups(s.opts.SecondOrderFraction, len(ids))) {
 			if bug, ok := s.load(r); ok {
-				s.attempt(r.world, bug)
+				s.attempt(r.world, bug, false)
 			}
 		}
 	})
@@ -211,7 +211,7 @@ func (s *stepPlay) validBugs(g *rollout.Group) ([]made, bool) {
 		}
 		all = append(all, made{s.worlds[i], bug, t})
 		if s.opts.Mode == SelfPlay && s.opts.MaxSolverGroups <= 0 {
-			s.attempt(s.worlds[i], bug)
+			s.attempt(s.worlds[i], bug, false)
 		}
 	}
 	return all, true
@@ -227,7 +227,7 @@ func (s *stepPlay) settle(g *rollout.Group, bugs []made, allowed map[string]bool
 	for _, m := range bugs {
 		var a *attempt
 		if allowed == nil || allowed[m.bug.ID] {
-			a = s.attempt(m.world, m.bug)
+			a = s.attempt(m.world, m.bug, false)
 			<-a.ended
 			if a.group == nil {
 				return // cancelled

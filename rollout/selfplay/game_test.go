@@ -363,6 +363,25 @@ func testGameModes(t *testing.T, repo *Repo) {
 			t.Errorf("group %s is the %s's", g.ID, g.Role)
 		}
 	}
+	// One group, and others as long as none has spread and there are bugs left.
+	again := newTable(t, repo, dir, 4, 0, func(o *GameOptions) {
+		o.Mode, o.SolverGroups, o.SecondOrderFraction, o.Resample = RepairOnly, 1, 0, 10
+	})
+	resampled, spread := 0.0, 0
+	err = again.game.Play(t.Context(), 1, nil, func(g *rollout.Group, counts map[string]float64) error {
+		resampled += counts["resampled_groups"]
+		if g.HasSpread() {
+			spread++
+		}
+		groups[g.ID] = g
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if played := int(resampled) + 1; spread != 1 && (spread != 0 || played != len(again.pool.IDs(1))) {
+		t.Errorf("%d groups of %d bugs, of which %d have spread; want one with spread, or all bugs", played, len(again.pool.IDs(1)), spread)
+	}
 	if after := fmt.Sprint(repair.pool.IDs(1), repair.pool.IDs(2)); after != before {
 		t.Errorf("the fixed pool changed from %s to %s", before, after)
 	}

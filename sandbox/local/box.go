@@ -31,7 +31,7 @@ type box struct {
 	expires time.Time
 
 	busy    sync.Mutex // held while a method works; Close waits for it
-	cell    *cell      // nil until a command needs one
+	cell    Cell       // nil until a command needs one
 	group   *group     // nil where control groups are missing
 	fresh   int64      // bytes in use at the start
 	disk    int64      // bytes in use after the last command

@@ -3,9 +3,7 @@
 package local
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -15,13 +13,14 @@ import (
 	"sync"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ssr-go/ssr/sandbox/pid1"
 )
 
 // A cell is one bubblewrap: a set of namespaces with our first process in it
-// (pid1/pid1.c), which runs commands one after the other. Killing that process
+// (sandbox/pid1), which runs commands one after the other. Killing that process
 // kills everything in the cell; the workspace stays, and the next command gets
 // a new cell.
 type cell struct {
@@ -64,10 +63,6 @@ func (b *Backend) newCell(ctx context.Context, s slot, cred *syscall.Credential,
 		c.conn.Close()
 		return nil, err
 	}
-	if err := b.verify(c.pid1.Pid); err != nil {
-		c.kill()
-		return nil, infra("start", err)
-	}
 	// The host's memory killer should choose a sandbox before anything else. It
 	// is a preference: a host may refuse it.
 	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", c.pid1.Pid), []byte("500"), 0)
@@ -85,7 +80,7 @@ func (c *cell) start(ctx context.Context, b *Backend, s slot, theirs *os.File, c
 		return infra("start bubblewrap", err)
 	}
 	defer complaints.Close()
-	program, err := memoryFile("seccomp", b.seccomp)
+	program, err := memoryFile("seccomp", b.filter)
 	if err != nil {
 		return infra("start bubblewrap", err)
 	}
@@ -161,8 +156,8 @@ func (c *cell) hello(ctx context.Context) (int, error) {
 	return 0, errors.New("the first process did not identify itself")
 }
 
-// kill ends every process of the cell and returns when none is left.
-func (c *cell) kill() {
+// Kill implements Cell.
+func (c *cell) Kill() {
 	c.once.Do(func() {
 		if c.pid1 != nil {
 			// When the first process of a pid namespace has been reaped, all others have been.
@@ -179,21 +174,9 @@ func (c *cell) kill() {
 	})
 }
 
-// limit is one resource limit of the command's processes.
-type limit struct {
-	resource   int
-	soft, hard uint64
-}
-
-// reply is what the first process says when a command has ended.
-type reply struct {
-	status       syscall.WaitStatus
-	user, system time.Duration
-}
-
-// send asks for a command to be run. fds are its stdin, stdout and stderr.
-func (c *cell) send(folder string, args, env []string, limits []limit, fds [3]int) error {
-	m, err := memoryFile("request", encodeRequest(folder, args, env, limits))
+// Send implements Cell.
+func (c *cell) Send(r pid1.Request, fds [3]int) error {
+	m, err := memoryFile("request", r.Encode())
 	if err != nil {
 		return err
 	}
@@ -203,48 +186,27 @@ func (c *cell) send(folder string, args, env []string, limits []limit, fds [3]in
 	return err
 }
 
-// receive waits for the end of the command.
-func (c *cell) receive() (reply, error) {
+// Receive implements Cell.
+func (c *cell) Receive() (pid1.Reply, error) {
 	buf := make([]byte, 64)
 	n, _, _, _, err := c.conn.ReadMsgUnix(buf, nil)
 	if err != nil {
-		return reply{}, err
+		return pid1.Reply{}, err
 	}
-	if n != 32 {
-		return reply{}, fmt.Errorf("reply of %d bytes", n)
-	}
-	e := binary.NativeEndian
-	return reply{
-		status: syscall.WaitStatus(e.Uint32(buf)),
-		user:   time.Duration(e.Uint64(buf[8:])) * time.Microsecond,
-		system: time.Duration(e.Uint64(buf[16:])) * time.Microsecond,
-	}, nil
+	return pid1.DecodeReply(buf[:n])
 }
 
-// encodeRequest lays out what pid1.c calls struct request.
-func encodeRequest(folder string, args, env []string, limits []limit) []byte {
-	var b bytes.Buffer
-	put := func(v ...uint64) {
-		for _, n := range v {
-			b.Write(binary.NativeEndian.AppendUint64(nil, n))
-		}
-	}
-	put(uint64(len(limits)), uint64(len(args)), uint64(len(env)))
-	for _, l := range limits {
-		put(uint64(l.resource), l.soft, l.hard)
-	}
-	put(make([]uint64, len(args)+len(env)+2)...)
-	for _, list := range [][]string{{folder}, args, env} {
-		for _, s := range list {
-			b.WriteString(s)
-			b.WriteByte(0)
-		}
-	}
-	return b.Bytes()
-}
+// Interrupt implements Cell: nothing reaches the first process while a command runs.
+func (c *cell) Interrupt() bool { return false }
 
-// The pointers that the request has room for are 64 bits wide.
-var _ [0]struct{} = [8 - unsafe.Sizeof(uintptr(0))]struct{}{}
+// Exited implements Cell.
+func (c *cell) Exited() <-chan struct{} { return c.exited }
+
+// PID implements Cell.
+func (c *cell) PID() int { return c.pid1.Pid }
+
+// Why implements Cell: only what runs inside ends a cell early.
+func (c *cell) Why() (outOfMemory bool, err error) { return false, nil }
 
 // memoryFile makes an anonymous file with the given content, at its start.
 func memoryFile(name string, content []byte) (*os.File, error) {

@@ -35,7 +35,7 @@ func findCgroups(state string) *cgroups {
 	h := fnv.New32a()
 	h.Write([]byte(state))
 	name := fmt.Sprintf("ssr-sandbox-%08x", h.Sum32())
-	own, mounts := ownCgroups(), cgroupMounts()
+	own, mounts := groupsOf("self"), cgroupMounts()
 	for _, c := range controllers {
 		m, ok := mounts[c]
 		if !ok {
@@ -85,9 +85,35 @@ func makeFolder(dir string) error {
 
 // group is the control group of one sandbox: a folder for each controller.
 type group struct {
-	dirs map[string]string
-	home map[string]string
-	v2   bool
+	dirs  map[string]string
+	home  map[string]string
+	v2    bool
+	found bool // somebody else made it and removes it
+}
+
+// groupOf finds the control group that an engine has put a process into; a
+// controller whose folder is not there is left out.
+func groupOf(pid int) *group {
+	own, mounts := groupsOf(fmt.Sprint(pid)), cgroupMounts()
+	x := &group{dirs: map[string]string{}, found: true}
+	for _, c := range controllers {
+		if m, ok := mounts[c]; ok {
+			x.add(c, m.folder(own[c], ""))
+		}
+	}
+	if m, ok := mounts[""]; ok && len(x.dirs) == 0 {
+		x.v2 = true
+		for _, c := range controllers {
+			x.add(c, m.folder(own[""], ""))
+		}
+	}
+	return x
+}
+
+func (x *group) add(controller, dir string) {
+	if info, err := os.Stat(dir); err == nil && info.IsDir() {
+		x.dirs[controller] = dir
+	}
 }
 
 // create makes the group of a slot and sets its limits. One left by a dead
@@ -188,6 +214,9 @@ func (x *group) folder() (*os.File, error) {
 // remove deletes the group. The kernel lets go of the last process a moment
 // after it is reaped.
 func (x *group) remove() {
+	if x.found {
+		return
+	}
 	for _, dir := range x.dirs {
 		for range 50 {
 			if err := os.Remove(dir); err == nil || errors.Is(err, fs.ErrNotExist) {
@@ -244,10 +273,10 @@ func keyed(file, key string) (int64, bool) {
 	return 0, false
 }
 
-// ownCgroups maps each controller ("" for version 2) to this process's path.
-func ownCgroups() map[string]string {
+// groupsOf maps each controller ("" for version 2) to a process's path.
+func groupsOf(pid string) map[string]string {
 	own := map[string]string{}
-	b, err := os.ReadFile("/proc/self/cgroup")
+	b, err := os.ReadFile(filepath.Join("/proc", pid, "cgroup"))
 	if err != nil {
 		return own
 	}

@@ -24,6 +24,9 @@ const (
 	nonRootVariable = "SSR_TEST_NON_ROOT"
 )
 
+// The sandboxes of the trainer that is killed: with commands that resist, and idle.
+const hostile, idle = 2, 200
+
 // TestCrashHelper is the trainer of TestSweepAfterCrash.
 func TestCrashHelper(t *testing.T) {
 	state := os.Getenv(crashVariable)
@@ -34,7 +37,7 @@ func TestCrashHelper(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 2 {
+	for i := range hostile {
 		x, err := b.Start(t.Context(), sandbox.Spec{Dir: t.TempDir(), Owner: fmt.Sprint("crash ", i)})
 		if err != nil {
 			t.Fatal(err)
@@ -48,8 +51,18 @@ func TestCrashHelper(t *testing.T) {
 			time.Sleep(5 * time.Millisecond)
 		}
 	}
+	// And many idle ones.
+	for i := range idle {
+		x, err := b.Start(t.Context(), sandbox.Spec{Dir: t.TempDir(), Owner: fmt.Sprint("crash idle ", i)})
+		if err == nil {
+			_, err = x.Exec(t.Context(), sandbox.Cmd{Args: []string{"true"}})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	os.NewFile(3, "ready").WriteString("up\n")
-	time.Sleep(time.Minute)
+	time.Sleep(10 * time.Minute)
 }
 
 func TestSweepAfterCrash(t *testing.T) {
@@ -85,8 +98,11 @@ func TestSweepAfterCrash(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	if n, err := b.Sweep(t.Context()); n != 2 || err != nil {
-		t.Errorf("swept %d, want 2, %v", n, err)
+	if dead, err := b.Leftovers(); err != nil || len(dead) != hostile+idle || !strings.HasPrefix(dead[0].Owner, "crash ") || dead[0].Trainer != cmd.Process.Pid {
+		t.Errorf("left over: %+v, %v", dead, err)
+	}
+	if n, err := b.Sweep(t.Context()); n != hostile+idle || err != nil {
+		t.Errorf("swept %d, want %d, %v", n, hostile+idle, err)
 	}
 	if n, err := b.Sweep(t.Context()); n != 0 || err != nil {
 		t.Errorf("swept %d again, %v", n, err)

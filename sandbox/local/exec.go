@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ssr-go/ssr/sandbox"
+	"github.com/ssr-go/ssr/sandbox/pid1"
 )
 
 // Exec implements sandbox.Sandbox.
@@ -36,23 +37,30 @@ func (x *box) Exec(ctx context.Context, cmd sandbox.Cmd) (sandbox.Result, error)
 	if timeout <= 0 {
 		timeout = x.limits.Command
 	}
-	begin := time.Now()
-	timeout = min(timeout, x.expires.Sub(begin))
-	if timeout <= 0 {
+	if time.Now().After(x.expires) {
 		return sandbox.Result{Exit: -1, Signal: int(syscall.SIGKILL), TimedOut: true}, nil
 	}
+	kills := x.group.kills()
+	notBegun := func(err error) (sandbox.Result, error) {
+		if x.group.kills() > kills {
+			// Its files leave no memory to start anything: its own doing.
+			return sandbox.Result{Exit: -1, Signal: int(syscall.SIGKILL), OutOfMemory: true}, nil
+		}
+		return sandbox.Result{}, err
+	}
+	// The time that a cell takes to be made is not the command's.
+	if err := x.ensureCell(ctx); err != nil {
+		return notBegun(err)
+	}
+	begin := time.Now()
+	timeout = min(timeout, x.expires.Sub(begin))
 	p, err := newPipes(x, cmd.Stdin)
 	if err != nil {
 		return sandbox.Result{}, infra("exec", err)
 	}
 	defer p.close()
-	kills := x.group.kills()
 	if err := x.send(ctx, folder, cmd.Args, env, p); err != nil {
-		if x.group.kills() > kills {
-			// Its files leave no memory to start anything: its own doing.
-			return sandbox.Result{Exit: -1, Signal: int(syscall.SIGKILL), OutOfMemory: true, Wall: time.Since(begin)}, nil
-		}
-		return sandbox.Result{}, err
+		return notBegun(err)
 	}
 	p.run(cmd.Stdin, x.limits.Output)
 	res, err := x.wait(ctx, p, begin.Add(timeout))
@@ -94,7 +102,7 @@ func (x *box) send(ctx context.Context, folder string, args, env []string, p *pi
 		if err := x.ensureCell(ctx); err != nil {
 			return err
 		}
-		err := x.cell.send(folder, args, env, x.rlimits(), p.theirs)
+		err := x.cell.Send(pid1.Request{Folder: folder, Args: args, Env: env, Limits: x.rlimits()}, p.theirs)
 		if err == nil {
 			p.closeTheirs()
 			return nil
@@ -113,8 +121,12 @@ const overhead = 3
 func (x *box) ensureCell(ctx context.Context) error {
 	if x.cell != nil {
 		select {
-		case <-x.cell.exited:
+		case <-x.cell.Exited():
+			_, err := x.cell.Why()
 			x.dropCell()
+			if err != nil {
+				return infra("the sandbox was lost", err)
+			}
 		default:
 			return nil
 		}
@@ -126,56 +138,84 @@ func (x *box) ensureCell(ctx context.Context) error {
 		}
 		x.group = g
 	}
-	var cred *syscall.Credential
-	if x.backend.root {
-		uid, gid := x.uid()
-		cred = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), Groups: []uint32{}}
-	}
-	c, err := x.backend.newCell(ctx, x.slot, cred, x.group)
+	c, err := x.newCell(ctx)
 	if err != nil {
 		return err
+	}
+	if pid := c.PID(); pid > 0 {
+		if err := x.backend.verify(pid, x.backend.opts.Engine == nil); err != nil {
+			c.Kill()
+			return infra("start", err)
+		}
+		if x.backend.opts.Engine != nil {
+			x.group = groupOf(pid)
+		}
 	}
 	x.cell = c
 	return nil
 }
 
+func (x *box) newCell(ctx context.Context) (Cell, error) {
+	uid, gid := x.uid()
+	b := x.backend
+	if b.opts.Engine == nil {
+		var cred *syscall.Credential
+		if b.root {
+			cred = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), Groups: []uint32{}}
+		}
+		return b.newCell(ctx, x.slot, cred, x.group)
+	}
+	spec := CellSpec{
+		State: b.opts.StateDir, Slot: x.slot.number, Dir: x.slot.dir, Workspace: x.slot.workspace(), Tmp: x.slot.tmp(),
+		ReadOnly: b.opts.ReadOnly, UID: uid, GID: gid, Limits: x.limits, Owner: x.spec.Owner,
+	}
+	if !slices.Contains(b.opts.Allow, "syscalls") {
+		spec.Filter = b.filter
+	}
+	return b.opts.Engine.NewCell(ctx, spec)
+}
+
 func (x *box) dropCell() {
 	if x.cell != nil {
-		x.cell.kill()
+		x.cell.Kill()
 		x.cell = nil
 	}
 }
 
 // rlimits bound each process of a command, beside what control groups bound together.
-func (x *box) rlimits() []limit {
+func (x *box) rlimits() []pid1.Limit {
 	cpu := uint64((x.limits.CPU + time.Second - 1) / time.Second)
-	list := []limit{
-		{unix.RLIMIT_CORE, 0, 0},
-		{unix.RLIMIT_CPU, cpu, cpu + 1},
-		{unix.RLIMIT_FSIZE, uint64(x.limits.FileSize), uint64(x.limits.FileSize)},
-		{unix.RLIMIT_NOFILE, uint64(x.limits.OpenFiles), uint64(x.limits.OpenFiles)},
-		{unix.RLIMIT_NPROC, uint64(x.limits.Processes + 1), uint64(x.limits.Processes + 1)},
-		{unix.RLIMIT_MEMLOCK, 64 << 10, 64 << 10},
-		{unix.RLIMIT_MSGQUEUE, 0, 0},
-		{unix.RLIMIT_NICE, 0, 0},
-		{unix.RLIMIT_RTPRIO, 0, 0},
+	list := []pid1.Limit{
+		{Resource: unix.RLIMIT_CORE},
+		{Resource: unix.RLIMIT_CPU, Soft: cpu, Hard: cpu + 1},
+		equal(unix.RLIMIT_FSIZE, x.limits.FileSize),
+		equal(unix.RLIMIT_NOFILE, int64(x.limits.OpenFiles)),
+		equal(unix.RLIMIT_NPROC, int64(x.limits.Processes+1)),
+		equal(unix.RLIMIT_MEMLOCK, 64<<10),
+		{Resource: unix.RLIMIT_MSGQUEUE},
+		{Resource: unix.RLIMIT_NICE},
+		{Resource: unix.RLIMIT_RTPRIO},
 	}
 	if x.group == nil || x.group.dirs["memory"] == "" {
-		list = append(list, limit{unix.RLIMIT_DATA, uint64(x.limits.Memory), uint64(x.limits.Memory)})
+		list = append(list, equal(unix.RLIMIT_DATA, x.limits.Memory))
 	}
 	return list
+}
+
+func equal(resource int, n int64) pid1.Limit {
+	return pid1.Limit{Resource: resource, Soft: uint64(n), Hard: uint64(n)}
 }
 
 // wait follows a started command to its end, or ends it.
 func (x *box) wait(ctx context.Context, p *pipes, deadline time.Time) (sandbox.Result, error) {
 	type ended struct {
-		reply
+		pid1.Reply
 		err error
 	}
 	c := x.cell
 	over := make(chan ended, 1)
 	go func() {
-		r, err := c.receive()
+		r, err := c.Receive()
 		over <- ended{r, err}
 	}()
 	w := x.watch()
@@ -202,33 +242,43 @@ func (x *box) wait(ctx context.Context, p *pipes, deadline time.Time) (sandbox.R
 	case <-x.done:
 		failure = sandbox.ErrClosed
 	}
-	if last == nil || last.err != nil {
-		// Either we end it, or it has ended its own first process.
-		x.dropCell()
-	}
-	if last == nil {
+	ours := last == nil // we end it
+	if ours {
+		if errors.Is(failure, sandbox.ErrClosed) || !c.Interrupt() {
+			x.dropCell()
+		}
 		e := <-over
 		last = &e
+	}
+	var lost error
+	if last.err != nil {
+		if !ours { // it has ended its own first process, or the engine failed
+			res.OutOfMemory, lost = c.Why()
+		}
+		x.dropCell()
 	}
 	res.Stdout, res.Stderr = p.finish()
 	usage := w.stop()
 	if failure != nil {
 		return sandbox.Result{}, failure
 	}
+	if lost != nil {
+		return sandbox.Result{}, infra("the sandbox was lost", lost)
+	}
 	res.Truncated = p.output.exceeded()
 	res.DiskFull = res.DiskFull || usage.disk
-	res.OutOfMemory = usage.memory
+	res.OutOfMemory = res.OutOfMemory || usage.memory
 	res.CPU = usage.cpu
 	switch {
-	case last.err != nil || res.TimedOut:
+	case last.err != nil || ours:
 		res.Exit, res.Signal = -1, int(signal)
-	case last.status.Signaled():
-		res.Exit, res.Signal = -1, int(last.status.Signal())
+	case last.Status.Signaled():
+		res.Exit, res.Signal = -1, int(last.Status.Signal())
 	default:
-		res.Exit = last.status.ExitStatus()
+		res.Exit = last.Status.ExitStatus()
 	}
 	if res.CPU == 0 {
-		res.CPU = last.user + last.system
+		res.CPU = last.User + last.System
 	}
 	return res, nil
 }

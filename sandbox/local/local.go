@@ -23,6 +23,7 @@ import (
 
 	"github.com/ssr-go/ssr/sandbox"
 	"github.com/ssr-go/ssr/sandbox/harvest"
+	"github.com/ssr-go/ssr/sandbox/pid1"
 )
 
 // Options configure the backend. The zero value works.
@@ -39,7 +40,9 @@ type Options struct {
 	FirstUID, UIDs int
 	// Bwrap is the bubblewrap program, by default the one in PATH.
 	Bwrap string
-	// Root is the folder that holds the system the sandbox sees, by default "/".
+	// Root is the folder that holds the system the sandbox sees, by default "/", of
+	// which only the system folders are shown. The sandboxes' users must be able to
+	// enter it.
 	Root string
 	// ReadOnly lists further folders and files of the host to show, read-only, at
 	// the same place, which must be outside the system folders, /tmp and the workspace.
@@ -49,6 +52,9 @@ type Options struct {
 	// in all of them is killed before it runs anything. "syscalls" also leaves
 	// out the filter.
 	Allow []string
+	// Engine makes the cells in place of bubblewrap; nil is bubblewrap. Bwrap and
+	// Root are then void.
+	Engine Engine
 	// Bounds of a harvest; zero fields mean harvest.DefaultBounds.
 	Bounds harvest.Bounds
 }
@@ -78,9 +84,10 @@ type Backend struct {
 	root  bool // sandboxes get a uid each
 	spawn *spawner
 
-	rootfs        string // see prepareRoot
-	disableUserns bool   // whether this bubblewrap can forbid user namespaces
-	seccomp       []byte
+	rootfs        string   // see prepareRoot
+	shown         []string // see Options.shown
+	disableUserns bool     // whether this bubblewrap can forbid user namespaces
+	filter        []byte   // of system calls
 	groups        *cgroups
 	starting      chan struct{} // bounds how many bubblewraps set up at once
 
@@ -118,18 +125,10 @@ func New(opts Options) (*Backend, error) {
 	if opts.Root == "" {
 		opts.Root = "/"
 	}
-	if opts.Bwrap == "" {
-		opts.Bwrap = "bwrap"
-	}
-	bwrap, err := exec.LookPath(opts.Bwrap)
-	if err != nil {
-		return nil, infra("bubblewrap not found: install it (Debian: apt-get install bubblewrap)", err)
-	}
-	if opts.Bwrap, err = filepath.Abs(bwrap); err != nil {
-		return nil, infra("bubblewrap", err)
-	}
-	if info, err := os.Stat(opts.Bwrap); err == nil && info.Mode()&os.ModeSetuid != 0 {
-		return nil, infra("bubblewrap", fmt.Errorf("%s is setuid root: its sandboxes would be made with root's rights; remove the bit (chmod u-s) and allow unprivileged user namespaces", opts.Bwrap))
+	if opts.Engine == nil {
+		if opts.Bwrap, err = findBwrap(opts.Bwrap); err != nil {
+			return nil, err
+		}
 	}
 	self, err := thisProcess()
 	if err != nil {
@@ -140,9 +139,16 @@ func New(opts Options) (*Backend, error) {
 	}
 	b := &Backend{
 		opts: opts, self: self, root: os.Geteuid() == 0, live: map[*box]struct{}{},
-		seccomp:  seccompProgram(),
-		groups:   findCgroups(state),
+		filter:   pid1.Filter(),
+		groups:   &cgroups{},
 		starting: make(chan struct{}, 4*runtime.NumCPU()),
+	}
+	if opts.Engine != nil {
+		return b, nil
+	}
+	b.groups = findCgroups(state)
+	if b.shown, err = opts.shown(); err != nil {
+		return nil, infra("root folder", err)
 	}
 	if b.rootfs, err = prepareRoot(opts); err != nil {
 		return nil, infra("prepare the sandboxes' root folder", err)
@@ -150,6 +156,23 @@ func New(opts Options) (*Backend, error) {
 	b.disableUserns = bwrapKnows(opts.Bwrap, "--disable-userns")
 	b.spawn = newSpawner()
 	return b, nil
+}
+
+func findBwrap(name string) (string, error) {
+	if name == "" {
+		name = "bwrap"
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", infra("bubblewrap not found: install it (Debian: apt-get install bubblewrap)", err)
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return "", infra("bubblewrap", err)
+	}
+	if info, err := os.Stat(path); err == nil && info.Mode()&os.ModeSetuid != 0 {
+		return "", infra("bubblewrap", fmt.Errorf("%s is setuid root: its sandboxes would be made with root's rights; remove the bit (chmod u-s) and allow unprivileged user namespaces", path))
+	}
+	return path, nil
 }
 
 // defaultStateRoom is how much room /dev/shm must have to be preferred.
@@ -171,8 +194,13 @@ func inMemory(dir string) bool {
 	return unix.Statfs(dir, &st) == nil && st.Type == unix.TMPFS_MAGIC
 }
 
-// Name is "local".
-func (b *Backend) Name() string { return "local" }
+// Name is "local", or the engine's.
+func (b *Backend) Name() string {
+	if b.opts.Engine != nil {
+		return b.opts.Engine.Name()
+	}
+	return "local"
+}
 
 // infra marks a failure of the infrastructure.
 func infra(what string, err error) error {
@@ -235,6 +263,9 @@ func (b *Backend) Close() error {
 	var errs []error
 	for _, x := range live {
 		errs = append(errs, x.Close())
+	}
+	if b.opts.Engine != nil {
+		return errors.Join(append(errs, b.opts.Engine.Close())...)
 	}
 	b.spawn.close()
 	b.groups.close()

@@ -131,7 +131,7 @@ func TestWhatMustNotBeConfigured(t *testing.T) {
 // A cell that the kernel does not confine is refused: here one without a filter.
 func TestFailsClosed(t *testing.T) {
 	b := newBackend(t)
-	b.seccomp = nil // an empty program, which bubblewrap or the kernel refuses
+	b.filter = nil // an empty program, which bubblewrap or the kernel refuses
 	x, err := b.Start(t.Context(), sandbox.Spec{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +140,7 @@ func TestFailsClosed(t *testing.T) {
 	if r, err := x.Exec(t.Context(), sandbox.Cmd{Args: []string{"true"}}); !errors.Is(err, sandbox.ErrInfrastructure) {
 		t.Errorf("%+v %v", r, err)
 	}
-	if err := b.verify(os.Getpid()); err == nil {
+	if err := b.verify(os.Getpid(), true); err == nil {
 		t.Error("the trainer itself passes for a sandbox")
 	}
 }

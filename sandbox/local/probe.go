@@ -20,6 +20,14 @@ import (
 // a protection that Options.Allow does not list is missing.
 func (b *Backend) Probe(ctx context.Context) (sandbox.Capabilities, error) {
 	caps := b.capabilities()
+	if e := b.opts.Engine; e != nil {
+		own, err := e.Capabilities(ctx)
+		maps.Copy(caps.Enforced, own.Enforced)
+		caps.Notes = append(caps.Notes, own.Notes...)
+		if err != nil {
+			return caps, err
+		}
+	}
 	dir, err := os.MkdirTemp("", "ssr-probe-")
 	if err != nil {
 		return caps, infra("probe", err)
@@ -72,7 +80,7 @@ func (b *Backend) capabilities() sandbox.Capabilities {
 			"process tree":   "pid namespace, killed and reaped after each command; parent-death signal",
 		},
 	}
-	if inMemory(b.opts.StateDir) && b.groups.parent["memory"] != "" {
+	if inMemory(b.opts.StateDir) && (b.groups.parent["memory"] != "" || b.opts.Engine != nil) {
 		c.Enforced["unlinked files"] = "workspaces are in memory, which the memory limit covers"
 	} else {
 		c.Notes = append(c.Notes, "files that a command deletes and keeps open do not count as disk: only a state folder in memory (/dev/shm with 2 GiB free) with a memory control group bounds them together")
@@ -81,7 +89,7 @@ func (b *Backend) capabilities() sandbox.Capabilities {
 		c.Enforced["user"] = "the trainer's own uid, in a user namespace without capabilities"
 		c.Notes = append(c.Notes, "the trainer is not root: sandboxes share its uid on the host, so resources that the kernel counts by user are shared between them")
 	}
-	if b.groups.parent["memory"] == "" {
+	if b.groups.parent["memory"] == "" && b.opts.Engine == nil {
 		c.Notes = append(c.Notes, "no writable memory control group: memory is limited for each process, not for the sandbox; run as root, or in a delegated group (systemd-run --user --scope -p Delegate=yes)")
 	}
 	for _, p := range b.opts.Allow {
@@ -119,7 +127,7 @@ var protections = map[string]func(pid int, status map[string]string, root bool) 
 		return ""
 	},
 	"filesystem": func(pid int, _ map[string]string, _ bool) string {
-		return sameNamespace(pid, "mnt", "pid", "ipc", "uts", "user")
+		return sameNamespace(pid, "mnt", "pid", "ipc", "uts")
 	},
 	"network": func(pid int, _ map[string]string, _ bool) string { return sameNamespace(pid, "net") },
 }
@@ -141,8 +149,9 @@ func sameNamespace(pid int, names ...string) string {
 	return ""
 }
 
-// verify asks the kernel what the first process of a cell is confined by.
-func (b *Backend) verify(pid int) error {
+// verify asks the kernel what the first process of a cell is confined by; a user
+// namespace of its own is wanted where userns is set.
+func (b *Backend) verify(pid int, userns bool) error {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return err
@@ -152,6 +161,9 @@ func (b *Backend) verify(pid int) error {
 		if k, v, ok := strings.Cut(string(line), ":"); ok {
 			status[k] = strings.TrimSpace(v)
 		}
+	}
+	if why := sameNamespace(pid, "user"); userns && why != "" && !slices.Contains(b.opts.Allow, "user") {
+		return fmt.Errorf("a sandbox without protection %q: %s", "user", why)
 	}
 	for _, name := range slices.Sorted(maps.Keys(protections)) {
 		if why := protections[name](pid, status, b.root); why != "" && !slices.Contains(b.opts.Allow, name) {

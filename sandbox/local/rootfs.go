@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/ssr-go/ssr/sandbox"
+	"github.com/ssr-go/ssr/sandbox/pid1"
 )
 
 // The root that sandboxes see is a small folder prepared once: links such as
@@ -26,6 +27,25 @@ import (
 // systemFolders of the host are shown read-only where they are folders and
 // repeated where they are links.
 var systemFolders = []string{"usr", "bin", "sbin", "lib", "lib64", "lib32", "libx32"}
+
+// ownFolders are the sandbox's own and never shown of a root folder.
+var ownFolders = []string{"dev", "proc", "sys", "run", "tmp", "var", "etc", "boot", "lost+found", sandbox.Workdir[1:]}
+
+// shown names what of the root folder's top is shown: all that is not the
+// sandbox's own, but of this machine's root only the system.
+func (o Options) shown() ([]string, error) {
+	if o.Root == "/" {
+		return systemFolders, nil
+	}
+	list, err := os.ReadDir(o.Root)
+	var names []string
+	for _, e := range list {
+		if (e.IsDir() || e.Type() == fs.ModeSymlink) && !slices.Contains(ownFolders, e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
+}
 
 // etcFiles are written into the root's /etc: enough for programs to know the
 // user and the machine.
@@ -83,8 +103,10 @@ func (r *rootMaker) fill(opts Options) {
 		r.folder(name)
 	}
 	r.link("/tmp", "var/tmp")
-	r.file(pid1Path[1:], pid1, 0o755)
-	for _, name := range systemFolders {
+	r.file(pid1Path[1:], pid1.Program(), 0o755)
+	shown, err := opts.shown()
+	r.check(err)
+	for _, name := range shown {
 		host := filepath.Join(opts.Root, name)
 		info, err := os.Lstat(host)
 		switch {
@@ -100,10 +122,17 @@ func (r *rootMaker) fill(opts Options) {
 	for _, name := range slices.Sorted(maps.Keys(etcFiles)) {
 		r.file("etc/"+name, []byte(etcFiles[name]), 0o644)
 	}
-	for _, pattern := range hostEtc {
+	patterns := hostEtc
+	if opts.Root != "/" {
+		patterns = []string{"*"}
+	}
+	for _, pattern := range patterns {
 		found, err := filepath.Glob(filepath.Join(opts.Root, "etc", pattern))
 		r.check(err)
 		for _, host := range found {
+			if _, own := etcFiles[filepath.Base(host)]; own {
+				continue
+			}
 			rel, err := filepath.Rel(opts.Root, host)
 			r.check(err)
 			r.copy(host, rel)
@@ -159,6 +188,7 @@ func (r *rootMaker) copy(host, name string) {
 		target, err := os.Readlink(host)
 		r.check(err)
 		r.link(target, name)
+	case info.IsDir() && info.Mode()&0o005 != 0o005: // nobody's but its owner's
 	case info.IsDir():
 		r.folder(name)
 		list, err := os.ReadDir(host)
@@ -206,7 +236,7 @@ func (b *Backend) bwrapArgs(s slot) []string {
 	if b.disableUserns {
 		a = append(a, "--disable-userns")
 	}
-	for _, name := range systemFolders {
+	for _, name := range b.shown {
 		host := filepath.Join(b.opts.Root, name)
 		if info, err := os.Lstat(host); err == nil && info.IsDir() {
 			a = append(a, "--ro-bind", host, "/"+name)

@@ -17,12 +17,44 @@ import (
 	"github.com/ssr-go/ssr/sandbox/harvest"
 )
 
+// Leftover is a sandbox whose trainer no longer runs.
+type Leftover struct {
+	Dir     string    `json:"dir"`
+	Owner   string    `json:"owner"`
+	Trainer int       `json:"trainer_pid"`
+	Created time.Time `json:"created"`
+}
+
+// Leftovers lists what Sweep would remove.
+func (b *Backend) Leftovers() ([]Leftover, error) {
+	list, err := os.ReadDir(b.opts.StateDir)
+	if err != nil {
+		return nil, infra("sweep", err)
+	}
+	dead := []Leftover{}
+	for _, e := range list {
+		if _, err := strconv.Atoi(e.Name()); err != nil {
+			continue
+		}
+		dir := filepath.Join(b.opts.StateDir, e.Name())
+		if o, err := readOwner(dir); err == nil && !o.alive(b.self.Boot) {
+			dead = append(dead, Leftover{dir, o.Label, o.PID, o.Created})
+		}
+	}
+	return dead, nil
+}
+
 // Sweep implements sandbox.Backend: it kills and removes what belongs to the
 // slots of trainers that no longer run.
 func (b *Backend) Sweep(ctx context.Context) (int, error) {
 	list, err := os.ReadDir(b.opts.StateDir)
 	if err != nil {
 		return 0, infra("sweep", err)
+	}
+	if e := b.opts.Engine; e != nil {
+		if err := e.Sweep(ctx, b.opts.StateDir, b.slotAlive); err != nil {
+			return 0, infra("sweep", err)
+		}
 	}
 	n := 0
 	for _, e := range list {
@@ -56,6 +88,12 @@ func (b *Backend) Sweep(ctx context.Context) (int, error) {
 		}
 	}
 	return n, nil
+}
+
+// slotAlive reports whether a slot is there and its trainer runs.
+func (b *Backend) slotAlive(number int) bool {
+	o, err := readOwner(filepath.Join(b.opts.StateDir, strconv.Itoa(number)))
+	return err == nil && o.alive(b.self.Boot)
 }
 
 func (b *Backend) sweepSlot(s slot) error {

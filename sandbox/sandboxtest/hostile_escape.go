@@ -47,7 +47,7 @@ var escapePrograms = slices.Concat([]hostile{
 	{name: "look into the first process", needs: "filesystem", program: "cat /proc/1/environ | grep -q . || ls /proc/1/fd | grep -q . || head -c 1 /proc/1/mem || ls /proc/1/root/ | grep -q .", want: held},
 	{name: "kill the first process", program: "kill -9 1; kill -STOP 1; sleep 0.1; echo alive", want: prints("alive\n")},
 	{name: "find the trainer", needs: "filesystem", program: "[ $(ls -d /proc/[0-9]* | wc -l) -gt 12 ] || grep -a -l -e 'local[.]test' -e '[d]ockerd' /proc/[0-9]*/cmdline", want: held},
-	{name: "find descriptors that were left open", needs: "filesystem", program: "ls -l /proc/self/fd/ | grep -v -e '[012] ->' -e '3 -> /proc/[0-9]*/fd' -e total; true", want: prints("")},
+	{name: "find descriptors that were left open", needs: "filesystem", program: "ls -l /proc/self/fd/ | grep -v -e ' [012] ->' -e ' 3 -> /proc/[0-9]*/fd' -e total; true", want: prints("")},
 	{name: "read the host's environment", needs: "filesystem", program: "env | grep hunter2 || cat /proc/*/environ | grep -a hunter2", want: held},
 	{name: "read a file of the host", needs: "filesystem", program: "cat SECRET || cat /proc/*/root/SECRET || cat /proc/*/cwd/SECRET || cat ../../../../../../SECRET", want: held},
 	{name: "write a file of the host", needs: "filesystem", program: "echo x > TOUCH || echo x > /proc/1/root/TOUCH", want: held},

@@ -5,7 +5,9 @@ continuations, and what three AdamW steps of PyTorch make of them.
     python3 scripts/reference/model.py model/testdata [CASE ...]
 
 With --check DIR it loads a checkpoint that this project saved, fails on any
-warning, and prints the log-probabilities of DIR/tokens.json's sequences.
+warning, and prints the log-probabilities of DIR/tokens.json's sequences; with
+--check DIR ADAPTER, under the adapter in that folder, which is read as PEFT
+documents its files and computed beside the matrices, not merged into them.
 """
 import copy
 import json
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM, CwmConfig, CwmForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
     Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
@@ -123,7 +125,26 @@ def write(out, name, cls, config):
     (folder / "golden.json").write_text(json.dumps(golden) + "\n")
 
 
-def check(folder):
+def adapt(model, folder):
+    """Adds LoRA as https://huggingface.co/docs/peft/developer_guides/checkpoint describes it."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["task_type"], config["bias"]) == ("LORA", "CAUSAL_LM", "none"), config
+    tensors, scale = load_file(folder / "adapter_model.safetensors"), config["lora_alpha"] / config["r"]
+    used = 0
+    for name, module in model.named_modules():
+        if name.split(".")[-1] not in config["target_modules"]:
+            continue
+        if config["layers_to_transform"] and int(name.split(".")[2]) not in config["layers_to_transform"]:
+            continue
+        a, b = (tensors[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
+        assert a.shape == (config["r"], module.in_features) and b.shape == (module.out_features, config["r"]), name
+        module.register_forward_hook(lambda _, inputs, out, a=a, b=b: out + scale * (inputs[0] @ a.T) @ b.T)
+        used += 2
+    if used != len(tensors) or not used:
+        sys.exit(f"{len(tensors)} tensors in the adapter, {used} have a module")
+
+
+def check(folder, adapter=None):
     warnings.simplefilter("error")
 
     class Fail(logging.Handler):
@@ -135,12 +156,14 @@ def check(folder):
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     if any(info.values()):
         sys.exit(f"loading: {info}")
+    if adapter:
+        adapt(model, adapter)
     with torch.no_grad():
         json.dump([[0.0] + logprobs(model, s).tolist() for s in json.loads((folder / "tokens.json").read_text())], sys.stdout)
 
 
 if sys.argv[1] == "--check":
-    check(Path(sys.argv[2]))
+    check(*map(Path, sys.argv[2:]))
 else:
     for name, (cls, config) in CASES.items():
         if name in (sys.argv[2:] or CASES):

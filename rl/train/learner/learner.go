@@ -16,14 +16,23 @@ import (
 	"github.com/ssr-go/ssr/rl/train"
 )
 
-// optimizerFile is beside the weights of a checkpoint.
-const optimizerFile = "optimizer.safetensors"
+// What is beside the weights of a checkpoint: the optimizer's state, the adapters of
+// a policy that has some, and the mean of the weights of one that keeps one.
+const (
+	optimizerFile = "optimizer.safetensors"
+	adapterDir    = "adapter"
+	meanDir       = "ema"
+)
 
 // Learner is a train.Learner over a policy. What it saves is a whole model in
-// Hugging Face layout, tokenizer included, and the optimizer's state.
+// Hugging Face layout, tokenizer included, and the optimizer's state. Adapters are
+// merged into that model, and saved apart in PEFT's layout, from which they are
+// loaded again over the policy's own weights.
 type Learner struct {
 	policy    *model.Policy
 	tokenizer *token.Tokenizer
+	// Base names, for the readers of a saved adapter, the model it belongs to.
+	Base string
 }
 
 var (
@@ -33,7 +42,7 @@ var (
 
 // New returns a learner of a float32 or float64 policy, which stays the
 // caller's to close.
-func New(p *model.Policy, t *token.Tokenizer) *Learner { return &Learner{p, t} }
+func New(p *model.Policy, t *token.Tokenizer) *Learner { return &Learner{policy: p, tokenizer: t} }
 
 // Version counts the updates of the weights.
 func (l *Learner) Version() int64 { return l.policy.Version() }
@@ -81,15 +90,33 @@ func (l *Learner) Step(_ context.Context, o train.AdamW) (float64, error) {
 
 // Save writes the model and the optimizer's state into dir.
 func (l *Learner) Save(dir string) error {
-	return errors.Join(
+	err := errors.Join(
 		l.policy.Save(dir, torch.Float32),
 		l.tokenizer.Save(dir),
 		l.policy.SaveOptimizer(filepath.Join(dir, optimizerFile)))
+	if l.policy.LoRA() != nil {
+		err = errors.Join(err, l.policy.SaveAdapter(filepath.Join(dir, adapterDir), l.Base))
+	}
+	mean := filepath.Join(dir, meanDir)
+	switch meanErr := l.policy.SaveMean(mean, torch.Float32, l.Base); {
+	case errors.Is(meanErr, model.ErrNoMean):
+	case meanErr != nil:
+		err = errors.Join(err, meanErr)
+	case l.policy.LoRA() == nil:
+		err = errors.Join(err, l.tokenizer.Save(mean))
+	}
+	return err
 }
 
 // Load reads back what Save wrote, into the same tensors.
 func (l *Learner) Load(dir string) error {
-	if err := l.policy.LoadWeights(dir); err != nil {
+	var err error
+	if l.policy.LoRA() != nil {
+		err = l.policy.LoadAdapter(filepath.Join(dir, adapterDir))
+	} else {
+		err = l.policy.LoadWeights(dir)
+	}
+	if err != nil {
 		return err
 	}
 	return l.policy.LoadOptimizer(filepath.Join(dir, optimizerFile))

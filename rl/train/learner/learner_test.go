@@ -7,13 +7,16 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
 	"github.com/ssr-go/ssr/model/token"
 	"github.com/ssr-go/ssr/rl"
 	"github.com/ssr-go/ssr/rl/train"
 )
 
-func fresh(t *testing.T) *Learner {
+func fresh(t *testing.T) *Learner { return freshWith(t, model.Options{Workers: 2}) }
+
+func freshWith(t *testing.T, o model.Options) *Learner {
 	t.Helper()
 	tok, err := token.Train([]string{"x"}, token.TrainOptions{VocabSize: 259, Specials: token.ChatMLSpecials})
 	if err != nil {
@@ -22,7 +25,7 @@ func fresh(t *testing.T) *Learner {
 	p, err := model.New(model.Config{
 		ModelType: "qwen2", VocabSize: 259, Hidden: 16, Intermediate: 24, Layers: 2, Heads: 2, KVHeads: 1, HeadDim: 8,
 		MaxPositions: 64, NormEps: 1e-6, RopeTheta: 10000, TieEmbeddings: true, BOS: -1,
-	}, 1, model.Options{Workers: 2})
+	}, 1, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +67,16 @@ func step(t *testing.T, l *Learner) map[int][]float64 {
 // A learner that goes on from what was saved does exactly what one that never
 // stopped does: weights, both moments and the version are back.
 func TestSaveAndLoadAreExact(t *testing.T) {
-	l, dir := fresh(t), t.TempDir()
+	for name, o := range map[string]model.Options{
+		"float32": {Workers: 2}, "bfloat16": {Workers: 2, DType: torch.BFloat16, EMA: 0.9},
+		"adapters": {Workers: 2, EMA: 0.5, LoRA: &model.LoRA{Rank: 2}}, "frozen": {Workers: 2, FreezeLayers: 1},
+	} {
+		t.Run(name, func(t *testing.T) { testSaveAndLoad(t, o) })
+	}
+}
+
+func testSaveAndLoad(t *testing.T, o model.Options) {
+	l, dir := freshWith(t, o), t.TempDir()
 	before := step(t, l)
 	if err := l.Save(dir); err != nil {
 		t.Fatal(err)
@@ -73,7 +85,7 @@ func TestSaveAndLoadAreExact(t *testing.T) {
 	if !(want[1][0][1] > before[0][1]) {
 		t.Errorf("training on a token took its log-probability from %g to %g", before[0][1], want[1][0][1])
 	}
-	again := fresh(t)
+	again := freshWith(t, o)
 	step(t, again) // a state to be forgotten
 	step(t, again)
 	if err := again.Load(dir); err != nil {

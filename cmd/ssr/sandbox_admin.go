@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ssr-go/ssr/internal/ui"
+	"github.com/ssr-go/ssr/sandbox/bench"
+	"github.com/ssr-go/ssr/sandbox/environment"
+	"github.com/ssr-go/ssr/sandbox/local"
+)
+
+// systemFlags choose the system that commands in a sandbox see.
+type systemFlags struct {
+	Rootfs  string `placeholder:"DIR|FILE.tar" help:"Root folder that local sandboxes show, or a tar file of one; by default this machine's system."`
+	Image   string `help:"Image that docker's sandboxes show."`
+	Runtime string `help:"OCI runtime of docker, such as runsc."`
+}
+
+// config completes a backend's name. done removes what was unpacked.
+func (f systemFlags) config(backend string) (c sandboxConfig, done func() error, err error) {
+	c = sandboxConfig{Backend: backend, Rootfs: f.Rootfs, Image: f.Image, Runtime: f.Runtime}
+	done = func() error { return nil }
+	if f.Rootfs == "" {
+		return c, done, nil
+	}
+	info, err := os.Stat(f.Rootfs)
+	if err != nil || info.IsDir() {
+		return c, done, err
+	}
+	// Sandboxes' users must be able to enter it.
+	dir, err := os.MkdirTemp("", "ssr-rootfs-")
+	if err != nil {
+		return c, done, err
+	}
+	done = func() error { return os.RemoveAll(dir) }
+	c.Rootfs = filepath.Join(dir, "root")
+	if err = os.Chmod(dir, 0o711); err == nil {
+		err = environment.UnpackRoot(f.Rootfs, c.Rootfs)
+	}
+	if err != nil {
+		return c, done, errors.Join(err, done())
+	}
+	return c, done, nil
+}
+
+type sandboxBenchCmd struct {
+	Backend string        `default:"local" enum:"local,docker" help:"Sandbox backend."`
+	Rounds  int           `default:"200" help:"Rounds of what is reported as a median."`
+	Span    time.Duration `default:"5s" help:"Time for what is reported as a rate."`
+	Alive   int           `default:"500" help:"Sandboxes alive at once, for the memory of each."`
+	Burst   int           `default:"1000" help:"Sandboxes created at once."`
+	systemFlags
+	jsonFlag
+}
+
+func (c *sandboxBenchCmd) Run(ctx context.Context, o output) (err error) {
+	config, done, err := c.systemFlags.config(c.Backend)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	b, err := config.open()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.Close()) }()
+	r, err := bench.Run(ctx, b, bench.Options{Rounds: c.Rounds, Span: c.Span, Alive: c.Alive, Burst: c.Burst})
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(o.out, r)
+	}
+	fmt.Fprintf(o.out, "%s, %d cores, load %.1f before and %.1f after\n", r.Backend, r.Cores, r.LoadBefore, r.LoadAfter)
+	if r.Busy {
+		fmt.Fprintln(o.out, "The machine was BUSY: these figures are not the backend's.")
+	}
+	for _, l := range []struct {
+		name string
+		t    *bench.Times
+	}{
+		{"create, true, destroy", r.Cold}, {"  bwrap from a shell", r.PlainCold}, {"bash -c true, live", r.Exec}, {"workspace of 2,000 files", r.Workspace},
+		{"  cp -a", r.PlainCopy}, {"snapshot and fork", r.Fork}, {"harvest of 20 files", r.Harvest}, {"death of 200 processes", r.Death},
+	} {
+		if l.t != nil {
+			fmt.Fprintf(o.out, "%-26s median %9.2f ms  p95 %9.2f ms  (%d)\n", l.name, l.t.Median, l.t.P95, l.t.Rounds)
+		}
+	}
+	for _, l := range []struct {
+		name string
+		v    float64
+	}{
+		{"created a second", r.PerSecond}, {"execs a second, live", r.ExecPerSecond},
+		{fmt.Sprintf("MiB each of %d alive", r.Options.Alive), r.AliveMiB}, {fmt.Sprintf("s for %d at once", r.Options.Burst), r.BurstSeconds},
+	} {
+		if l.v > 0 {
+			fmt.Fprintf(o.out, "%-26s %16.2f\n", l.name, l.v)
+		}
+	}
+	for _, m := range r.Missing {
+		fmt.Fprintf(o.err, "ssr: not measured: %s\n", m)
+	}
+	return nil
+}
+
+type sandboxDoctorCmd struct{ jsonFlag }
+
+func (c *sandboxDoctorCmd) Run(ctx context.Context, o output) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*doctorTimeout)
+	defer cancel()
+	return reportFindings(o, []finding{probeLocal(ctx), probeDocker(ctx)}, c.JSON)
+}
+
+type sandboxSweepCmd struct {
+	Backend  string `default:"local" enum:"local,docker" help:"Sandbox backend."`
+	StateDir string `placeholder:"DIR" help:"State folder, where it is not the usual one."`
+	jsonFlag
+}
+
+// Run says what it removes before it does.
+func (c *sandboxSweepCmd) Run(ctx context.Context, o output) (err error) {
+	config := sandboxConfig{Backend: c.Backend, StateDir: c.StateDir}
+	if c.Backend == "docker" {
+		config.Image = "none" // nothing is started
+	}
+	b, err := config.open()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.Close()) }()
+	left, err := b.(*local.Backend).Leftovers()
+	if err != nil {
+		return err
+	}
+	n, err := b.Sweep(ctx)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(o.out, map[string]any{"swept": n, "leftovers": left})
+	}
+	for _, l := range left {
+		fmt.Fprintf(o.out, "%s of %s (process %d), made %s\n", l.Dir, ui.Printable(l.Owner), l.Trainer, l.Created.Format(time.RFC3339))
+	}
+	fmt.Fprintf(o.out, "%d sandboxes removed\n", n)
+	return nil
+}

@@ -1,0 +1,96 @@
+package collective
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+)
+
+// together runs f for every rank at once and returns their errors.
+func together(n int, f func(rank int) error) []error {
+	errs := make([]error, n)
+	var wait sync.WaitGroup
+	for rank := range n {
+		wait.Go(func() { errs[rank] = f(rank) })
+	}
+	wait.Wait()
+	return errs
+}
+
+func TestSumsDoNotDependOnTiming(t *testing.T) {
+	const n, length = 4, 50
+	rng := rand.New(rand.NewPCG(1, 1))
+	var start [n][]float32
+	for r := range start {
+		for range length {
+			start[r] = append(start[r], float32(rng.NormFloat64()))
+		}
+	}
+	g := NewLocal[float32](n)
+	for range 20 {
+		var vectors [n][]float32
+		for r := range vectors {
+			vectors[r] = slices.Clone(start[r])
+		}
+		sums := make([]float64, n)
+		errs := together(n, func(rank int) (err error) {
+			v := vectors[rank]
+			if err = g.Reduce(t.Context(), rank, v, 10, 30, 2); err != nil {
+				return err
+			}
+			if err = g.Broadcast(t.Context(), rank, v, 10, 20, 2); err != nil {
+				return err
+			}
+			sums[rank], err = g.Sum(t.Context(), rank, float64(rank+1))
+			return err
+		})
+		for rank, v := range vectors {
+			if errs[rank] != nil || sums[rank] != 1+2+3+4 {
+				t.Fatalf("rank %d: sum %v, %v", rank, sums[rank], errs[rank])
+			}
+			for i := range v {
+				want := start[rank][i]
+				if i >= 10 && (i < 20 || i < 30 && rank == 2) {
+					want = ((start[0][i] + start[1][i]) + start[2][i]) + start[3][i]
+				}
+				if v[i] != want {
+					t.Fatalf("rank %d: [%d] = %v, want %v", rank, i, v[i], want)
+				}
+			}
+		}
+	}
+}
+
+func TestAbsentRankFreesTheOthers(t *testing.T) {
+	g := NewLocal[float64](3)
+	ctx, cancel := context.WithCancel(t.Context())
+	gone := errors.New("gone")
+	errs := together(3, func(rank int) error {
+		if rank == 1 {
+			cancel()
+			return gone
+		}
+		_, err := g.Sum(ctx, rank, 1)
+		return err
+	})
+	for rank, want := range []error{context.Canceled, gone, context.Canceled} {
+		if !errors.Is(errs[rank], want) {
+			t.Errorf("rank %d: %v, want %v", rank, errs[rank], want)
+		}
+	}
+	// The group works again.
+	for _, err := range together(3, func(rank int) error {
+		sum, err := g.Sum(t.Context(), rank, 2)
+		if sum != 6 {
+			t.Errorf("rank %d: %v", rank, sum)
+		}
+		return err
+	}) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}

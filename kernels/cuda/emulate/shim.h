@@ -1,0 +1,76 @@
+// CUDA C as C++: what the kernels of ../src use, each thread of a block a fiber of
+// one OS thread. A fiber runs until it waits at a barrier or a shuffle; then the
+// next one does, in an order that the launch chooses. So every interleaving of
+// whole stretches between barriers can be tried, and a kernel that lacks a barrier
+// gives different results in different orders.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#define SSR_EMULATED
+#define KERNEL static
+#define __device__
+#define __global__ static
+// Blocks run one after another, so that a block's shared memory can be static.
+#define __shared__ static
+#define DYNAMIC_SHARED(T, name) T *name = reinterpret_cast<T *>(emulator::shared)
+
+namespace emulator {
+
+struct Dim {
+  unsigned x, y, z;
+};
+
+extern Dim thread, block, block_dim, grid_dim; // of the fiber that runs
+extern void *shared;
+
+// arrive waits until all threads of the block (or the 32 of the warp) have arrived
+// at a barrier of the same kind. A warp's lanes leave a value each and see all 32.
+void sync_block();
+const uint64_t *exchange(uint32_t mask, uint64_t value);
+
+template <class T> uint64_t to_bits(T v) {
+  static_assert(sizeof(T) <= 8, "");
+  uint64_t bits = 0;
+  memcpy(&bits, &v, sizeof v);
+  return bits;
+}
+template <class T> T from_bits(uint64_t bits) {
+  T v;
+  memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+} // namespace emulator
+
+#define threadIdx emulator::thread
+#define blockIdx emulator::block
+#define blockDim emulator::block_dim
+#define gridDim emulator::grid_dim
+
+static inline void __syncthreads() { emulator::sync_block(); }
+template <class T> T __shfl_sync(uint32_t mask, T v, int from) {
+  return emulator::from_bits<T>(emulator::exchange(mask, emulator::to_bits(v))[from & 31]);
+}
+template <class T> T __shfl_xor_sync(uint32_t mask, T v, int lanes) {
+  return __shfl_sync(mask, v, int(threadIdx.x % 32) ^ lanes);
+}
+// Lanes without a partner keep their own value.
+template <class T> T __shfl_up_sync(uint32_t mask, T v, int lanes) {
+  const int lane = threadIdx.x % 32;
+  return __shfl_sync(mask, v, lane >= lanes ? lane - lanes : lane);
+}
+
+template <class T> T atomicAdd(T *p, T v) {
+  T old = *p;
+  *p += v;
+  return old;
+}
+
+static inline float __uint_as_float(uint32_t u) { return emulator::from_bits<float>(u); }
+static inline uint32_t __float_as_uint(float f) { return uint32_t(emulator::to_bits(f)); }
+static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return (unsigned long long)(((unsigned __int128)a * b) >> 64);
+}

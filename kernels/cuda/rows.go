@@ -1,0 +1,45 @@
+package cuda
+
+// RMSNorm computes y [R, D] = weight∘x / sqrt(mean(x²) + eps). Where residual is
+// not 0, it takes x in first, and it is what is normalised: residual += x. rstd
+// [R] float32, 1/sqrt(…), may be 0.
+func RMSNorm(m Machine, t DType, x, residual, weight, y, rstd Pointer, rows, d int, eps float64) error {
+	check("RMSNorm", rows > 0 && d > 0, "%d rows of %d", rows, d)
+	return m.Launch(Launch{
+		Kernel: "rms_norm_" + t.String(), Grid: [3]int{rows, 1, 1}, Threads: warps(d),
+		Args: []Arg{ptr(x), ptr(residual), ptr(weight), ptr(y), ptr(rstd), i32(d), f32(eps)},
+	})
+}
+
+// maxRows is the largest y or z of a grid.
+const maxRows = 65535
+
+// SwiGLU computes y [R, D] = silu(gate)∘up of rows [gate | up] of width 2D.
+func SwiGLU(m Machine, t DType, gateUp, y Pointer, rows, d int) error {
+	return eachRows(rows, func(first, n int) error {
+		return m.Launch(Launch{
+			Kernel: "swiglu_" + t.String(), Grid: [3]int{ceil(d, maxThreads), n, 1}, Threads: maxThreads,
+			Args: []Arg{ptr(gateUp.At(first*2*d, t.Size())), ptr(y.At(first*d, t.Size())), i32(d)},
+		})
+	})
+}
+
+// SwiGLUBackward replaces rows [gate | up] by their gradient, given dy [R, D].
+func SwiGLUBackward(m Machine, t DType, gateUp, dy Pointer, rows, d int) error {
+	return eachRows(rows, func(first, n int) error {
+		return m.Launch(Launch{
+			Kernel: "swiglu_backward_" + t.String(), Grid: [3]int{ceil(d, maxThreads), n, 1}, Threads: maxThreads,
+			Args: []Arg{ptr(gateUp.At(first*2*d, t.Size())), ptr(dy.At(first*d, t.Size())), i32(d)},
+		})
+	})
+}
+
+// eachRows splits rows into as many as one grid holds.
+func eachRows(rows int, f func(first, n int) error) error {
+	for first := 0; first < rows; first += maxRows {
+		if err := f(first, min(maxRows, rows-first)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

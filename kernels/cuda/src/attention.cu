@@ -1,0 +1,139 @@
+// A paged KV cache: its writing, with the rotary embedding (arXiv 2104.09864), and
+// attention of one new token a sequence over it, grouped queries (arXiv 2305.13245).
+//
+// A cache block holds PAGE tokens: [block, K, 2, PAGE, D], keys then values.
+#include "common.cuh"
+#define PAGE 32
+
+// One block a token and head of qkv [T, (H+2K)·D]; D/2 threads at least, each for
+// the pairs (i, i + D/2). Queries are rotated in place, keys rotated into the cache,
+// values copied there. slot[t] is block·PAGE + place, or -1 for a token that is not
+// kept. cos and sin are [positions, D/2].
+template <class T>
+__device__ void rope_append(T *qkv, const int *position, const i64 *slot, const float *cosine, const float *sine, int H, int K,
+                            int D, T *cache) {
+  const int half = D / 2, head = blockIdx.x;
+  const i64 t = blockIdx.y;
+  T *in = qkv + (t * (H + 2 * K) + head) * D;
+  T *out = in;
+  if (head >= H) {
+    if (slot[t] < 0) return;
+    const int k = (head - H) % K, value = (head - H) / K;
+    out = cache + (((slot[t] / PAGE * K + k) * 2 + value) * PAGE + slot[t] % PAGE) * D;
+  }
+  const float *c = cosine + i64(position[t]) * half, *s = sine + i64(position[t]) * half;
+  for (int i = threadIdx.x; i < half; i += blockDim.x) {
+    const float a = get(in + i), b = get(in + i + half);
+    if (head >= H + K) {
+      put(out + i, a);
+      put(out + i + half, b);
+    } else {
+      put(out + i, a * c[i] - b * s[i]);
+      put(out + i + half, b * c[i] + a * s[i]);
+    }
+  }
+}
+
+KERNEL void rope_append_f32(float *qkv, const int *position, const i64 *slot, const float *cosine, const float *sine, int H,
+                            int K, int D, float *cache) {
+  rope_append(qkv, position, slot, cosine, sine, H, K, D, cache);
+}
+KERNEL void rope_append_bf16(bf16 *qkv, const int *position, const i64 *slot, const float *cosine, const float *sine, int H,
+                             int K, int D, bf16 *cache) {
+  rope_append(qkv, position, slot, cosine, sine, H, K, D, cache);
+}
+
+// Keys that one block visits. It is fixed, so that a sequence's result does not
+// depend on the others: a longer one has more splits, not longer ones.
+#define SPLIT 256
+
+// One block of 128 threads a sequence (x), key head (y) and split (z). The G = H/K
+// queries that share the key head are kept in shared memory and each key is read
+// once for all of them. Query row: qkv + seq·ldq + (y·G + g)·D. length[s] counts the
+// keys, the new token's included; the last `window` of them are seen (0: all).
+// Partial results: o [seq, H, splits, D], and their running maximum and sum
+// ml [seq, H, splits, 2]. Shared memory: G·(D + SPLIT) floats.
+template <class T>
+__device__ void decode(const T *q, int ldq, const T *cache, const int *table, int ldtable, const int *length, int H, int K, int D,
+                       int window, float scale, float *o, float *ml) {
+  DYNAMIC_SHARED(float, shared);
+  const int G = H / K, seq = blockIdx.x, k = blockIdx.y, split = blockIdx.z, splits = gridDim.z;
+  const int n = length[seq], first = window > 0 && n > window ? n - window : 0;
+  int lo = split * SPLIT, hi = lo + SPLIT < n ? lo + SPLIT : n;
+  if (lo < first) lo = first;
+  float *queries = shared, *scores = shared + G * D; // [G, D], [G, SPLIT]
+  for (int i = threadIdx.x; i < G * D; i += blockDim.x)
+    queries[i] = get(q + i64(seq) * ldq + i64(k) * G * D + i) * scale;
+  __syncthreads();
+  const int *pages = table + i64(seq) * ldtable;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  // A warp a key: its lanes share the products.
+  for (int j = lo + warp; j < hi; j += warps) {
+    const T *key = cache + ((i64(pages[j / PAGE]) * K + k) * 2 * PAGE + j % PAGE) * D;
+    for (int g = 0; g < G; g++) {
+      float dot = 0;
+      for (int d = lane; d < D; d += 32) dot += get(key + d) * queries[g * D + d];
+      dot = warp_reduce(dot, Sum());
+      if (lane == 0) scores[g * SPLIT + j - lo] = dot;
+    }
+  }
+  __syncthreads();
+  for (int g = 0; g < G; g++) {
+    float *s = scores + g * SPLIT;
+    float m = negative_infinity(), l = 0;
+    for (int j = threadIdx.x; j < hi - lo; j += blockDim.x) m = s[j] > m ? s[j] : m;
+    m = block_reduce(m, Max());
+    for (int j = threadIdx.x; j < hi - lo; j += blockDim.x) {
+      s[j] = expf(s[j] - m);
+      l += s[j];
+    }
+    l = block_reduce(l, Sum());
+    const i64 at = (i64(seq) * H + k * G + g) * splits + split;
+    if (threadIdx.x == 0) {
+      ml[at * 2] = m;
+      ml[at * 2 + 1] = l;
+    }
+  }
+  __syncthreads();
+  // A thread an element of the head: values are read along D.
+  for (int d = threadIdx.x; d < G * D; d += blockDim.x) {
+    const int g = d / D, e = d % D;
+    float sum = 0;
+    for (int j = lo; j < hi; j++) {
+      const T *value = cache + (((i64(pages[j / PAGE]) * K + k) * 2 + 1) * PAGE + j % PAGE) * D;
+      sum += scores[g * SPLIT + j - lo] * get(value + e);
+    }
+    o[((i64(seq) * H + k * G + g) * splits + split) * D + e] = sum;
+  }
+}
+
+// Joins the splits, in their order. One block a sequence (x) and head (y); out [seq, H, D].
+template <class T>
+__device__ void decode_join(const float *o, const float *ml, const int *length, int splits, int H, int D, int window, T *out) {
+  const i64 row = i64(blockIdx.x) * H + blockIdx.y;
+  const int n = length[blockIdx.x], used = (n + SPLIT - 1) / SPLIT;
+  const int begin = window > 0 && n > window ? (n - window) / SPLIT : 0;
+  o += row * splits * D;
+  ml += row * splits * 2;
+  float m = negative_infinity();
+  for (int s = begin; s < used; s++) m = ml[s * 2] > m ? ml[s * 2] : m;
+  float l = 0;
+  for (int s = begin; s < used; s++) l += ml[s * 2 + 1] * expf(ml[s * 2] - m);
+  for (int d = threadIdx.x; d < D; d += blockDim.x) {
+    float sum = 0;
+    for (int s = begin; s < used; s++) sum += o[s * D + d] * expf(ml[s * 2] - m);
+    put(out + row * D + d, sum / l);
+  }
+}
+
+#define DECODE(T, name)                                                                                                     \
+  KERNEL void decode_##name(const T *q, int ldq, const T *cache, const int *table, int ldtable, const int *length, int H,  \
+                            int K, int D, int window, float scale, float *o, float *ml) {                                  \
+    decode(q, ldq, cache, table, ldtable, length, H, K, D, window, scale, o, ml);                                           \
+  }                                                                                                                         \
+  KERNEL void decode_join_##name(const float *o, const float *ml, const int *length, int splits, int H, int D, int window, \
+                                 T *out) {                                                                                  \
+    decode_join(o, ml, length, splits, H, D, window, out);                                                                  \
+  }
+DECODE(float, f32)
+DECODE(bf16, bf16)

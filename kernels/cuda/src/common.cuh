@@ -1,0 +1,64 @@
+// What every kernel needs, with no header of CUDA's: NVRTC gets this file and the
+// kernel's, and the emulator (see ../emulate) compiles both as C++.
+//
+// Every kernel is deterministic: its sums have an order that depends on the shape
+// of a row alone, so that a row has the same bits whatever else is in the launch.
+#pragma once
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+#ifndef SSR_EMULATED
+#define KERNEL extern "C" __global__
+// Shared memory whose size the launch gives.
+#define DYNAMIC_SHARED(T, name)                                  \
+  extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
+  T *name = reinterpret_cast<T *>(dynamic_shared)
+#endif
+
+#define FULL_WARP 0xffffffffu
+
+// bf16 is the upper half of a float.
+struct bf16 {
+  unsigned short bits;
+};
+
+__device__ inline float get(const float *p) { return *p; }
+__device__ inline float get(const bf16 *p) { return __uint_as_float(u32(p->bits) << 16); }
+__device__ inline void put(float *p, float v) { *p = v; }
+// Rounds to nearest, ties to even; a NaN stays one.
+__device__ inline void put(bf16 *p, float v) {
+  u32 u = __float_as_uint(v);
+  p->bits = v != v ? (unsigned short)0x7fc0 : (unsigned short)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+__device__ inline float negative_infinity() { return __uint_as_float(0xff800000u); }
+__device__ inline bool finite(float x) { return x - x == 0; }
+
+struct Sum {
+  template <class T> __device__ T operator()(T a, T b) const { return a + b; }
+};
+struct Max {
+  template <class T> __device__ T operator()(T a, T b) const { return a > b ? a : b; }
+};
+
+// warp_reduce gives every lane the same result, by the same tree.
+template <class T, class Op> __device__ T warp_reduce(T v, Op op) {
+  for (int lane = 16; lane > 0; lane /= 2) v = op(v, __shfl_xor_sync(FULL_WARP, v, lane));
+  return v;
+}
+
+// block_reduce gives every thread the same result. The block has at most 32 whole
+// warps, and all its threads call it.
+template <class T, class Op> __device__ T block_reduce(T v, Op op) {
+  __shared__ T part[32];
+  const int warps = blockDim.x / 32, warp = threadIdx.x / 32;
+  v = warp_reduce(v, op);
+  if (threadIdx.x % 32 == 0) part[warp] = v;
+  __syncthreads();
+  v = part[0];
+  for (int i = 1; i < warps; i++) v = op(v, part[i]);
+  __syncthreads(); // before part is used again
+  return v;
+}

@@ -1,0 +1,224 @@
+package model
+
+import (
+	"github.com/ssr-go/ssr/kernels/native"
+	"github.com/ssr-go/ssr/kernels/torch"
+)
+
+// Footprint is the most memory that a policy's tensors hold at a time, in bytes.
+type Footprint struct {
+	Weights     int64 `json:"weights"`
+	Gradients   int64 `json:"gradients"`
+	Optimizer   int64 `json:"optimizer"`
+	Activations int64 `json:"activations"`
+}
+
+// Total is the sum.
+func (f Footprint) Total() int64 { return f.Weights + f.Gradients + f.Optimizer + f.Activations }
+
+// TrainingMemory foretells the footprint of a policy of this shape that is trained,
+// by so many workers, on micro-batches of sequences of these lengths. It follows
+// the forward and the backward pass tensor by tensor; nothing is allocated.
+func TrainingMemory(c Config, o Options, workers int, lengths []int) (f Footprint, err error) {
+	if err := c.Validate(); err != nil {
+		return f, err
+	}
+	if err := o.validate(c); err != nil {
+		return f, err
+	}
+	size := int64(4)
+	if o.DType == torch.Float64 {
+		size = 8
+	}
+	params, total := layout(c)
+	weights, live := total, total
+	shapes := newShapes(c)
+	for _, l := range shapes.linears {
+		weights += native.PackedLen(l[1], l[0])
+	}
+	switch {
+	case o.LoRA != nil:
+		_, live = adapterLayout(c, o.LoRA, o.FreezeLayers)
+		weights += live
+		for _, p := range o.LoRA.targets(c) {
+			weights += (c.Layers - o.FreezeLayers) * (p.hi - p.lo) * p.in
+		}
+	case o.FreezeLayers > 0:
+		live = total - params[firstTrained(c, params, o.FreezeLayers)].offset
+	}
+	kept := 2
+	if o.DType == torch.BFloat16 {
+		kept++
+	}
+	if o.EMA > 0 {
+		kept++
+	}
+	f = Footprint{Weights: size * int64(weights), Gradients: size * int64(workers*live), Optimizer: size * int64(kept*live)}
+	offsets := make([]int, len(lengths)+1)
+	for i, n := range lengths {
+		offsets[i+1] = offsets[i] + n
+	}
+	for _, dealt := range segments(make([]int32, offsets[len(lengths)]), offsets, workers) {
+		m := newMeter(c, o)
+		m.train(dealt)
+		f.Activations += m.Held()
+		if o.LoRA != nil { // the adapters are merged one matrix at a time
+			m := newMeter(c, o)
+			m.Take(max(c.Intermediate, c.Hidden, c.Heads*c.HeadDim) * o.LoRA.Rank)
+			f.Activations += m.Held()
+		}
+	}
+	return f, nil
+}
+
+// SamplingMemory foretells the activations of a generation step of so many rows, of
+// which some are sampled, on one worker.
+func SamplingMemory(c Config, o Options, rows, sampled, logits int) int64 {
+	m := newMeter(c, o)
+	m.Take(sampled * c.Hidden)
+	m.Take(rows * c.Hidden)
+	mark := m.Mark()
+	m.activations(rows, false)
+	m.forward(rows)
+	m.Release(mark)
+	m.Take(logits * c.VocabSize)
+	return m.Held()
+}
+
+// shapes are sizes that follow from a configuration.
+type shapes struct {
+	qkv, att int      // of a row
+	linears  [][2]int // out and in of every product of a forward pass
+}
+
+func newShapes(c Config) shapes {
+	s := shapes{qkv: (c.Heads + 2*c.KVHeads) * c.HeadDim, att: c.Heads * c.HeadDim, linears: [][2]int{{c.VocabSize, c.Hidden}}}
+	for range c.Layers {
+		s.linears = append(s.linears, [2]int{s.qkv, c.Hidden}, [2]int{c.Hidden, s.att}, [2]int{2 * c.Intermediate, c.Hidden}, [2]int{c.Hidden, c.Intermediate})
+	}
+	return s
+}
+
+// meter books what a worker's passes take, in their order.
+type meter struct {
+	*torch.Meter
+	p *Policy // a shape and options, no tensors
+	shapes
+}
+
+func newMeter(c Config, o Options) meter {
+	compute := torch.Float32
+	if o.DType == torch.Float64 {
+		compute = torch.Float64
+	}
+	return meter{torch.NewMeter(compute), &Policy{config: c, options: o}, newShapes(c)}
+}
+
+// train books Accumulate's passes over a worker's segments.
+func (m meter) train(dealt []segment) {
+	c, recompute := m.p.config, m.p.options.Recompute
+	var marks []torch.Mark
+	for _, seg := range dealt {
+		n, predicted := len(seg.tokens), len(seg.tokens)-len(seg.offsets)+1
+		marks = append(marks, m.Mark())
+		m.Take(n * c.Hidden)
+		m.Take(n)
+		m.Take(n * c.Hidden)
+		for range c.Layers {
+			if recompute {
+				m.Take(n * c.Hidden)
+			} else {
+				m.activations(n, true)
+			}
+			mark := m.Mark()
+			if recompute {
+				m.activations(n, false)
+			}
+			m.forward(n)
+			m.Release(mark)
+		}
+		if m.p.keepsLogits() {
+			m.Take(predicted * c.VocabSize)
+		}
+		m.head(predicted)
+	}
+	for i := len(dealt) - 1; i >= 0; i-- {
+		n, predicted := len(dealt[i].tokens), len(dealt[i].tokens)-len(dealt[i].offsets)+1
+		m.Take(n * c.Hidden)
+		m.head(predicted)
+		if m.p.options.FreezeLayers < c.Layers {
+			m.backward(n)
+		}
+		m.Release(marks[i])
+	}
+}
+
+// head books one chunk of the head.
+func (m meter) head(predicted int) {
+	mark := m.Mark()
+	for lo, hi := range m.p.headChunks(predicted) {
+		if !m.p.keepsLogits() {
+			m.Take((hi - lo) * m.p.config.VocabSize)
+		}
+		m.Take((hi - lo) * m.p.config.Hidden)
+		break
+	}
+	m.Release(mark)
+}
+
+// activations books newActivations.
+func (m meter) activations(rows int, training bool) {
+	c := m.p.config
+	m.Take(rows * m.qkv)
+	m.Take(rows * m.att)
+	m.Take(rows * 2 * c.Intermediate)
+	if !training {
+		return
+	}
+	m.Take(rows * c.Hidden)
+	m.Take(rows * c.Hidden)
+	m.Take(rows)
+	m.Take(rows)
+	m.Take(rows * c.Heads)
+	if c.family().qkNorm {
+		m.Take(rows * m.qkv)
+		m.Take(rows * (c.Heads + c.KVHeads))
+	}
+}
+
+// forward books what layerForward takes beside the activations.
+func (m meter) forward(rows int) {
+	c := m.p.config
+	half := m.p.options.DType == torch.BFloat16
+	m.Take(rows * c.Hidden)
+	if half {
+		m.Take(rows * c.Hidden)
+	}
+	m.Take(rows * c.Hidden)
+	m.Take(rows * c.Intermediate)
+	if half {
+		m.Take(rows * c.Hidden)
+	}
+}
+
+// backward books layerBackward.
+func (m meter) backward(rows int) {
+	c := m.p.config
+	if m.p.options.Recompute {
+		m.activations(rows, true)
+		m.Take(rows * c.Hidden)
+		mark := m.Mark()
+		m.forward(rows)
+		m.Release(mark)
+	}
+	for _, width := range []int{c.Hidden, c.Hidden, c.Intermediate, c.Intermediate, m.att, m.qkv} {
+		m.Take(rows * width)
+	}
+	if l := m.p.options.LoRA; l != nil {
+		for range l.targets(c) {
+			for range 4 { // both products and what they are scaled to
+				m.Take(rows * l.Rank)
+			}
+		}
+	}
+}

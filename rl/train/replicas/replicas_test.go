@@ -1,0 +1,290 @@
+package replicas_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/ssr-go/ssr/kernels/collective"
+	"github.com/ssr-go/ssr/rl"
+	"github.com/ssr-go/ssr/rl/train"
+	"github.com/ssr-go/ssr/rl/train/replicas"
+)
+
+const vocab = 9
+
+// bigram is a policy in a few lines: the logits of a token are a row of weights,
+// chosen by the token before it.
+type bigram struct {
+	weights, grad, mean, square []float64
+	// failAccumulate, failGradient and failUpdate are returned where not nil.
+	failAccumulate, failGradient, failUpdate error
+}
+
+func newBigram() *bigram {
+	rng := rand.New(rand.NewPCG(3, 3))
+	b := &bigram{weights: make([]float64, vocab*vocab), grad: make([]float64, vocab*vocab)}
+	for i := range b.weights {
+		b.weights[i] = rng.NormFloat64()
+	}
+	return b
+}
+
+func (b *bigram) Len() int                     { return len(b.weights) }
+func (b *bigram) Weights() []float64           { return b.weights }
+func (b *bigram) Gradient() ([]float64, error) { return b.grad, b.failGradient }
+func (b *bigram) Clear()                       { clear(b.grad) }
+func (b *bigram) Changed() error               { return nil }
+
+func (b *bigram) softmax(prev int32) (p [vocab]float64) {
+	sum := 0.0
+	for i, x := range b.weights[int(prev)*vocab:][:vocab] {
+		p[i] = math.Exp(x)
+		sum += p[i]
+	}
+	for i := range p {
+		p[i] /= sum
+	}
+	return p
+}
+
+func (b *bigram) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error {
+	for i, batch := range batches {
+		if b.failAccumulate != nil {
+			return b.failAccumulate
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		logprobs := make([]float64, len(batch.Tokens))
+		for t, m := range batch.Mask {
+			if m {
+				logprobs[t] = math.Log(b.softmax(batch.Tokens[t-1])[batch.Tokens[t]])
+			}
+		}
+		gradient, err := fn(i, logprobs, nil)
+		if err != nil {
+			return err
+		}
+		for t, m := range batch.Mask {
+			if !m {
+				continue
+			}
+			p := b.softmax(batch.Tokens[t-1])
+			row := b.grad[int(batch.Tokens[t-1])*vocab:][:vocab]
+			for v := range row {
+				row[v] -= gradient[t] * p[v]
+			}
+			row[batch.Tokens[t]] += gradient[t]
+		}
+	}
+	return nil
+}
+
+func (b *bigram) Squares(lo, hi int) (sum float64, err error) {
+	for _, g := range b.grad[lo:hi] {
+		sum += g * g
+	}
+	return sum, nil
+}
+
+// Update keeps state for its shard only: index lo is the first of mean and square.
+func (b *bigram) Update(o train.AdamW, scale float64, step int64, lo, hi int) error {
+	if b.failUpdate != nil {
+		return b.failUpdate
+	}
+	if b.mean == nil {
+		b.mean, b.square = make([]float64, hi-lo), make([]float64, hi-lo)
+	}
+	adamw(o, step, scale, b.weights[lo:hi], b.grad[lo:hi], b.mean, b.square)
+	return nil
+}
+
+func adamw(o train.AdamW, step int64, scale float64, w, g, m, v []float64) {
+	for i := range w {
+		gi := g[i] * scale
+		m[i] = o.Beta1*m[i] + (1-o.Beta1)*gi
+		v[i] = o.Beta2*v[i] + (1-o.Beta2)*gi*gi
+		mh, vh := m[i]/(1-math.Pow(o.Beta1, float64(step))), v[i]/(1-math.Pow(o.Beta2, float64(step)))
+		w[i] -= o.LR * (mh/(math.Sqrt(vh)+o.Eps) + o.WeightDecay*w[i])
+	}
+}
+
+func batches(seed uint64) (out []rl.Packed) {
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for range 7 {
+		n := 3 + rng.IntN(20)
+		b := rl.Packed{Offsets: []int{0, n}}
+		for t := range n {
+			b.Tokens = append(b.Tokens, int32(rng.IntN(vocab)))
+			b.Mask = append(b.Mask, t > 0)
+			b.Advantages = append(b.Advantages, rng.NormFloat64())
+		}
+		out = append(out, b)
+	}
+	return out
+}
+
+var opt = train.AdamW{LR: 0.05, Beta1: 0.9, Beta2: 0.95, Eps: 1e-8, WeightDecay: 0.1, Clip: 2}
+
+// objective is the policy gradient, of batch i whoever computes it.
+func objective(all []rl.Packed) train.GradientFunc {
+	return func(i int, logprobs, _ []float64) ([]float64, error) {
+		if len(logprobs) != len(all[i].Tokens) {
+			return nil, fmt.Errorf("batch %d has %d tokens, got %d", i, len(all[i].Tokens), len(logprobs))
+		}
+		out := make([]float64, len(logprobs))
+		for t := range out {
+			out[t] = -all[i].Advantages[t]
+		}
+		return out, nil
+	}
+}
+
+func group(t *testing.T, n int) (*replicas.Group[[]float64], []*bigram) {
+	t.Helper()
+	var all []replicas.Replica[[]float64]
+	var policies []*bigram
+	for range n {
+		b := newBigram()
+		all, policies = append(all, b), append(policies, b)
+	}
+	g, err := replicas.New(all, collective.NewLocal[float64](n), 0, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g, policies
+}
+
+// TestSameTraining: any number of replicas trains as one loop over everything does,
+// within rounding; on equal numbers bit for bit.
+func TestSameTraining(t *testing.T) {
+	const steps = 12
+	alone := newBigram()
+	var norms []float64
+	mean, square := make([]float64, alone.Len()), make([]float64, alone.Len())
+	for step := range int64(steps) {
+		all := batches(uint64(step))
+		if err := alone.Accumulate(t.Context(), all, objective(all)); err != nil {
+			t.Fatal(err)
+		}
+		sum, _ := alone.Squares(0, alone.Len())
+		norms = append(norms, math.Sqrt(sum))
+		adamw(opt, step+1, min(1, opt.Clip/math.Sqrt(sum)), alone.weights, alone.grad, mean, square)
+		alone.Clear()
+	}
+	for _, n := range []int{1, 2, 4, 9} {
+		var first []float64
+		for range 2 {
+			g, policies := group(t, n)
+			for step := range steps {
+				all := batches(uint64(step))
+				if err := g.Accumulate(t.Context(), all, objective(all)); err != nil {
+					t.Fatal(err)
+				}
+				norm, err := g.Step(t.Context(), opt)
+				if err != nil || math.Abs(norm-norms[step]) > 1e-10*norms[step] {
+					t.Fatalf("%d replicas, step %d: norm %v, want %v (%v)", n, step, norm, norms[step], err)
+				}
+			}
+			if g.Version() != 10+steps {
+				t.Errorf("version %d", g.Version())
+			}
+			state := 0
+			for r, p := range policies {
+				state += len(p.mean)
+				for i, w := range p.weights {
+					if math.Abs(w-alone.weights[i]) > 1e-9 {
+						t.Fatalf("%d replicas, number %d: weight %d is %v, alone %v", n, r, i, w, alone.weights[i])
+					}
+					if w != policies[0].weights[i] || first != nil && w != first[i] {
+						t.Fatalf("%d replicas, number %d: weight %d differs between replicas or runs", n, r, i)
+					}
+				}
+			}
+			if state != alone.Len() {
+				t.Errorf("%d replicas keep optimizer state of %d weights together, want %d", n, state, alone.Len())
+			}
+			first = policies[0].weights
+		}
+	}
+}
+
+// TestFailureStopsTheStep: a replica that fails before the update costs the step
+// and nothing else; the others do not hang.
+func TestFailureStopsTheStep(t *testing.T) {
+	lost := errors.New("device lost")
+	for name, set := range map[string]func(*bigram, error){
+		"accumulate": func(b *bigram, err error) { b.failAccumulate = err },
+		"reduce":     func(b *bigram, err error) { b.failGradient = err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, policies := group(t, 4)
+			set(policies[2], lost)
+			all := batches(1)
+			err := g.Accumulate(t.Context(), all, objective(all))
+			if name == "reduce" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = g.Step(t.Context(), opt)
+			}
+			if !errors.Is(err, lost) {
+				t.Fatalf("%v, want %v", err, lost)
+			}
+			before := newBigram()
+			for r, p := range policies {
+				for i := range p.weights {
+					if p.weights[i] != before.weights[i] || p.grad[i] != 0 {
+						t.Fatalf("replica %d: weight %d is %v, was %v; gradient %v", r, i, p.weights[i], before.weights[i], p.grad[i])
+					}
+				}
+			}
+			// Mended, it trains as if nothing had been.
+			set(policies[2], nil)
+			if err := g.Accumulate(t.Context(), all, objective(all)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := g.Step(t.Context(), opt); err != nil || g.Version() != 11 {
+				t.Errorf("version %d, %v", g.Version(), err)
+			}
+		})
+	}
+}
+
+func TestBrokenUpdateEndsTheGroup(t *testing.T) {
+	g, policies := group(t, 3)
+	policies[1].failUpdate = errors.New("device lost")
+	all := batches(1)
+	if err := g.Accumulate(t.Context(), all, objective(all)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Step(t.Context(), opt); !errors.Is(err, policies[1].failUpdate) {
+		t.Fatal(err)
+	}
+	if err := g.Accumulate(t.Context(), all, objective(all)); !errors.Is(err, policies[1].failUpdate) {
+		t.Errorf("goes on after that: %v", err)
+	}
+}
+
+func TestNonFiniteGradientChangesNothing(t *testing.T) {
+	g, policies := group(t, 2)
+	all := batches(1)
+	err := g.Accumulate(t.Context(), all, func(i int, logprobs, _ []float64) ([]float64, error) {
+		out := make([]float64, len(logprobs))
+		out[1] = math.Inf(1)
+		return out, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Step(t.Context(), opt); !errors.Is(err, rl.ErrNonFinite) {
+		t.Errorf("%v", err)
+	}
+	if w := newBigram().weights; policies[0].weights[5] != w[5] || g.Version() != 10 {
+		t.Error("the weights changed")
+	}
+}

@@ -1,0 +1,443 @@
+//go:build linux
+
+// Package bench measures a sandbox backend: how fast sandboxes come, work and
+// go, and what they cost, beside the plain tools that they are made of.
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ssr-go/ssr/sandbox"
+)
+
+// Options size the measurement; zero fields mean the defaults of WithDefaults.
+type Options struct {
+	// Rounds of what is reported as a median.
+	Rounds int
+	// Span of what is reported as a rate.
+	Span time.Duration
+	// Files of the large workspace; Changed of them are changed for a harvest.
+	Files, Changed int
+	// Alive sandboxes at once for the memory of one, Burst creates at once.
+	Alive, Burst int
+	// Hostile is how many processes the tree has that must die.
+	Hostile int
+	// Workers side by side in rates.
+	Workers int
+}
+
+// WithDefaults fills in what is not positive.
+func (o Options) WithDefaults() Options {
+	for _, f := range []struct {
+		to *int
+		n  int
+	}{{&o.Rounds, 200}, {&o.Files, 2000}, {&o.Changed, 20}, {&o.Alive, 500}, {&o.Burst, 1000}, {&o.Hostile, 200}, {&o.Workers, runtime.NumCPU()}} {
+		if *f.to <= 0 {
+			*f.to = f.n
+		}
+	}
+	if o.Span <= 0 {
+		o.Span = 5 * time.Second
+	}
+	o.Changed = min(o.Changed, o.Files)
+	return o
+}
+
+// Times are the median and the 95th percentile of a number of rounds.
+type Times struct {
+	Median float64 `json:"median_ms"`
+	P95    float64 `json:"p95_ms"`
+	Rounds int     `json:"rounds"`
+}
+
+// Report is a measurement. What failed to run is absent and named in Missing.
+type Report struct {
+	Backend string  `json:"backend"`
+	Cores   int     `json:"cores"`
+	Options Options `json:"options"`
+	// LoadBefore and LoadAfter are the load averages of the last minute. Busy: the
+	// machine had other work at the start, and the times say little.
+	LoadBefore float64 `json:"load_before"`
+	LoadAfter  float64 `json:"load_after"`
+	Busy       bool    `json:"busy"`
+
+	// Cold is create, run "true" and destroy; PlainCold the same by bwrap from a shell.
+	Cold          *Times  `json:"cold,omitempty"`
+	PlainCold     *Times  `json:"plain_bwrap,omitempty"`
+	PerSecond     float64 `json:"created_per_second,omitempty"`
+	Exec          *Times  `json:"live_exec,omitempty"` // bash -c true
+	ExecPerSecond float64 `json:"live_execs_per_second,omitempty"`
+	// Workspace is a fresh large workspace, Fork a snapshot of one and a sandbox on
+	// it, each without a command; PlainCopy is cp -a of the folder.
+	Workspace *Times `json:"workspace,omitempty"`
+	Fork      *Times `json:"fork,omitempty"`
+	PlainCopy *Times `json:"plain_cp,omitempty"`
+	Harvest   *Times `json:"harvest,omitempty"`
+	// AliveMiB is what each of Options.Alive idle sandboxes takes of the machine's
+	// available memory, the workspace of one small file included.
+	AliveMiB float64 `json:"alive_mib_each,omitempty"`
+	// BurstSeconds until Options.Burst sandboxes, asked for at once, have run "true".
+	BurstSeconds float64 `json:"burst_seconds,omitempty"`
+	// Death is from the end of a command's time until its tree of processes is dead.
+	Death   *Times   `json:"hostile_tree_death,omitempty"`
+	Missing []string `json:"missing,omitempty"`
+}
+
+type run struct {
+	ctx          context.Context
+	b            sandbox.Backend
+	o            Options
+	r            *Report
+	small, large string
+}
+
+// Run measures a backend. Its temporary folders are below TMPDIR.
+func Run(ctx context.Context, b sandbox.Backend, o Options) (Report, error) {
+	o = o.WithDefaults()
+	r := Report{Backend: b.Name(), Cores: runtime.NumCPU(), Options: o, LoadBefore: load()}
+	r.Busy = r.LoadBefore > float64(r.Cores)/4
+	dir, err := os.MkdirTemp("", "ssr-bench-")
+	if err != nil {
+		return r, err
+	}
+	defer os.RemoveAll(dir)
+	x := run{ctx: ctx, b: b, o: o, r: &r, small: filepath.Join(dir, "small"), large: filepath.Join(dir, "large")}
+	if err := errors.Join(fill(x.small, 1), fill(x.large, o.Files)); err != nil {
+		return r, err
+	}
+	for _, part := range []struct {
+		name string
+		f    func() error
+	}{
+		{"cold", x.cold}, {"plain bwrap", x.plainCold}, {"rate", x.rate}, {"live exec", x.exec}, {"workspace", x.workspace},
+		{"fork", x.fork}, {"plain cp", x.plainCopy}, {"harvest", x.harvest}, {"alive", x.alive}, {"burst", x.burst}, {"hostile tree", x.death},
+	} {
+		err := part.f()
+		if ctx.Err() != nil {
+			return r, ctx.Err()
+		}
+		if err != nil {
+			r.Missing = append(r.Missing, part.name+": "+err.Error())
+		}
+	}
+	r.LoadAfter = load()
+	return r, nil
+}
+
+// fill makes a folder of n files of 2 KiB, 50 a folder.
+func fill(dir string, n int) error {
+	text := []byte(strings.Repeat("x = 1  # a line of code\n", 85))
+	for i := range n {
+		name := filepath.Join(dir, fmt.Sprintf("pkg%d/file%d.py", i/50, i))
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(name, text, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func load() float64 {
+	b, _ := os.ReadFile("/proc/loadavg")
+	first, _, _ := strings.Cut(string(b), " ")
+	v, _ := strconv.ParseFloat(first, 64)
+	return v
+}
+
+// rounds times f; f may return the time that counts, 0 for all of it.
+func (x *run) rounds(n int, f func(i int) (time.Duration, error)) (*Times, error) {
+	var all []time.Duration
+	for i := range n {
+		if x.ctx.Err() != nil {
+			return nil, x.ctx.Err()
+		}
+		begin := time.Now()
+		counted, err := f(i)
+		if err != nil {
+			return nil, err
+		}
+		if counted == 0 {
+			counted = time.Since(begin)
+		}
+		all = append(all, counted)
+	}
+	return summarise(all), nil
+}
+
+func summarise(all []time.Duration) *Times {
+	slices.Sort(all)
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	return &Times{ms(all[len(all)/2]), ms(all[(len(all)*95-1)/100]), len(all)}
+}
+
+// rate counts how often workers can do f in the span, a second.
+func (x *run) perSecond(f func(worker int) error) (float64, error) {
+	var done atomic.Int64
+	var failed atomic.Pointer[error]
+	var work sync.WaitGroup
+	begin := time.Now()
+	for w := range x.o.Workers {
+		work.Go(func() {
+			for time.Since(begin) < x.o.Span && failed.Load() == nil && x.ctx.Err() == nil {
+				if err := f(w); err != nil {
+					failed.Store(&err)
+					return
+				}
+				done.Add(1)
+			}
+		})
+	}
+	work.Wait()
+	if err := failed.Load(); err != nil {
+		return 0, *err
+	}
+	return float64(done.Load()) / time.Since(begin).Seconds(), nil
+}
+
+func (x *run) start(dir string) (sandbox.Sandbox, error) {
+	return x.b.Start(x.ctx, sandbox.Spec{Dir: dir, Owner: "ssr-sandbox-bench"})
+}
+
+func (x *run) must(s sandbox.Sandbox, args ...string) error {
+	res, err := s.Exec(x.ctx, sandbox.Cmd{Args: args})
+	if err == nil && !res.OK() {
+		err = fmt.Errorf("%q ended with status %d, signal %d: %s", args, res.Exit, res.Signal, res.Stderr)
+	}
+	return err
+}
+
+func (x *run) episode(dir string) error {
+	s, err := x.start(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(x.must(s, "true"), s.Close())
+}
+
+func (x *run) cold() (err error) {
+	x.r.Cold, err = x.rounds(x.o.Rounds, func(int) (time.Duration, error) { return 0, x.episode(x.small) })
+	return err
+}
+
+func (x *run) plainCold() (err error) {
+	x.r.PlainCold, err = x.rounds(x.o.Rounds, func(int) (time.Duration, error) {
+		return 0, exec.CommandContext(x.ctx, "sh", "-c", "exec bwrap --unshare-all --die-with-parent --ro-bind / / --proc /proc --dev /dev --bind \"$0\" \"$0\" true", x.small).Run()
+	})
+	return err
+}
+
+func (x *run) rate() (err error) {
+	x.r.PerSecond, err = x.perSecond(func(int) error { return x.episode(x.small) })
+	return err
+}
+
+func (x *run) exec() error {
+	boxes, err := x.many(x.o.Workers, x.o.Workers)
+	defer closeAll(boxes)
+	if err != nil {
+		return err
+	}
+	one := func(s sandbox.Sandbox) error { return x.must(s, "bash", "-c", "true") }
+	x.r.Exec, err = x.rounds(x.o.Rounds, func(int) (time.Duration, error) { return 0, one(boxes[0]) })
+	if err == nil {
+		x.r.ExecPerSecond, err = x.perSecond(func(w int) error { return one(boxes[w]) })
+	}
+	return err
+}
+
+func (x *run) workspace() (err error) {
+	x.r.Workspace, err = x.rounds(max(1, x.o.Rounds/10), func(int) (time.Duration, error) {
+		begin := time.Now()
+		s, err := x.start(x.large)
+		took := time.Since(begin)
+		if err == nil {
+			err = s.Close()
+		}
+		return took, err
+	})
+	return err
+}
+
+func (x *run) fork() error {
+	s, err := x.start(x.large)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	x.r.Fork, err = x.rounds(max(1, x.o.Rounds/10), func(int) (time.Duration, error) {
+		dir, err := os.MkdirTemp("", "ssr-bench-")
+		if err != nil {
+			return 0, err
+		}
+		defer os.RemoveAll(dir)
+		begin := time.Now()
+		if err := s.Snapshot(x.ctx, dir); err != nil {
+			return 0, err
+		}
+		fork, err := x.start(dir)
+		took := time.Since(begin)
+		if err == nil {
+			err = fork.Close()
+		}
+		return took, err
+	})
+	return err
+}
+
+func (x *run) plainCopy() (err error) {
+	x.r.PlainCopy, err = x.rounds(max(1, x.o.Rounds/10), func(int) (time.Duration, error) {
+		dir, err := os.MkdirTemp("", "ssr-bench-")
+		if err != nil {
+			return 0, err
+		}
+		defer os.RemoveAll(dir)
+		begin := time.Now()
+		err = exec.CommandContext(x.ctx, "cp", "-a", x.large, dir).Run()
+		return time.Since(begin), err
+	})
+	return err
+}
+
+func (x *run) harvest() error {
+	s, err := x.start(x.large)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	for i := range x.o.Changed {
+		if err := s.WriteFile(x.ctx, fmt.Sprintf("pkg%d/file%d.py", i/50, i), []byte("changed\n"), 0o644); err != nil {
+			return err
+		}
+	}
+	x.r.Harvest, err = x.rounds(max(1, x.o.Rounds/10), func(int) (time.Duration, error) {
+		changes, err := s.Harvest(x.ctx)
+		if err == nil && len(changes) != x.o.Changed {
+			err = fmt.Errorf("%d changes, want %d", len(changes), x.o.Changed)
+		}
+		return 0, err
+	})
+	return err
+}
+
+// many starts n sandboxes that have run a command, some at once.
+func (x *run) many(n, atOnce int) ([]sandbox.Sandbox, error) {
+	boxes := make([]sandbox.Sandbox, n)
+	errs := make([]error, n)
+	turn := make(chan struct{}, atOnce)
+	var work sync.WaitGroup
+	for i := range n {
+		work.Go(func() {
+			turn <- struct{}{}
+			defer func() { <-turn }()
+			s, err := x.start(x.small)
+			if err == nil {
+				boxes[i] = s
+				err = x.must(s, "true")
+			}
+			errs[i] = err
+		})
+	}
+	work.Wait()
+	return boxes, errors.Join(errs...)
+}
+
+func closeAll(boxes []sandbox.Sandbox) {
+	for _, s := range boxes {
+		if s != nil {
+			s.Close()
+		}
+	}
+}
+
+func (x *run) alive() error {
+	before, err := availableMiB()
+	if err != nil {
+		return err
+	}
+	boxes, err := x.many(x.o.Alive, 2*x.o.Workers)
+	defer closeAll(boxes)
+	if err != nil {
+		return err
+	}
+	after, err := availableMiB()
+	x.r.AliveMiB = (before - after) / float64(x.o.Alive)
+	return err
+}
+
+func availableMiB() (float64, error) {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "MemAvailable:" {
+			kib, err := strconv.ParseFloat(f[1], 64)
+			return kib / 1024, err
+		}
+	}
+	return 0, errors.New("/proc/meminfo does not tell MemAvailable")
+}
+
+func (x *run) burst() error {
+	begin := time.Now()
+	boxes, err := x.many(x.o.Burst, x.o.Burst)
+	took := time.Since(begin)
+	closeAll(boxes)
+	if err == nil {
+		x.r.BurstSeconds = took.Seconds()
+	}
+	return err
+}
+
+func (x *run) death() error {
+	s, err := x.b.Start(x.ctx, sandbox.Spec{Dir: x.small, Owner: "ssr-sandbox-bench", Limits: sandbox.Limits{Processes: 2 * x.o.Hostile}})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	const script = `trap "" TERM HUP INT; for ((i = 1; i < $0; i++)); do (trap "" TERM HUP INT; exec setsid sleep 1000) & done; cat`
+	x.r.Death, err = x.rounds(max(1, x.o.Rounds/20), func(int) (time.Duration, error) {
+		ctx, cancel := context.WithCancel(x.ctx)
+		defer cancel()
+		ended, up := make(chan error, 1), make(chan struct{})
+		in, tree := io.Pipe()
+		defer in.Close()
+		go func() {
+			_, err := s.Exec(ctx, sandbox.Cmd{Args: []string{"bash", "-c", script, strconv.Itoa(x.o.Hostile)}, Stdin: in})
+			ended <- err
+		}()
+		go func() {
+			defer close(up)
+			tree.Write(make([]byte, 1<<20)) // more than is read ahead: the tree is up and reads
+		}()
+		select {
+		case err := <-ended:
+			return 0, fmt.Errorf("the tree ended by itself: %w", err)
+		case <-up:
+		}
+		begin := time.Now()
+		cancel()
+		err := <-ended
+		took := time.Since(begin)
+		if !errors.Is(err, context.Canceled) {
+			return 0, fmt.Errorf("the tree was not cancelled: %w", err)
+		}
+		return took, x.must(s, "true")
+	})
+	return err
+}

@@ -1,0 +1,69 @@
+//go:build linux
+
+package bench
+
+import (
+	"context"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ssr-go/ssr/sandbox"
+	"github.com/ssr-go/ssr/sandbox/fake"
+)
+
+func TestSummarise(t *testing.T) {
+	var all []time.Duration
+	for i := range 100 {
+		all = append(all, time.Duration(100-i)*time.Millisecond) // 1 to 100 ms, backwards
+	}
+	if got := *summarise(all); got != (Times{51, 95, 100}) {
+		t.Errorf("%+v", got)
+	}
+	if got := *summarise(all[:1]); got != (Times{1, 1, 1}) {
+		t.Errorf("%+v", got)
+	}
+}
+
+// Every part runs on a backend that takes known times, and leaves nothing.
+func TestRun(t *testing.T) {
+	b := fake.New(func(ctx context.Context, s *fake.Sandbox, cmd sandbox.Cmd) (sandbox.Result, error) {
+		if cmd.Args[0] == "bash" && len(cmd.Args) == 4 { // the hostile tree
+			io.ReadFull(cmd.Stdin, make([]byte, 1<<20))
+			<-ctx.Done()
+			return sandbox.Result{}, ctx.Err()
+		}
+		time.Sleep(2 * time.Millisecond)
+		return sandbox.Result{}, nil
+	})
+	r, err := Run(t.Context(), b, Options{Rounds: 20, Span: 50 * time.Millisecond, Files: 60, Changed: 5, Alive: 10, Burst: 20, Hostile: 4, Workers: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Missing = slices.DeleteFunc(r.Missing, func(s string) bool { return strings.HasPrefix(s, "plain bwrap") })
+	if len(r.Missing) > 0 {
+		t.Errorf("missing: %q", r.Missing)
+	}
+	for name, x := range map[string]*Times{"cold": r.Cold, "exec": r.Exec} {
+		if x == nil || x.Rounds != 20 || x.Median < 2 || x.P95 < x.Median {
+			t.Errorf("%s: %+v", name, x)
+		}
+	}
+	if r.Workspace == nil || r.Fork == nil || r.Harvest == nil || r.Death == nil || r.PlainCopy == nil || r.PerSecond <= 0 || r.PerSecond > 1000 || r.ExecPerSecond > 1000 || r.BurstSeconds < 0.002 {
+		t.Errorf("%+v", r)
+	}
+	if b.Live() != 0 {
+		t.Errorf("%d sandboxes are left", b.Live())
+	}
+}
+
+func TestWhatFailsIsNamed(t *testing.T) {
+	b := fake.New(nil)
+	b.Inject(fake.Fault{Op: fake.Harvest, Err: fake.ErrLost})
+	r, err := Run(t.Context(), b, Options{Rounds: 1, Span: time.Millisecond, Files: 1, Alive: 1, Burst: 1, Hostile: 1, Workers: 1})
+	if err != nil || r.Harvest != nil || !slices.ContainsFunc(r.Missing, func(s string) bool { return strings.HasPrefix(s, "harvest: ") && strings.Contains(s, "lost") }) {
+		t.Errorf("%+v %v", r, err)
+	}
+}

@@ -1,0 +1,347 @@
+//go:build linux
+
+// Package docker runs sandboxes in containers of an engine on this machine:
+// Docker, or another that speaks its API, such as Podman. Workspaces are folders
+// of the host, so files, harvests, forks and limits on disk are those of
+// sandbox/local; an engine on another machine cannot be used. Each live sandbox
+// has one container, made by its first command, with our first process in it.
+package docker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ssr-go/ssr/sandbox"
+	"github.com/ssr-go/ssr/sandbox/harvest"
+	"github.com/ssr-go/ssr/sandbox/local"
+	"github.com/ssr-go/ssr/sandbox/pid1"
+)
+
+// Options configure the backend. Image is needed, the rest may be zero.
+type Options struct {
+	// Image that commands see, read-only. It must be there: nothing is pulled. It
+	// needs bash for shells, and whatever the repository's tests need.
+	Image string
+	// Host is the engine's socket, by default DOCKER_HOST or the usual places.
+	Host string
+	// Runtime is the engine's OCI runtime; "" is its default, "runsc" is gVisor.
+	Runtime string
+	// CPUs that one sandbox may use at once; 0 sets no limit.
+	CPUs float64
+	// Allow lists protections that may be missing: those of local.Options,
+	// "memory" and "processes".
+	Allow []string
+	// As in local.Options.
+	StateDir       string
+	FirstUID, UIDs int
+	ReadOnly       []string
+	Bounds         harvest.Bounds
+}
+
+// New prepares the state folder. It does not speak with the engine yet, which
+// may be restarted at any time; Probe says whether sandboxes can run.
+func New(o Options) (*local.Backend, error) {
+	if o.Image == "" {
+		return nil, errors.New("docker: no image is given (sandbox.image, --image)")
+	}
+	socket, err := findSocket(o.Host)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", sandbox.ErrInfrastructure, err)
+	}
+	protections := slices.DeleteFunc(slices.Clone(o.Allow), func(p string) bool { return p == "memory" || p == "processes" })
+	e := &engine{opts: o, socket: socket, starting: make(chan struct{}, 4*runtime.NumCPU())}
+	return local.New(local.Options{
+		StateDir: o.StateDir, FirstUID: o.FirstUID, UIDs: o.UIDs, ReadOnly: o.ReadOnly, Allow: protections, Bounds: o.Bounds, Engine: e,
+	})
+}
+
+// engine implements local.Engine.
+type engine struct {
+	opts     Options
+	socket   string
+	starting chan struct{} // bounds how many containers are made at once
+
+	mu     sync.Mutex
+	client *client // nil until the engine has answered
+}
+
+// callTimeout bounds one exchange with the engine.
+const callTimeout = 60 * time.Second
+
+// Name implements local.Engine.
+func (e *engine) Name() string { return "docker" }
+
+// Close implements local.Engine.
+func (e *engine) Close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.client != nil {
+		e.client.http.CloseIdleConnections()
+	}
+	return nil
+}
+
+func (e *engine) connect(ctx context.Context) (*client, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.client == nil {
+		c, err := dialEngine(ctx, e.socket)
+		if err != nil {
+			return nil, err
+		}
+		e.client = c
+	}
+	return e.client, nil
+}
+
+// Labels of our containers.
+const (
+	labelState    = "io.github.ssr-go.state" // the state folder
+	labelSlot     = "io.github.ssr-go.slot"  // the sandbox's number in it
+	labelOwner    = "io.github.ssr-go.owner"
+	labelDeadline = "io.github.ssr-go.deadline" // after which nobody can want it, RFC 3339
+)
+
+// grace is how long a container may outlive its sandbox's lifetime.
+const grace = 10 * time.Minute
+
+// hostConfig is the part of the API's HostConfig that is used.
+type hostConfig struct {
+	NetworkMode    string
+	ReadonlyRootfs bool
+	CapDrop        []string
+	SecurityOpt    []string
+	Memory         int64
+	MemorySwap     int64
+	PidsLimit      int64
+	NanoCpus       int64    `json:",omitempty"`
+	Mounts         []mount  `json:",omitempty"`
+	ShmSize        int64    `json:",omitempty"`
+	IpcMode        string   `json:",omitempty"`
+	CgroupnsMode   string   `json:",omitempty"`
+	Runtime        string   `json:",omitempty"`
+	OomScoreAdj    int      `json:",omitempty"`
+	MaskedPaths    []string `json:",omitempty"`
+	ReadonlyPaths  []string `json:",omitempty"`
+	LogConfig      struct{ Type string }
+	Privileged     bool
+	Init           bool // false: our own process must be the first
+}
+
+type mount struct {
+	Type, Source, Target string
+	ReadOnly             bool
+	BindOptions          struct{ Propagation string }
+}
+
+func bind(source, target string, readOnly bool) mount {
+	return mount{"bind", source, target, readOnly, struct{ Propagation string }{"rprivate"}}
+}
+
+// containerConfig is the body of a create request, as far as it is used.
+type containerConfig struct {
+	Image, User, Hostname, WorkingDir       string
+	Entrypoint, Cmd                         []string
+	OpenStdin, StdinOnce                    bool
+	AttachStdin, AttachStdout, AttachStderr bool
+	Labels                                  map[string]string
+	HostConfig                              hostConfig
+}
+
+const pid1Path = "/.pid1"
+
+// gvisor reports whether an OCI runtime has a kernel of its own, in which case
+// the processes inside are none of this machine's.
+func gvisor(runtime string) bool { return strings.HasPrefix(runtime, "runsc") }
+
+// gvisorThreads is what gVisor itself needs of a container's limit on processes;
+// inside, RLIMIT_NPROC bounds the command.
+const gvisorThreads = 4096
+
+// overhead is our first process, and what the engine needs to start it.
+const overhead = 8
+
+// create describes the container of a cell.
+func (e *engine) create(s local.CellSpec) (containerConfig, error) {
+	dir, err := writeFiles(s)
+	if err != nil {
+		return containerConfig{}, err
+	}
+	h := hostConfig{
+		NetworkMode: "none", ReadonlyRootfs: true, CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges"},
+		Memory: s.Limits.Memory, MemorySwap: s.Limits.Memory, PidsLimit: int64(s.Limits.Processes + overhead),
+		NanoCpus: int64(e.opts.CPUs * 1e9), ShmSize: 64 << 20, IpcMode: "private", CgroupnsMode: "private",
+		Runtime: e.opts.Runtime, OomScoreAdj: 500, LogConfig: struct{ Type string }{"none"},
+		// The engine's own lists, with all of /sys.
+		MaskedPaths:   []string{"/sys", "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/proc/interrupts", "/proc/kallsyms"},
+		ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+		Mounts: []mount{
+			bind(filepath.Join(dir, "pid1"), pid1Path, true),
+			bind(filepath.Join(dir, "passwd"), "/etc/passwd", true),
+			bind(filepath.Join(dir, "group"), "/etc/group", true),
+			bind(s.Workspace, sandbox.Workdir, false),
+			bind(s.Tmp, "/tmp", false),
+		},
+	}
+	if gvisor(e.opts.Runtime) {
+		h.PidsLimit += gvisorThreads
+	}
+	for _, path := range s.ReadOnly {
+		h.Mounts = append(h.Mounts, bind(path, path, true))
+	}
+	return containerConfig{
+		Image: e.opts.Image, User: fmt.Sprintf("%d:%d", s.UID, s.GID), Hostname: "sandbox", WorkingDir: "/",
+		Entrypoint: []string{pid1Path}, Cmd: []string{pid1.StreamArgument},
+		OpenStdin: true, StdinOnce: true, AttachStdin: true, AttachStdout: true, AttachStderr: true,
+		Labels: map[string]string{
+			labelState: s.State, labelSlot: strconv.Itoa(s.Slot), labelOwner: s.Owner,
+			labelDeadline: time.Now().Add(s.Limits.Lifetime + grace).UTC().Format(time.RFC3339),
+		},
+		HostConfig: h,
+	}, nil
+}
+
+// writeFiles writes what a container gets beside the image, once for each
+// sandbox: its user has a number of its own.
+func writeFiles(s local.CellSpec) (string, error) {
+	dir := filepath.Join(s.Dir, "container")
+	if err := os.Mkdir(dir, 0o755); errors.Is(err, os.ErrExist) {
+		return dir, nil
+	} else if err != nil {
+		return "", err
+	}
+	for _, f := range []struct {
+		name, text string
+		mode       os.FileMode
+	}{
+		{"pid1", string(pid1.Program()), 0o755},
+		{"passwd", fmt.Sprintf("root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:%d:%d:agent:%s:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n", s.UID, s.GID, sandbox.HomeDir), 0o644},
+		{"group", fmt.Sprintf("root:x:0:\nagent:x:%d:\nnogroup:x:65534:\n", s.GID), 0o644},
+	} {
+		path := filepath.Join(dir, f.name)
+		if err := os.WriteFile(path, []byte(f.text), f.mode); err != nil {
+			return "", err
+		}
+		if err := os.Chmod(path, f.mode); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+}
+
+// Capabilities implements local.Engine. What a container has got is checked
+// again when it has been made.
+func (e *engine) Capabilities(ctx context.Context) (sandbox.Capabilities, error) {
+	var caps sandbox.Capabilities
+	c, err := e.connect(ctx)
+	if err != nil {
+		return caps, fmt.Errorf("%w: %w", sandbox.ErrInfrastructure, err)
+	}
+	var info struct {
+		MemoryLimit, SwapLimit, PidsLimit bool
+		SecurityOptions                   []string
+		ServerVersion, OperatingSystem    string
+		Runtimes                          map[string]any
+	}
+	if err := c.call(ctx, http.MethodGet, "/info", nil, nil, &info); err != nil {
+		return caps, fmt.Errorf("%w: %w", sandbox.ErrInfrastructure, err)
+	}
+	if _, ok := info.Runtimes[e.opts.Runtime]; e.opts.Runtime != "" && !ok {
+		return caps, fmt.Errorf("%w: the engine has no runtime %q; add it to its configuration", sandbox.ErrInfrastructure, e.opts.Runtime)
+	}
+	caps.Enforced = map[string]string{
+		"filesystem":   "container: mount namespace, read-only image, private workspace and /tmp",
+		"network":      "network namespace with its own loopback, and seccomp against other families",
+		"processes":    "container's pids limit",
+		"user":         "the sandbox's own uid of the host, without capabilities or new privileges; no user namespace unless the engine remaps users",
+		"memory":       "container's memory limit",
+		"process tree": "the first process kills and reaps after each command; it ends when the trainer closes its stream",
+		"syscalls":     "our seccomp filter over the engine's",
+	}
+	if !slices.ContainsFunc(info.SecurityOptions, func(s string) bool { return strings.HasPrefix(s, "name=seccomp") }) {
+		caps.Enforced["syscalls"] = "our seccomp filter; the engine has none"
+	}
+	for _, p := range []struct {
+		name string
+		has  bool
+	}{{"memory", info.MemoryLimit}, {"processes", info.PidsLimit}} {
+		if !p.has {
+			caps.Enforced[p.name] = ""
+			caps.Notes = append(caps.Notes, p.name+": the engine says that its host has no such control group")
+		}
+	}
+	for _, p := range []string{"memory", "processes"} {
+		if caps.Enforced[p] == "" && !slices.Contains(e.opts.Allow, p) {
+			return caps, fmt.Errorf("%w: the engine cannot limit %s on this host, and the configuration does not allow it to be missing", sandbox.ErrInfrastructure, p)
+		}
+	}
+	if !info.SwapLimit {
+		caps.Notes = append(caps.Notes, "the engine cannot limit swap: memory beyond the limit may be swapped where the host has swap")
+	}
+	caps.Notes = append(caps.Notes, fmt.Sprintf("engine %s on %s, API %s, runtimes %s", info.ServerVersion, info.OperatingSystem, c.version, strings.Join(slices.Sorted(maps.Keys(info.Runtimes)), ", ")))
+	return caps, nil
+}
+
+// Look asks an engine what it could enforce, without an image and without
+// starting anything.
+func Look(ctx context.Context, host string) (sandbox.Capabilities, error) {
+	socket, err := findSocket(host)
+	if err != nil {
+		return sandbox.Capabilities{}, err
+	}
+	e := &engine{socket: socket}
+	defer e.Close()
+	return e.Capabilities(ctx)
+}
+
+// Sweep implements local.Engine.
+func (e *engine) Sweep(ctx context.Context, state string, alive func(slot int) bool) error {
+	c, err := e.connect(ctx)
+	if err != nil {
+		return err
+	}
+	filters, err := json.Marshal(map[string][]string{"label": {labelState + "=" + state}})
+	if err != nil {
+		return err
+	}
+	var list []struct {
+		ID     string `json:"Id"`
+		Labels map[string]string
+	}
+	if err := c.call(ctx, http.MethodGet, "/containers/json", url.Values{"all": {"1"}, "filters": {string(filters)}}, nil, &list); err != nil {
+		return err
+	}
+	for _, x := range list {
+		slot, err := strconv.Atoi(x.Labels[labelSlot])
+		deadline, terr := time.Parse(time.RFC3339, x.Labels[labelDeadline])
+		if err == nil && terr == nil && alive(slot) && time.Now().Before(deadline) {
+			continue
+		}
+		if err := c.remove(ctx, x.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remove kills and removes a container; one that is gone or going is no error.
+func (c *client) remove(ctx context.Context, id string) error {
+	err := c.call(ctx, http.MethodDelete, "/containers/"+id, url.Values{"force": {"1"}, "v": {"1"}}, nil, nil)
+	if hasStatus(err, http.StatusNotFound) || hasStatus(err, http.StatusConflict) {
+		return nil
+	}
+	return err
+}

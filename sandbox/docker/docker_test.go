@@ -1,0 +1,253 @@
+//go:build linux
+
+package docker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ssr-go/ssr/sandbox"
+	"github.com/ssr-go/ssr/sandbox/local"
+)
+
+func startFake(t testing.TB, b *local.Backend) sandbox.Sandbox {
+	t.Helper()
+	s, err := b.Start(t.Context(), sandbox.Spec{Dir: t.TempDir(), Owner: "run 7", Limits: sandbox.Limits{Memory: 64 << 20, Processes: 10, Lifetime: time.Minute}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func TestContainerIsHardened(t *testing.T) {
+	f := newFakeEngine(t)
+	b := newFake(t, f, Options{CPUs: 1.5, ReadOnly: []string{"/srv"}})
+	s := startFake(t, b)
+	r, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"echo", "hello"}})
+	if err != nil || string(r.Stdout) != "hello" || string(r.Stderr) != "warning" || !r.OK() {
+		t.Fatalf("%+v %v", r, err)
+	}
+	if r, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"exit", "7"}}); err != nil || r.Exit != 7 {
+		t.Errorf("%+v %v", r, err)
+	}
+	big := bytes.Repeat([]byte("0123456789"), 40_000) // several frames
+	if r, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"cat"}, Stdin: bytes.NewReader(big)}); err != nil || !bytes.Equal(r.Stdout, big) {
+		t.Errorf("cat gave %d bytes back: %v", len(r.Stdout), err)
+	}
+	if len(f.containers) != 1 {
+		t.Errorf("%d containers for one sandbox", len(f.containers))
+	}
+	for _, c := range f.containers {
+		h := c.config.HostConfig
+		uid, _, _ := strings.Cut(c.config.User, ":")
+		if h.NetworkMode != "none" || !h.ReadonlyRootfs || !slices.Equal(h.CapDrop, []string{"ALL"}) || !slices.Equal(h.SecurityOpt, []string{"no-new-privileges"}) ||
+			h.Memory != 64<<20 || h.MemorySwap != h.Memory || h.PidsLimit != 10+overhead+gvisorThreads || h.NanoCpus != 15e8 || h.Privileged || h.IpcMode != "private" || h.Runtime != "runsc" ||
+			uid == "0" || uid == "" || !slices.Contains(h.MaskedPaths, "/sys") || !slices.Contains(h.ReadonlyPaths, "/proc/sys") || !c.config.OpenStdin || !c.config.StdinOnce {
+			t.Errorf("%+v", c.config)
+		}
+		writable := 0
+		for _, m := range h.Mounts {
+			if !m.ReadOnly {
+				writable++
+			}
+		}
+		if writable != 2 || len(h.Mounts) != 6 {
+			t.Errorf("mounts %+v", h.Mounts)
+		}
+		if left := c.config.Labels; left[labelOwner] != "run 7" || left[labelState] == "" || left[labelSlot] != uid {
+			t.Errorf("labels %v", left)
+		}
+		if d, err := time.Parse(time.RFC3339, c.config.Labels[labelDeadline]); err != nil || time.Until(d) > 12*time.Minute || time.Until(d) < 10*time.Minute {
+			t.Errorf("deadline %v %v", d, err)
+		}
+	}
+	if err := s.Close(); err != nil || f.left() != 0 {
+		t.Errorf("%d containers are left (%v)", f.left(), err)
+	}
+}
+
+func TestCommandsEndAtTheirDeadline(t *testing.T) {
+	for _, deaf := range []bool{false, true} {
+		f := newFakeEngine(t)
+		f.deaf = deaf
+		s := startFake(t, newFake(t, f, Options{}))
+		r, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"wait"}, Timeout: 50 * time.Millisecond})
+		if err != nil || !r.TimedOut || r.Exit != -1 || r.Signal != 9 || r.Wall > interruptTimeout+2*time.Second {
+			t.Errorf("deaf %v: %+v %v", deaf, r, err)
+		}
+		if n := f.left(); deaf && n != 0 {
+			t.Errorf("a container that does not obey is left")
+		}
+		if r, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"true"}}); err != nil || !r.OK() {
+			t.Errorf("afterwards: %+v %v", r, err)
+		}
+		if n := len(f.containers); deaf && n != 2 || !deaf && n != 1 {
+			t.Errorf("deaf %v: %d containers", deaf, n)
+		}
+	}
+}
+
+// What breaks on the engine's side is an infrastructure failure with a name.
+func TestFaults(t *testing.T) {
+	answer := func(path string, status int, text string) func(f *fakeEngine) {
+		return func(f *fakeEngine) {
+			f.fault = func(w http.ResponseWriter, r *http.Request) bool {
+				if !strings.HasSuffix(r.URL.Path, path) {
+					return false
+				}
+				say(w, status, message{text})
+				return true
+			}
+		}
+	}
+	for _, c := range []struct {
+		name     string
+		opts     Options
+		sabotage func(f *fakeEngine)
+		want     error
+		text     string
+	}{
+		{"image missing", Options{Image: "other"}, func(*fakeEngine) {}, ErrNoImage, "docker pull other"},
+		{"engine down", Options{}, func(f *fakeEngine) { f.stop() }, ErrNoDaemon, "engine.sock"},
+		{"disk full at create", Options{}, answer("/create", 500, "mkdir /x: no space left on device"), ErrDiskFull, "no space"},
+		{"disk full at start", Options{}, answer("/start", 500, "OCI runtime create failed: write: no space left on device"), ErrDiskFull, "no space"},
+		{"start refused", Options{}, answer("/start", 500, "OCI runtime create failed: exec format error"), nil, "exec format error"},
+		{"removed by somebody", Options{}, answer("/json", 404, "No such container"), ErrLost, "removed"},
+		{"limits dropped", Options{}, func(f *fakeEngine) { f.noLimits = true }, nil, `without protection "memory"`},
+		{"engine too old", Options{}, func(f *fakeEngine) {
+			f.fault = func(w http.ResponseWriter, r *http.Request) bool { w.Header().Set("Api-Version", "1.39"); return true }
+		}, nil, "Docker 20.10"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFakeEngine(t)
+			s := startFake(t, newFake(t, f, c.opts))
+			c.sabotage(f)
+			r, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"true"}})
+			if !errors.Is(err, sandbox.ErrInfrastructure) || c.want != nil && !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) {
+				t.Fatalf("%+v %v", r, err)
+			}
+			if f.fault == nil && f.left() > 0 {
+				t.Error("a container is left")
+			}
+		})
+	}
+}
+
+func TestEngineEndsDuringACommand(t *testing.T) {
+	f := newFakeEngine(t)
+	s := startFake(t, newFake(t, f, Options{}))
+	if err := s.WriteFile(t.Context(), "kept", []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"true"}}); err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan struct{})
+	time.AfterFunc(100*time.Millisecond, func() { f.stop(); close(stopped) })
+	_, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"wait"}})
+	<-stopped
+	if !errors.Is(err, sandbox.ErrInfrastructure) || !errors.Is(err, ErrNoDaemon) {
+		t.Fatal(err)
+	}
+	f.listen() // restarted: its containers have ended, the workspace has not
+	if r, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"true"}}); err != nil || !r.OK() {
+		t.Errorf("after the restart: %+v %v", r, err)
+	}
+	if data, err := s.ReadFile(t.Context(), "kept", 10); err != nil || string(data) != "x" {
+		t.Errorf("the workspace has lost its files: %q %v", data, err)
+	}
+}
+
+func TestContainerOutOfMemory(t *testing.T) {
+	f := newFakeEngine(t)
+	s := startFake(t, newFake(t, f, Options{}))
+	r, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"oom"}})
+	if err != nil || !r.OutOfMemory || r.Signal != 9 {
+		t.Errorf("%+v %v", r, err)
+	}
+	if r, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"true"}}); err != nil || !r.OK() || r.OutOfMemory {
+		t.Errorf("afterwards: %+v %v", r, err)
+	}
+}
+
+// An engine that accepts and never answers does not hold the trainer up.
+func TestEngineHangs(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+		}
+	}()
+	c := client{socket: socket}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := c.attach(ctx, "x"); !errors.Is(err, ErrHung) {
+		t.Errorf("attach: %v", err)
+	}
+	if _, err := dialEngine(ctx, socket); !errors.Is(err, ErrHung) {
+		t.Errorf("dial: %v", err)
+	}
+}
+
+// Containers whose trainer is dead are removed, and only those.
+func TestSweepRemovesContainersOfTheDead(t *testing.T) {
+	f := newFakeEngine(t)
+	b := newFake(t, f, Options{})
+	s := startFake(t, b)
+	if _, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"true"}}); err != nil {
+		t.Fatal(err)
+	}
+	var mine containerConfig
+	for _, c := range f.containers {
+		mine = c.config
+	}
+	add := func(id string, labels map[string]string) {
+		c := mine
+		c.Labels = map[string]string{labelState: mine.Labels[labelState], labelSlot: mine.Labels[labelSlot], labelDeadline: mine.Labels[labelDeadline]}
+		for k, v := range labels {
+			c.Labels[k] = v
+		}
+		f.containers[id] = &fakeContainer{config: c}
+	}
+	add("no slot", map[string]string{labelSlot: "4"})
+	add("expired", map[string]string{labelDeadline: "2020-01-01T00:00:00Z"})
+	add("other state", map[string]string{labelState: "/elsewhere", labelSlot: "4"})
+	if _, err := b.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for id, c := range f.containers {
+		if want := id == "no slot" || id == "expired"; c.removed != want {
+			t.Errorf("%s: removed %v", id, c.removed)
+		}
+	}
+	if r, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"true"}}); err != nil || !r.OK() {
+		t.Errorf("%+v %v", r, err)
+	}
+}
+
+func TestWhatCannotBeConfigured(t *testing.T) {
+	for name, o := range map[string]Options{"no image": {}, "another machine": {Image: "x", Host: "tcp://10.0.0.1:2375"}, "unknown protection": {Image: "x", Host: "/x", Allow: []string{"all"}, StateDir: t.TempDir()}} {
+		if b, err := New(o); err == nil {
+			b.Close()
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# What a CUDA build must pass with or without a GPU: it compiles and links, starts
+# and says what it computes on; every kernel compiles to PTX; and where there is a
+# GPU, the kernels' suite passes on it. CUDA=1 is implied.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export CUDA=1
+
+flags=$(scripts/env.sh)
+eval "$flags"
+mkdir -p bin
+go build -tags gpu -o bin/ssr-cuda ./cmd/ssr
+# The driver and NVRTC are found at run time: needing them would keep the program
+# from starting where they are not.
+needed=$(readelf -d bin/ssr-cuda | grep NEEDED)
+if grep -E 'libcuda\.so|libnvrtc|libcaffe2_nvrtc' <<<"$needed"; then
+  echo "test-cuda: bin/ssr-cuda must not be linked with these" >&2
+  exit 1
+fi
+grep -q libtorch_cuda <<<"$needed" || { echo "test-cuda: bin/ssr-cuda lacks libtorch_cuda" >&2; exit 1; }
+bin/ssr-cuda doctor --json | python3 -c '
+import json, sys
+for f in json.load(sys.stdin)["findings"]:
+    if f["name"] == "CUDA":
+        print("doctor:", f["found"])
+        sys.exit("built without" in f["found"])
+sys.exit("doctor does not tell of CUDA")'
+go vet -tags gpu ./kernels/cuda/gpu ./cmd/ssr
+go test -tags gpu -count=1 -v ./kernels/cuda/gpu
+go test -tags gpu -count=1 ./kernels/torch
