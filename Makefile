@@ -11,7 +11,7 @@ tags = $(if $(CUDA),-tags gpu)
 cgo = eval "$$(scripts/env.sh)" &&
 # Packages that build and pass without cgo, libtorch or a GPU.
 pure = ./kernels/device/... ./kernels/collective ./kernels/cuda ./kernels/cuda/cudatest ./model/budget ./model/token/... ./model/gen/... ./model/sched/... \
-       ./model/safetensors/... ./model/serve/... ./sandbox/... ./rollout/... ./rl ./rl/train ./rl/train/replicas \
+       ./model/safetensors/... ./model/serve/... ./sandbox/... ./rollout/... ./rl ./rl/train ./rl/train/replicas ./rl/train/tabular \
        ./internal/...
 # The packages that are linked with libtorch.
 native = ./kernels/native/... ./kernels/torch/... ./kernels/cuda/emulate ./model ./model/engine/... ./rl/train/learner/... ./cmd/...

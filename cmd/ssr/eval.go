@@ -132,6 +132,9 @@ func (c *evalCmd) Run(ctx context.Context, o output) (err error) {
 // newExam reads the bugs in a folder; "" stands for none.
 func newExam(dir string, injections, attempts int) (exam, error) {
 	x := exam{injections: injections, attempts: attempts}
+	if injections < 0 || attempts < 1 {
+		return x, fmt.Errorf("%d injections and %d attempts each; neither may be negative, and there is at least one attempt", injections, attempts)
+	}
 	if dir == "" {
 		return x, nil
 	}

@@ -29,8 +29,8 @@ type setup struct {
 	validator *selfplay.Validator
 }
 
-// openSetup loads the policy in dir, or reaches the one on a server, and opens the repository of conf, whose
-// limits are fitted to the model. The caller closes it.
+// openSetup loads the policy in dir, or reaches the one on a server, and opens the
+// repository of conf, whose limits are fitted to the model. The caller closes it.
 func openSetup(ctx context.Context, conf config, dir string) (t *setup, err error) {
 	t = &setup{conf: conf}
 	defer func() {
