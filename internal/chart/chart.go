@@ -62,15 +62,24 @@ func styleOf(i int) style {
 	return style{colours[i%len(colours)], dashes[round], marks[round]}
 }
 
-// point draws a mark.
-func (s style) point(b *bufio.Writer, x, y float64) {
-	fmt.Fprintf(b, `<path d="`+s.mark+`" fill="%s"/>`+"\n", px(x), px(y), s.colour)
+// point draws a mark, with a rim so many pixels wide.
+func (s style) point(b *bufio.Writer, x, y, rim float64) {
+	fmt.Fprintf(b, `<path d="`+s.mark+`" fill="%[3]s"`, px(x), px(y), s.colour)
+	if rim > 0 {
+		fmt.Fprintf(b, ` stroke="%s" stroke-width="%s"`, s.colour, px(2*rim))
+	}
+	b.WriteString("/>\n")
 }
 
 const (
 	left, right, top, bottom = 58, 14, 34, 40
 	heading                  = 40
 	legendLine               = 16 // the height of a line of the legend
+
+	rimStep, rimMost = 0.7, 3.5 // of marks that others hide
+	// noise is what values stay below that are nothing but the rounding of zero, as
+	// the loss of a batch whose advantages add up to it.
+	noise = 1e-12
 )
 
 // SVG writes a picture of panels, row by row. Panels without a drawable value
@@ -129,8 +138,7 @@ func (a axis) at(v float64) float64 {
 
 // ticks are some n round values of the axis.
 func (a axis) ticks(n int) []float64 {
-	// Over less than a factor of three round values lie evenly enough.
-	if !a.log || a.max/a.min < 3 {
+	if !a.log {
 		return ticks(a.min, a.max, n)
 	}
 	digits := []float64{1, 2, 5}
@@ -145,6 +153,9 @@ func (a axis) ticks(n int) []float64 {
 				out = append(out, v)
 			}
 		}
+	}
+	for m := n; len(out) < 3; m += n { // over so small a factor other round values lie evenly enough
+		out = ticks(a.min, a.max, m)
 	}
 	return out
 }
@@ -175,7 +186,11 @@ func (p Panel) draw(b *bufio.Writer, width, height int) {
 		fmt.Fprintf(b, `<text x="%s" y="%s" text-anchor="middle" fill="#666">%s</text>`+"\n", px((left+w-right)/2), px(h-8), html.EscapeString(p.XLabel))
 	}
 	for i, s := range p.Series {
-		s.draw(b, xs, ys, styleOf(i))
+		rim := 0.0
+		if s.Scattered { // what is hidden by a later series shows around it
+			rim = math.Min(rimStep*float64(len(p.Series)-1-i), rimMost)
+		}
+		s.draw(b, xs, ys, styleOf(i), rim)
 	}
 }
 
@@ -207,8 +222,8 @@ func (p Panel) ranges() (x, y axis) {
 	switch {
 	case p.Max > p.Min:
 		y.min, y.max = p.Min, p.Max
-	case y.min == 0 && y.max == 0:
-		y.max = 1
+	case math.Max(-y.min, y.max) < noise:
+		y.min, y.max = 0, 1
 	case y.min == y.max:
 		d := math.Abs(y.min) * 0.1
 		y.min, y.max = y.min-d, y.max+d
@@ -229,7 +244,7 @@ func (a *axis) include(v float64) { a.min, a.max = math.Min(a.min, v), math.Max(
 // has says whether a value can be drawn.
 func (a axis) has(v float64) bool { return finite(v) && (!a.log || v > 0) }
 
-func (s Series) draw(b *bufio.Writer, x, y axis, look style) {
+func (s Series) draw(b *bufio.Writer, x, y axis, look style, rim float64) {
 	clamp := func(v float64) float64 { return math.Max(y.min, math.Min(y.max, v)) }
 	at := func(i int, v float64) string { return px(x.at(s.X[i])) + " " + px(y.at(clamp(v))) }
 	for _, r := range s.runs(x) {
@@ -247,7 +262,7 @@ func (s Series) draw(b *bufio.Writer, x, y axis, look style) {
 		for i := r[0]; i < r[1]; i++ {
 			d.WriteString("L" + at(i, s.Y[i]))
 			if s.Points || s.Scattered || r[1]-r[0] == 1 {
-				look.point(b, x.at(s.X[i]), y.at(clamp(s.Y[i])))
+				look.point(b, x.at(s.X[i]), y.at(clamp(s.Y[i])), rim)
 			}
 		}
 		if !s.Scattered {
@@ -292,7 +307,7 @@ func (p Panel) legend(b *bufio.Writer, w float64) int {
 		}
 		look := styleOf(i)
 		if s.Scattered {
-			look.point(b, x+9, y-4)
+			look.point(b, x+9, y-4, 0)
 		} else {
 			fmt.Fprintf(b, `<path d="M%s %sh18" stroke="%s" stroke-width="3"%s/>`, px(x), px(y-4), look.colour, look.dash)
 		}
@@ -334,7 +349,7 @@ func ticks(lo, hi float64, n int) []float64 {
 func number(v float64) string {
 	a := math.Abs(v)
 	switch {
-	case a < 1e-12:
+	case a < noise:
 		return "0"
 	case a >= 1e6:
 		return trim(v/1e6) + "M"

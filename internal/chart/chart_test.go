@@ -105,11 +105,26 @@ func TestLogarithmicAxis(t *testing.T) {
 		{0.1, 10, []float64{0.1, 0.2, 0.5, 1, 2, 5, 10}},
 		{1e-4, 1e4, []float64{1e-4, 1e-2, 1, 1e2, 1e4}},
 		{0.9, 1.1, []float64{0.9, 0.95, 1, 1.05, 1.1}},
+		{0.55, 1.8, []float64{0.6, 0.8, 1, 1.2, 1.4, 1.6, 1.8}},
 	} {
 		got := axis{min: c.lo, max: c.hi, log: true}.ticks(5)
 		if !slices.EqualFunc(got, c.want, func(a, b float64) bool { return math.Abs(a/b-1) < 1e-9 }) {
 			t.Errorf("[%g, %g]: %v, want %v", c.lo, c.hi, got, c.want)
 		}
+	}
+}
+
+// Values that are zero but for rounding lie on the zero of an axis that says so,
+// and a mark shows around the one that a later series puts over it.
+func TestNoiseAndHiddenMarks(t *testing.T) {
+	svg := render(t, []Panel{{Title: "p", Series: []Series{
+		{Scattered: true, X: []float64{1}, Y: []float64{-3e-17}}, {Scattered: true, X: []float64{1}, Y: []float64{2e-17}}}}},
+		Options{Columns: 1, Width: 400, Height: 200})
+	if n := strings.Count(svg, "M222 160m"); n != 2 || strings.Count(svg, ">0</text>") != 2 { // of both axes
+		t.Errorf("%d marks at zero, or an axis without its zero, in\n%s", n, svg)
+	}
+	if strings.Count(svg, `stroke-width="1.4"`) != 1 {
+		t.Errorf("no rim of 0.7 around the first mark alone in\n%s", svg)
 	}
 }
 
