@@ -6,6 +6,7 @@
 #   scripts/experiment.sh [NAME ...]     default: all five
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+make -s build
 
 out=runs/experiment
 scripts/make-world.sh runs/world/quill quill

@@ -8,6 +8,7 @@ set -euo pipefail
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+make -s build
 
 scripts/make-world.sh "$dir/quill" quill
 bin/ssr warmstart --repo "$dir/quill" --out "$dir/heldout" --bugs 96 --bugs-only --strategy removal --careful 0 --seed 1001 --in-flight 6
