@@ -168,14 +168,26 @@ func New(opts Options) (*Backend, error) {
 	case b.groups.parent["memory"] == "":
 		b.copied = errors.New("no writable memory control group bounds a file system in memory")
 	default:
-		b.overlays, b.copied = newOverlays(state, b.rootfs+pid1Path, opts.FirstUID)
+		b.overlays, b.copied = newOverlays(state, b.rootfs+pid1Path, opts.FirstUID, b.needed())
 	}
 	if b.overlays != nil {
-		b.spawn.home = b.overlays.home
+		b.spawn.home = b.overlays.host
 		b.lowers = &lowers{state: state, known: map[string]*lower{}}
 		b.userns = &userNamespaces{}
 	}
 	return b, nil
+}
+
+// needed are the places of this machine that bubblewrap uses.
+func (b *Backend) needed() []string {
+	all := []string{"/dev", "/proc", "/etc", b.opts.Bwrap}
+	for _, name := range systemFolders {
+		all = append(all, "/"+name)
+	}
+	for _, name := range b.shown {
+		all = append(all, filepath.Join(b.opts.Root, name))
+	}
+	return append(all, b.opts.ReadOnly...)
 }
 
 func findBwrap(name string) (string, error) {

@@ -9,7 +9,9 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -41,20 +43,25 @@ import (
 // user could forge them.
 type overlays struct {
 	*thread
-	home   int    // the thread's mount namespace, which those of sandboxes are copies of
+	host   int    // the mount namespace of all other threads
+	home   int    // the thread's own, which those of sandboxes are copies of
 	helper string // the program that makes user namespaces, see pid1.UserNamespaceArgument
 }
 
 // newOverlays gets ready to make overlays and tries one out in the folder dir.
-func newOverlays(dir, helper string, uid int) (*overlays, error) {
+// needed are the places of this machine that bubblewrap shows in sandboxes.
+func newOverlays(dir, helper string, uid int, needed []string) (*overlays, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("the trainer is not root")
 	}
 	if !inMemory(dir) {
 		return nil, fmt.Errorf("the state folder %s is not in memory", dir)
 	}
-	o := &overlays{thread: newThread(), home: -1, helper: helper}
+	o := &overlays{thread: newThread(), host: -1, home: -1, helper: helper}
 	err := o.do(func() (err error) {
+		if o.host, err = openNamespace("thread-self", "mnt"); err != nil {
+			return err
+		}
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return os.NewSyscallError("unshare", err)
 		}
@@ -62,6 +69,7 @@ func newOverlays(dir, helper string, uid int) (*overlays, error) {
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 			return os.NewSyscallError("mount", err)
 		}
+		unmountBut(append(needed, dir))
 		o.home, err = openNamespace("thread-self", "mnt")
 		return err
 	})
@@ -108,9 +116,41 @@ func (o *overlays) try(dir string, uid int) error {
 
 func (o *overlays) close() {
 	o.thread.close()
-	if o.home >= 0 {
-		unix.Close(o.home)
+	for _, fd := range []int{o.host, o.home} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
 	}
+}
+
+// unmountBut takes away what this thread's mount namespace has on the way
+// neither to what is needed nor below it: the namespace of each sandbox is a copy
+// of this one, and bubblewrap reads the list of mounts once for each of its own.
+// What covers a part of a needed place stays.
+func unmountBut(needed []string) {
+	for i, name := range needed {
+		if real, err := filepath.EvalSymlinks(name); err == nil {
+			needed[i] = real
+		}
+	}
+	text, _ := os.ReadFile("/proc/thread-self/mountinfo")
+	mounts := strings.Split(strings.TrimSpace(string(text)), "\n")
+	slices.Reverse(mounts) // what was mounted last first
+	for _, line := range mounts {
+		f := strings.Fields(line)
+		if len(f) < 5 || strings.Contains(f[4], `\`) { // a name with blanks
+			continue
+		}
+		at := f[4]
+		if !slices.ContainsFunc(needed, func(n string) bool { return below(n, at) || below(at, n) }) {
+			_ = unix.Unmount(at, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		}
+	}
+}
+
+// below reports whether a path is dir or lies in it.
+func below(path, dir string) bool {
+	return strings.HasPrefix(path+"/", strings.TrimSuffix(dir, "/")+"/")
 }
 
 func openNamespace(process, kind string) (int, error) {

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -366,6 +365,42 @@ func TestMountsAreTheSandboxsOwn(t *testing.T) {
 	}
 }
 
+// The namespace that bubblewrap starts in has what is shown, and nothing else
+// of this machine.
+func TestOnlyNeededMountsAreCopied(t *testing.T) {
+	b := overlayBackend(t)
+	x := begin(t, b, sandbox.Spec{Dir: t.TempDir()})
+	var there string
+	check(t, b.spawn.do(func() error {
+		defer unix.Setns(b.spawn.home, unix.CLONE_NEWNS)
+		if err := unix.Setns(x.layer.namespace, unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		text, err := os.ReadFile("/proc/thread-self/mountinfo")
+		there = string(text)
+		return err
+	}))
+	for _, at := range []string{"/", "/proc", "/dev", "/dev/shm", x.slot.dir, x.slot.workspace()} {
+		if !strings.Contains(there, " "+at+" ") {
+			t.Errorf("%s is missing", at)
+		}
+	}
+	for line := range strings.Lines(there) {
+		at := strings.Fields(line)[4]
+		if below(at, "/sys") || below(at, "/run") || below(at, "/mnt") {
+			t.Errorf("%s is there", at)
+		}
+	}
+	for _, c := range []struct {
+		path, dir string
+		want      bool
+	}{{"/a", "/", true}, {"/", "/", true}, {"/a", "/a", true}, {"/a/b", "/a", true}, {"/ab", "/a", false}, {"/", "/a", false}} {
+		if below(c.path, c.dir) != c.want {
+			t.Errorf("%s below %s: %v", c.path, c.dir, !c.want)
+		}
+	}
+}
+
 // A number that is free again brings its namespace along.
 func TestUserNamespacesAreKept(t *testing.T) {
 	b := overlayBackend(t)
@@ -395,7 +430,21 @@ func TestWhyWorkspacesAreCopies(t *testing.T) {
 	if !slices.ContainsFunc(caps.Notes, func(n string) bool { return strings.Contains(n, "copies") && strings.Contains(n, "configuration") }) {
 		t.Errorf("%q", caps.Notes)
 	}
-	if _, err := newOverlays(t.TempDir(), fmt.Sprintf("%s/none", t.TempDir()), 30_000); err == nil {
+	if _, err := newOverlays(t.TempDir(), "/none", 30_000, nil); err == nil {
 		t.Error("overlays without a folder in memory and without a helper")
+	}
+}
+
+// /proc/self is the first thread's: it must not be one whose mounts differ.
+func TestThreadsAreNeverTheFirst(t *testing.T) {
+	for range 50 {
+		thread := newThread()
+		check(t, thread.do(func() error {
+			if unix.Gettid() == unix.Getpid() {
+				return errors.New("the first thread was taken")
+			}
+			return nil
+		}))
+		thread.close()
 	}
 }

@@ -26,7 +26,25 @@ func newThread() *thread {
 }
 
 func (t *thread) loop() {
-	runtime.LockOSThread() // and never unlocked: the thread ends with the loop
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The first thread is what /proc/self means to all others. While we hold it,
+		// the loop begins on another.
+		begun := make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			close(begun)
+			t.serve()
+		}()
+		<-begun
+		runtime.UnlockOSThread()
+		return
+	}
+	t.serve()
+}
+
+// serve runs on a locked thread, which ends with it.
+func (t *thread) serve() {
 	// A mount namespace is changed only by a thread whose folders are its own.
 	_ = unix.Unshare(unix.CLONE_FS)
 	for {
