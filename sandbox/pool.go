@@ -124,6 +124,11 @@ func (p *Pool) Start(ctx context.Context, spec Spec) (Sandbox, error) {
 }
 
 func (p *Pool) start(ctx context.Context, spec Spec) (Sandbox, error) {
+	return p.admit(ctx, func() (Sandbox, error) { return p.Backend.Start(ctx, spec) })
+}
+
+// admit waits for room and starts a sandbox in it.
+func (p *Pool) admit(ctx context.Context, start func() (Sandbox, error)) (Sandbox, error) {
 	if p.slots != nil {
 		select {
 		case p.slots <- struct{}{}:
@@ -131,7 +136,7 @@ func (p *Pool) start(ctx context.Context, spec Spec) (Sandbox, error) {
 			return nil, fmt.Errorf("wait for one of %d sandboxes to end: %w", cap(p.slots), ctx.Err())
 		}
 	}
-	box, err := p.Backend.Start(ctx, spec)
+	box, err := start()
 	if err != nil {
 		p.free()
 		return nil, err
@@ -173,6 +178,11 @@ type pooled struct {
 	Sandbox
 	pool *Pool
 	once sync.Once
+}
+
+// Fork waits for room, as Start does.
+func (s *pooled) Fork(ctx context.Context) (Sandbox, error) {
+	return s.pool.admit(ctx, func() (Sandbox, error) { return s.Sandbox.Fork(ctx) })
 }
 
 func (s *pooled) Close() error {

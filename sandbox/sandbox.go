@@ -49,6 +49,9 @@ type Spec struct {
 	// Dir is a folder of the host whose content becomes the workspace. It is
 	// copied or layered, never written.
 	Dir string
+	// Frozen promises that nothing in Dir changes once a sandbox of it has been
+	// started, so that sandboxes may share one copy. Other content has another Dir.
+	Frozen bool
 	// Env is the whole environment inside, beside the backend's own PATH, HOME,
 	// LANG and TMPDIR. Nothing of the host's environment is passed on.
 	Env    map[string]string
@@ -122,6 +125,11 @@ type Sandbox interface {
 	// of the host that is new or empty. A sandbox started with Spec.Dir = dir is a
 	// fork of this one; the folder is the caller's to remove.
 	Snapshot(ctx context.Context, dir string) error
+	// Fork starts a sandbox like this one, with the same Spec and changes, on a
+	// workspace of its own that begins as this one is now; /tmp is empty. It takes
+	// time by what has changed, not by what the workspace holds, where the backend
+	// can layer workspaces.
+	Fork(ctx context.Context) (Sandbox, error)
 	// Harvest reports how the workspace differs from Spec.Dir. It never runs a
 	// program on the host over what the sandbox wrote.
 	Harvest(ctx context.Context) ([]Change, error)

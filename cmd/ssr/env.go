@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ssr-go/ssr/sandbox"
+	"github.com/ssr-go/ssr/sandbox/docker"
 	"github.com/ssr-go/ssr/sandbox/environment"
 )
 
@@ -105,10 +106,14 @@ func (c *envCheckCmd) Run(ctx context.Context, o output) (err error) {
 	if err != nil {
 		return err
 	}
-	if e.Rootfs != "" && e.Rootfs != "/" { // this machine is no size of an environment
-		if r.Bytes, err = environment.Size(e.Rootfs); err != nil {
-			return err
-		}
+	switch {
+	case e.Image != "":
+		r.Bytes, err = docker.ImageSize(ctx, "", e.Image)
+	case e.Rootfs != "/": // this machine is no size of an environment
+		r.Bytes, err = environment.Size(e.Rootfs)
+	}
+	if err != nil {
+		return err
 	}
 	if c.JSON {
 		err = printJSON(o.out, r)

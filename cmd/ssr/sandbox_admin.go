@@ -52,7 +52,7 @@ type sandboxBenchCmd struct {
 	Backend string        `default:"local" enum:"local,docker" help:"Sandbox backend."`
 	Rounds  int           `default:"200" help:"Rounds of what is reported as a median."`
 	Span    time.Duration `default:"5s" help:"Time for what is reported as a rate."`
-	Alive   int           `default:"500" help:"Sandboxes alive at once, for the memory of each."`
+	Alive   int           `default:"2000" help:"Sandboxes alive at once, for the memory of each."`
 	Burst   int           `default:"1000" help:"Sandboxes created at once."`
 	systemFlags
 	jsonFlag
@@ -85,7 +85,8 @@ func (c *sandboxBenchCmd) Run(ctx context.Context, o output) (err error) {
 		t    *bench.Times
 	}{
 		{"create, true, destroy", r.Cold}, {"  bwrap from a shell", r.PlainCold}, {"bash -c true, live", r.Exec}, {"workspace of 2,000 files", r.Workspace},
-		{"  cp -a", r.PlainCopy}, {"snapshot and fork", r.Fork}, {"harvest of 20 files", r.Harvest}, {"death of 200 processes", r.Death},
+		{"  cp -a", r.PlainCopy}, {"fork with 20 changes", r.Fork}, {"harvest of 20 files", r.Harvest}, {"  diff -rN", r.PlainDiff},
+		{"death of 200 processes", r.Death}, {"  in bwrap", r.PlainDeath},
 	} {
 		if l.t != nil {
 			fmt.Fprintf(o.out, "%-26s median %9.2f ms  p95 %9.2f ms  (%d)\n", l.name, l.t.Median, l.t.P95, l.t.Rounds)
@@ -95,8 +96,9 @@ func (c *sandboxBenchCmd) Run(ctx context.Context, o output) (err error) {
 		name string
 		v    float64
 	}{
-		{"created a second", r.PerSecond}, {"execs a second, live", r.ExecPerSecond},
-		{fmt.Sprintf("MiB each of %d alive", r.Options.Alive), r.AliveMiB}, {fmt.Sprintf("s for %d at once", r.Options.Burst), r.BurstSeconds},
+		{"created a second", r.PerSecond}, {"  bwrap from a shell", r.PlainPerSecond}, {"execs a second, live", r.ExecPerSecond},
+		{fmt.Sprintf("MiB each of %d alive", r.Options.Alive), r.AliveMiB}, {"  in bwrap", r.PlainAliveMiB},
+		{fmt.Sprintf("s for %d at once", r.Options.Burst), r.BurstSeconds}, {"  bwrap from a shell", r.PlainBurstSeconds},
 	} {
 		if l.v > 0 {
 			fmt.Fprintf(o.out, "%-26s %16.2f\n", l.name, l.v)

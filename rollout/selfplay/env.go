@@ -78,7 +78,7 @@ type bench struct {
 }
 
 func (b *bench) start(ctx context.Context, dir, owner string) error {
-	box, err := b.opts.Backend.Start(ctx, sandbox.Spec{Dir: dir, Env: b.opts.Env, Limits: b.opts.Limits, Owner: owner})
+	box, err := b.opts.Backend.Start(ctx, sandbox.Spec{Dir: dir, Frozen: true, Env: b.opts.Env, Limits: b.opts.Limits, Owner: owner})
 	if err != nil {
 		return fmt.Errorf("start sandbox of %s over %s: %w", owner, dir, err)
 	}

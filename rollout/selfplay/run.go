@@ -141,7 +141,7 @@ func (v *Validator) exec(ctx context.Context, dir string, output int64, cmd sand
 	limits.Lifetime = cmd.Timeout + 30*time.Second
 	limits.Command = cmd.Timeout
 	limits.Output = output
-	sb, err := v.backend.Start(ctx, sandbox.Spec{Dir: dir, Limits: limits, Owner: v.opts.Owner})
+	sb, err := v.backend.Start(ctx, sandbox.Spec{Dir: dir, Frozen: true, Limits: limits, Owner: v.opts.Owner})
 	if err != nil {
 		return sandbox.Result{}, fmt.Errorf("start a sandbox: %w", err)
 	}

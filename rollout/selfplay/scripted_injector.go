@@ -143,7 +143,7 @@ func (p *Planner) history(ctx context.Context, backend sandbox.Backend) error {
 		return fmt.Errorf("prepare a tree to plan in: %w", err)
 	}
 	defer tree.Release()
-	box, err := backend.Start(ctx, sandbox.Spec{Dir: tree.Dir, Owner: "planner"})
+	box, err := backend.Start(ctx, sandbox.Spec{Dir: tree.Dir, Frozen: true, Owner: "planner"})
 	if err != nil {
 		return fmt.Errorf("start a sandbox to plan in: %w", err)
 	}

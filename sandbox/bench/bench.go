@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -44,7 +43,7 @@ func (o Options) WithDefaults() Options {
 	for _, f := range []struct {
 		to *int
 		n  int
-	}{{&o.Rounds, 200}, {&o.Files, 2000}, {&o.Changed, 20}, {&o.Alive, 500}, {&o.Burst, 1000}, {&o.Hostile, 200}, {&o.Workers, runtime.NumCPU()}} {
+	}{{&o.Rounds, 200}, {&o.Files, 2000}, {&o.Changed, 20}, {&o.Alive, 2000}, {&o.Burst, 1000}, {&o.Hostile, 200}, {&o.Workers, runtime.NumCPU()}} {
 		if *f.to <= 0 {
 			*f.to = f.n
 		}
@@ -64,6 +63,8 @@ type Times struct {
 }
 
 // Report is a measurement. What failed to run is absent and named in Missing.
+// Plain figures are those of other tools for the same thing: bwrap, with all
+// namespaces but without limits, a filter or a user of its own, from a shell.
 type Report struct {
 	Backend string  `json:"backend"`
 	Cores   int     `json:"cores"`
@@ -74,26 +75,37 @@ type Report struct {
 	LoadAfter  float64 `json:"load_after"`
 	Busy       bool    `json:"busy"`
 
-	// Cold is create, run "true" and destroy; PlainCold the same by bwrap from a shell.
-	Cold          *Times  `json:"cold,omitempty"`
-	PlainCold     *Times  `json:"plain_bwrap,omitempty"`
-	PerSecond     float64 `json:"created_per_second,omitempty"`
-	Exec          *Times  `json:"live_exec,omitempty"` // bash -c true
-	ExecPerSecond float64 `json:"live_execs_per_second,omitempty"`
-	// Workspace is a fresh large workspace, Fork a snapshot of one and a sandbox on
-	// it, each without a command; PlainCopy is cp -a of the folder.
+	// Cold is create, run "true" and destroy; PerSecond how often Options.Workers
+	// side by side do it.
+	Cold           *Times  `json:"cold,omitempty"`
+	PlainCold      *Times  `json:"plain_bwrap,omitempty"`
+	PerSecond      float64 `json:"created_per_second,omitempty"`
+	PlainPerSecond float64 `json:"plain_bwrap_per_second,omitempty"`
+	Exec           *Times  `json:"live_exec,omitempty"` // bash -c true
+	ExecPerSecond  float64 `json:"live_execs_per_second,omitempty"`
+	// Workspace is a fresh large workspace of a folder that others have used
+	// before, Fork one of a sandbox with Options.Changed changes, each without a
+	// command; PlainCopy is cp -a of the folder.
 	Workspace *Times `json:"workspace,omitempty"`
 	Fork      *Times `json:"fork,omitempty"`
 	PlainCopy *Times `json:"plain_cp,omitempty"`
+	// Harvest of Options.Changed files; PlainDiff is diff -rN of the two folders.
 	Harvest   *Times `json:"harvest,omitempty"`
+	PlainDiff *Times `json:"plain_diff,omitempty"`
 	// AliveMiB is what each of Options.Alive idle sandboxes takes of the machine's
-	// available memory, the workspace of one small file included.
-	AliveMiB float64 `json:"alive_mib_each,omitempty"`
-	// BurstSeconds until Options.Burst sandboxes, asked for at once, have run "true".
-	BurstSeconds float64 `json:"burst_seconds,omitempty"`
-	// Death is from the end of a command's time until its tree of processes is dead.
-	Death   *Times   `json:"hostile_tree_death,omitempty"`
-	Missing []string `json:"missing,omitempty"`
+	// available memory, the workspace of one small file included. PlainAliveMiB is
+	// the same of bwraps with an idle cat.
+	AliveMiB      float64 `json:"alive_mib_each,omitempty"`
+	PlainAliveMiB float64 `json:"plain_bwrap_alive_mib_each,omitempty"`
+	// BurstSeconds until Options.Burst sandboxes, asked for at once, have run
+	// "true"; PlainBurstSeconds of a shell that starts as many bwraps at once.
+	BurstSeconds      float64 `json:"burst_seconds,omitempty"`
+	PlainBurstSeconds float64 `json:"plain_bwrap_burst_seconds,omitempty"`
+	// Death is from the end of a command's time until its tree of
+	// Options.Hostile processes is dead.
+	Death      *Times   `json:"hostile_tree_death,omitempty"`
+	PlainDeath *Times   `json:"plain_bwrap_tree_death,omitempty"`
+	Missing    []string `json:"missing,omitempty"`
 }
 
 type run struct {
@@ -122,8 +134,10 @@ func Run(ctx context.Context, b sandbox.Backend, o Options) (Report, error) {
 		name string
 		f    func() error
 	}{
-		{"cold", x.cold}, {"plain bwrap", x.plainCold}, {"rate", x.rate}, {"live exec", x.exec}, {"workspace", x.workspace},
-		{"fork", x.fork}, {"plain cp", x.plainCopy}, {"harvest", x.harvest}, {"alive", x.alive}, {"burst", x.burst}, {"hostile tree", x.death},
+		{"cold", x.cold}, {"plain bwrap", x.plainCold}, {"rate", x.rate}, {"plain bwrap rate", x.plainRate}, {"live exec", x.exec},
+		{"workspace", x.workspace}, {"fork", x.fork}, {"plain cp", x.plainCopy}, {"harvest", x.harvest}, {"plain diff", x.plainDiff},
+		{"alive", x.alive}, {"plain bwrap alive", x.plainAlive}, {"burst", x.burst}, {"plain bwrap burst", x.plainBurst},
+		{"hostile tree", x.death}, {"plain bwrap tree", x.plainDeath},
 	} {
 		err := part.f()
 		if ctx.Err() != nil {
@@ -137,11 +151,13 @@ func Run(ctx context.Context, b sandbox.Backend, o Options) (Report, error) {
 	return r, nil
 }
 
+func fileName(i int) string { return fmt.Sprintf("pkg%d/file%d.py", i/50, i) }
+
 // fill makes a folder of n files of 2 KiB, 50 a folder.
 func fill(dir string, n int) error {
 	text := []byte(strings.Repeat("x = 1  # a line of code\n", 85))
 	for i := range n {
-		name := filepath.Join(dir, fmt.Sprintf("pkg%d/file%d.py", i/50, i))
+		name := filepath.Join(dir, fileName(i))
 		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			return err
 		}
@@ -210,7 +226,7 @@ func (x *run) perSecond(f func(worker int) error) (float64, error) {
 }
 
 func (x *run) start(dir string) (sandbox.Sandbox, error) {
-	return x.b.Start(x.ctx, sandbox.Spec{Dir: dir, Owner: "ssr-sandbox-bench"})
+	return x.b.Start(x.ctx, sandbox.Spec{Dir: dir, Frozen: true, Owner: "ssr-sandbox-bench"})
 }
 
 func (x *run) must(s sandbox.Sandbox, args ...string) error {
@@ -231,13 +247,6 @@ func (x *run) episode(dir string) error {
 
 func (x *run) cold() (err error) {
 	x.r.Cold, err = x.rounds(x.o.Rounds, func(int) (time.Duration, error) { return 0, x.episode(x.small) })
-	return err
-}
-
-func (x *run) plainCold() (err error) {
-	x.r.PlainCold, err = x.rounds(x.o.Rounds, func(int) (time.Duration, error) {
-		return 0, exec.CommandContext(x.ctx, "sh", "-c", "exec bwrap --unshare-all --die-with-parent --ro-bind / / --proc /proc --dev /dev --bind \"$0\" \"$0\" true", x.small).Run()
-	})
 	return err
 }
 
@@ -273,23 +282,29 @@ func (x *run) workspace() (err error) {
 	return err
 }
 
-func (x *run) fork() error {
+// changed starts a sandbox on the large folder and changes some of its files.
+func (x *run) changed() (sandbox.Sandbox, error) {
 	s, err := x.start(x.large)
+	if err != nil {
+		return nil, err
+	}
+	for i := range x.o.Changed {
+		if err := s.WriteFile(x.ctx, fileName(i), []byte("changed\n"), 0o644); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+	}
+	return s, nil
+}
+
+func (x *run) fork() error {
+	s, err := x.changed()
 	if err != nil {
 		return err
 	}
 	defer s.Close()
 	x.r.Fork, err = x.rounds(max(1, x.o.Rounds/10), func(int) (time.Duration, error) {
-		dir, err := os.MkdirTemp("", "ssr-bench-")
-		if err != nil {
-			return 0, err
-		}
-		defer os.RemoveAll(dir)
 		begin := time.Now()
-		if err := s.Snapshot(x.ctx, dir); err != nil {
-			return 0, err
-		}
-		fork, err := x.start(dir)
+		fork, err := s.Fork(x.ctx)
 		took := time.Since(begin)
 		if err == nil {
 			err = fork.Close()
@@ -299,31 +314,12 @@ func (x *run) fork() error {
 	return err
 }
 
-func (x *run) plainCopy() (err error) {
-	x.r.PlainCopy, err = x.rounds(max(1, x.o.Rounds/10), func(int) (time.Duration, error) {
-		dir, err := os.MkdirTemp("", "ssr-bench-")
-		if err != nil {
-			return 0, err
-		}
-		defer os.RemoveAll(dir)
-		begin := time.Now()
-		err = exec.CommandContext(x.ctx, "cp", "-a", x.large, dir).Run()
-		return time.Since(begin), err
-	})
-	return err
-}
-
 func (x *run) harvest() error {
-	s, err := x.start(x.large)
+	s, err := x.changed()
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	for i := range x.o.Changed {
-		if err := s.WriteFile(x.ctx, fmt.Sprintf("pkg%d/file%d.py", i/50, i), []byte("changed\n"), 0o644); err != nil {
-			return err
-		}
-	}
 	x.r.Harvest, err = x.rounds(max(1, x.o.Rounds/10), func(int) (time.Duration, error) {
 		changes, err := s.Harvest(x.ctx)
 		if err == nil && len(changes) != x.o.Changed {
@@ -404,13 +400,15 @@ func (x *run) burst() error {
 	return err
 }
 
+// hostileTree is a tree of $0 processes that ignore signals; when its cat reads, it is up.
+const hostileTree = `trap "" TERM HUP INT; for ((i = 1; i < $0; i++)); do (trap "" TERM HUP INT; exec setsid sleep 1000) & done; cat`
+
 func (x *run) death() error {
-	s, err := x.b.Start(x.ctx, sandbox.Spec{Dir: x.small, Owner: "ssr-sandbox-bench", Limits: sandbox.Limits{Processes: 2 * x.o.Hostile}})
+	s, err := x.b.Start(x.ctx, sandbox.Spec{Dir: x.small, Frozen: true, Owner: "ssr-sandbox-bench", Limits: sandbox.Limits{Processes: 2 * x.o.Hostile}})
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	const script = `trap "" TERM HUP INT; for ((i = 1; i < $0; i++)); do (trap "" TERM HUP INT; exec setsid sleep 1000) & done; cat`
 	x.r.Death, err = x.rounds(max(1, x.o.Rounds/20), func(int) (time.Duration, error) {
 		ctx, cancel := context.WithCancel(x.ctx)
 		defer cancel()
@@ -418,7 +416,7 @@ func (x *run) death() error {
 		in, tree := io.Pipe()
 		defer in.Close()
 		go func() {
-			_, err := s.Exec(ctx, sandbox.Cmd{Args: []string{"bash", "-c", script, strconv.Itoa(x.o.Hostile)}, Stdin: in})
+			_, err := s.Exec(ctx, sandbox.Cmd{Args: []string{"bash", "-c", hostileTree, strconv.Itoa(x.o.Hostile)}, Stdin: in})
 			ended <- err
 		}()
 		go func() {

@@ -85,7 +85,12 @@ func (e *engine) newCell(ctx context.Context, spec local.CellSpec) (*cell, error
 		if c.conn != nil && len(c.conn.stderr) > 0 {
 			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(c.conn.stderr)))
 		}
-		c.Kill()
+		// No command has run in it. An engine finishes a start before it removes,
+		// which whoever has given up does not wait for.
+		e.removals.Go(c.Kill)
+		if ctx.Err() == nil {
+			<-c.exited
+		}
 		return nil, err
 	}
 	return c, nil

@@ -73,6 +73,7 @@ type engine struct {
 	opts     Options
 	socket   string
 	starting chan struct{} // bounds how many containers are made at once
+	removals sync.WaitGroup
 
 	mu     sync.Mutex
 	client *client // nil until the engine has answered
@@ -86,6 +87,7 @@ func (e *engine) Name() string { return "docker" }
 
 // Close implements local.Engine.
 func (e *engine) Close() error {
+	e.removals.Wait()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.client != nil {
@@ -305,6 +307,28 @@ func Look(ctx context.Context, host string) (sandbox.Capabilities, error) {
 	e := &engine{socket: socket}
 	defer e.Close()
 	return e.Capabilities(ctx)
+}
+
+// ImageSize asks an engine how many bytes an image takes, all its layers together.
+func ImageSize(ctx context.Context, host, image string) (int64, error) {
+	socket, err := findSocket(host)
+	if err != nil {
+		return 0, err
+	}
+	e := &engine{socket: socket}
+	defer e.Close()
+	c, err := e.connect(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var answer struct{ Size int64 }
+	if err := c.call(ctx, http.MethodGet, "/images/"+image+"/json", nil, nil, &answer); err != nil {
+		if hasStatus(err, http.StatusNotFound) {
+			err = fmt.Errorf("%w: %w", ErrNoImage, err)
+		}
+		return 0, fmt.Errorf("size of image %s: %w", image, err)
+	}
+	return answer.Size, nil
 }
 
 // Sweep implements local.Engine.

@@ -96,6 +96,45 @@ func TestCommandsEndAtTheirDeadline(t *testing.T) {
 	}
 }
 
+// Whoever gives up while a container is made does not wait for its removal, and
+// it is removed all the same.
+func TestCancelledWhileTheContainerIsMade(t *testing.T) {
+	f := newFakeEngine(t)
+	f.mute = true
+	removable := make(chan struct{})
+	f.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodDelete {
+			<-removable
+		}
+		return false
+	}
+	b := newFake(t, f, Options{})
+	s := startFake(t, b)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if r, err := s.Exec(ctx, sandbox.Cmd{Args: []string{"true"}}); err == nil {
+		t.Errorf("%+v", r)
+	}
+	if n := f.left(); n != 1 {
+		t.Errorf("%d containers, want the one that cannot be removed yet", n)
+	}
+	close(removable)
+	if err := errors.Join(s.Close(), b.Close()); err != nil || f.left() != 0 {
+		t.Errorf("%d containers are left (%v)", f.left(), err)
+	}
+}
+
+func TestImageSize(t *testing.T) {
+	f := newFakeEngine(t)
+	n, err := ImageSize(t.Context(), "unix://"+f.socket, "registry.test:5000/group/image:v1")
+	if err != nil || n != 123_456_789 {
+		t.Errorf("%d %v", n, err)
+	}
+	if _, err := ImageSize(t.Context(), "unix://"+f.socket, "missing"); !errors.Is(err, ErrNoImage) {
+		t.Errorf("%v", err)
+	}
+}
+
 // What breaks on the engine's side is an infrastructure failure with a name.
 func TestFaults(t *testing.T) {
 	answer := func(path string, status int, text string) func(f *fakeEngine) {

@@ -130,6 +130,10 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			"MemoryLimit": !f.noLimits, "PidsLimit": !f.noLimits, "SwapLimit": true, "SecurityOptions": []string{"name=seccomp,profile=default"},
 			"Runtimes": map[string]any{"runc": 1, "runsc": 1}, "ServerVersion": "fake",
 		})
+	case key == "GET /images/registry.test:5000/group/image:v1/json":
+		say(w, 200, map[string]any{"Id": "sha256:0", "Size": 123_456_789})
+	case strings.HasPrefix(key, "GET /images/"):
+		say(w, 404, message{"No such image"})
 	case key == "POST /containers/create":
 		f.create(w, r)
 	case key == "GET /containers/json":

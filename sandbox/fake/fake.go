@@ -33,6 +33,7 @@ const (
 	Upload   Op = "upload"
 	Download Op = "download"
 	Snapshot Op = "snapshot"
+	Fork     Op = "fork"
 	Harvest  Op = "harvest"
 	Close    Op = "close"
 	Sweep    Op = "sweep"
@@ -167,6 +168,11 @@ func (b *Backend) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 		}
 	}
 	s.base = maps.Clone(s.files)
+	return b.add(s)
+}
+
+// add makes a sandbox one of the living.
+func (b *Backend) add(s *Sandbox) (sandbox.Sandbox, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {

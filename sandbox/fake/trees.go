@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -178,6 +179,17 @@ func (s *Sandbox) Download(ctx context.Context, name string, w io.Writer) error 
 		}
 	}
 	return out.Close()
+}
+
+// Fork implements sandbox.Sandbox.
+func (s *Sandbox) Fork(ctx context.Context) (sandbox.Sandbox, error) {
+	if _, err := s.strike(ctx, Fork); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	files, base := maps.Clone(s.files), s.base
+	s.mu.Unlock()
+	return s.backend.add(&Sandbox{Spec: s.Spec, backend: s.backend, files: files, base: base, done: make(chan struct{})})
 }
 
 // Snapshot implements sandbox.Sandbox.

@@ -55,18 +55,27 @@ func (b Bounds) withDefaults() Bounds {
 // and a folder beyond the bounds is a Change with Skipped set; when the count of entries is
 // exceeded, the last change has the path "." and deletions are not reported.
 func (b *Base) Changes(ctx context.Context, dir string, bounds Bounds) ([]sandbox.Change, error) {
-	w := walker{ctx: ctx, base: b, bounds: bounds.withDefaults(), seen: map[string]bool{}}
 	fd, err := OpenDir(unix.AT_FDCWD, dir)
 	if err != nil {
 		return nil, &fs.PathError{Op: "harvest", Path: dir, Err: err}
 	}
-	err = w.folder(fd, "", 0)
+	w := newWalker(ctx, b, bounds)
+	return w.finish(w.folder(fd, "", 0), func(string) bool { return true })
+}
+
+func newWalker(ctx context.Context, b *Base, bounds Bounds) *walker {
+	return &walker{ctx: ctx, base: b, bounds: bounds.withDefaults(), seen: map[string]bool{}}
+}
+
+// finish adds the deletions, of those paths that the walk has looked for, and
+// sorts. err is how the walk ended.
+func (w *walker) finish(err error, looked func(path string) bool) ([]sandbox.Change, error) {
 	if err != nil && !errors.Is(err, errTooMany) {
 		return nil, err
 	}
 	if err == nil {
-		for path := range b.entries {
-			if !w.seen[path] && !inGit(path) && !w.unseen(path) {
+		for path := range w.base.entries {
+			if !w.seen[path] && !inGit(path) && looked(path) && !w.unseen(path) {
 				w.add(sandbox.Change{Path: path, Deleted: true})
 			}
 		}
@@ -105,10 +114,15 @@ func (w *walker) add(c sandbox.Change) { w.changes = append(w.changes, c) }
 
 // folder walks an open folder and closes it.
 func (w *walker) folder(fd int, rel string, depth int) error {
-	f := os.NewFile(uintptr(fd), rel)
-	defer f.Close()
+	return w.names(fd, rel, func(name, path string) error { return w.entry(fd, name, path, depth) })
+}
+
+// names calls f for what is in an open folder, and closes the folder.
+func (w *walker) names(fd int, rel string, f func(name, path string) error) error {
+	dir := os.NewFile(uintptr(fd), rel)
+	defer dir.Close()
 	for {
-		names, err := f.Readdirnames(1024)
+		names, err := dir.Readdirnames(1024)
 		for _, name := range names {
 			if w.visited++; w.visited > w.bounds.Entries {
 				return errTooMany
@@ -123,7 +137,7 @@ func (w *walker) folder(fd int, rel string, depth int) error {
 			if rel != "" {
 				path = rel + "/" + name
 			}
-			if err := w.entry(fd, name, path, depth); err != nil {
+			if err := f(name, path); err != nil {
 				return err
 			}
 		}
@@ -139,22 +153,14 @@ func (w *walker) folder(fd int, rel string, depth int) error {
 func (w *walker) entry(dir int, name, path string, depth int) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return &fs.PathError{Op: "harvest", Path: path, Err: err}
+		w.skip(path, "unreadable: "+err.Error())
+		return nil
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		if depth+1 >= w.bounds.Depth {
-			w.opaque = append(w.opaque, path+"/")
-			w.add(sandbox.Change{Path: path, Skipped: "too deep"})
-			return nil
+		if fd := w.open(dir, name, path, depth); fd >= 0 {
+			return w.folder(fd, path, depth+1)
 		}
-		fd, err := OpenDir(dir, name)
-		if err != nil {
-			w.opaque = append(w.opaque, path+"/")
-			w.add(sandbox.Change{Path: path, Skipped: "unreadable folder"})
-			return nil
-		}
-		return w.folder(fd, path, depth+1)
 	case unix.S_IFREG:
 		w.file(dir, name, path, &st)
 	case unix.S_IFLNK:
@@ -167,6 +173,21 @@ func (w *walker) entry(dir int, name, path string, depth int) error {
 		w.skip(path, "device")
 	}
 	return nil
+}
+
+// open opens a folder, or says why it is not entered and returns -1.
+func (w *walker) open(dir int, name, path string, depth int) int {
+	why := "too deep"
+	if depth+1 < w.bounds.Depth {
+		fd, err := OpenDir(dir, name)
+		if err == nil {
+			return fd
+		}
+		why = "unreadable folder"
+	}
+	w.opaque = append(w.opaque, path+"/")
+	w.add(sandbox.Change{Path: path, Skipped: why})
+	return -1
 }
 
 // skip reports an entry that is there but not read: it is not a deletion either.

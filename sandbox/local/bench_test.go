@@ -49,11 +49,16 @@ func (p phases) report(b *testing.B) {
 
 // An episode without its commands: create, one "true", harvest, close.
 func BenchmarkEpisode(b *testing.B) {
-	dir, backend := repository(b), newBackend(b)
+	b.Run("overlay", func(b *testing.B) { benchmarkEpisode(b, Options{}) })
+	b.Run("copy", func(b *testing.B) { benchmarkEpisode(b, Options{Copy: true}) })
+}
+
+func benchmarkEpisode(b *testing.B, opts Options) {
+	dir, backend := repository(b), newBackendWith(b, opts)
 	p := phases{}
 	for b.Loop() {
 		begin := time.Now()
-		x, err := backend.Start(b.Context(), sandbox.Spec{Dir: dir})
+		x, err := backend.Start(b.Context(), sandbox.Spec{Dir: dir, Frozen: true})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -28,6 +28,9 @@ type box struct {
 	limits  sandbox.Limits
 	env     map[string]string
 	base    *harvest.Base
+	lower   *lower // what lies below an overlay
+	layer   *layer // nil where the workspace is a copy of its own
+	userns  int    // maps the owner of lower's files, -1 without an overlay
 	expires time.Time
 
 	busy    sync.Mutex // held while a method works; Close waits for it
@@ -40,8 +43,72 @@ type box struct {
 	closing error
 }
 
-// populate fills the slot.
-func (x *box) populate() error {
+// tree names the workspace for this process.
+func (x *box) tree() string {
+	if x.layer != nil {
+		return x.layer.path()
+	}
+	return x.slot.workspace()
+}
+
+// root opens the workspace.
+func (x *box) root(what string) (*os.Root, error) {
+	root, err := os.OpenRoot(x.tree())
+	if err != nil {
+		return nil, infra(what, err)
+	}
+	return root, nil
+}
+
+// populate fills the slot, for a fork of what from has.
+func (x *box) populate(ctx context.Context, from *box) error {
+	var err error
+	if o := x.backend.overlays; o != nil {
+		err = x.overlay(ctx, o, from)
+	} else {
+		err = x.fill(ctx, from)
+	}
+	if err != nil {
+		return err
+	}
+	x.disk = x.usage()
+	x.fresh = x.disk
+	if from != nil {
+		x.fresh = from.fresh // what it has grown by counts on
+	}
+	return nil
+}
+
+// overlay makes the workspace an overlay over a copy of its source.
+func (x *box) overlay(ctx context.Context, o *overlays, from *box) error {
+	var err error
+	if x.userns < 0 {
+		if x.userns, err = o.userNamespace(x.slot.number); err != nil {
+			return err
+		}
+	}
+	if from != nil {
+		x.lower = from.lower
+		x.backend.lowers.share(x.lower)
+	} else if x.lower, err = x.backend.lowers.of(x.spec); err != nil {
+		return err
+	}
+	x.base = x.lower.base
+	uid, gid := x.uid()
+	var fill func(*layer) error
+	if from != nil {
+		fill = func(l *layer) error {
+			return from.layer.copyTo(ctx, l, harvest.Owner{UID: uid, GID: gid}, from.bounds())
+		}
+	}
+	x.layer, err = o.mount(overlaySpec{
+		dir: x.slot.dir, lower: x.lower.dir, userns: x.userns, uid: uid, gid: gid, disk: x.limits.Disk,
+	}, fill)
+	return err
+}
+
+// fill makes the workspace a copy of its source, or of another's workspace.
+func (x *box) fill(ctx context.Context, from *box) error {
 	uid, gid := x.uid()
 	keep := harvest.Keep
 	if x.backend.root {
@@ -64,13 +131,33 @@ func (x *box) populate() error {
 			}
 		}
 	}
-	var err error
-	if x.base, err = harvest.Copy(x.spec.Dir, x.slot.workspace(), keep); err != nil {
-		return err
+	if from != nil {
+		x.base = from.base
+		root, err := x.root("fork")
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		return duplicate(ctx, from, root, keep)
 	}
-	x.fresh = x.usage()
-	x.disk = x.fresh
-	return nil
+	var err error
+	x.base, err = harvest.Copy(x.spec.Dir, x.slot.workspace(), keep)
+	return err
+}
+
+// release takes down what populate has made, in part or whole.
+func (x *box) release() error {
+	if x.layer != nil {
+		x.layer.close()
+	}
+	if x.lower != nil {
+		x.backend.lowers.giveBack(x.lower)
+	}
+	err := x.slot.release()
+	if x.userns >= 0 {
+		x.backend.userns.put(x.slot.number, x.userns)
+	}
+	return err
 }
 
 // uid is the sandbox's user on the host.
@@ -107,7 +194,7 @@ func (x *box) Close() error {
 		if x.group != nil {
 			x.group.remove()
 		}
-		if err := x.slot.release(); err != nil {
+		if err := x.release(); err != nil {
 			x.closing = infra("close", err)
 		}
 		x.backend.forget(x)
@@ -122,9 +209,9 @@ func (x *box) ReadFile(ctx context.Context, name string, limit int64) ([]byte, e
 		return nil, err
 	}
 	defer end()
-	root, err := os.OpenRoot(x.slot.workspace())
+	root, err := x.root("read file")
 	if err != nil {
-		return nil, infra("read file", err)
+		return nil, err
 	}
 	defer root.Close()
 	// Non-blocking: opening a FIFO must not wait for a writer.
@@ -150,9 +237,9 @@ func (x *box) WriteFile(ctx context.Context, name string, data []byte, mode uint
 		return err
 	}
 	defer end()
-	root, err := os.OpenRoot(x.slot.workspace())
+	root, err := x.root("write file")
 	if err != nil {
-		return infra("write file", err)
+		return err
 	}
 	defer root.Close()
 	name = local(name)
@@ -209,7 +296,12 @@ func (x *box) Harvest(ctx context.Context) ([]sandbox.Change, error) {
 		return nil, err
 	}
 	defer end()
-	changes, err := x.base.Changes(ctx, x.slot.workspace(), x.backend.opts.Bounds)
+	var changes []sandbox.Change
+	if x.layer != nil {
+		changes, err = x.layer.changes(ctx, x.base, x.backend.opts.Bounds)
+	} else {
+		changes, err = x.base.Changes(ctx, x.tree(), x.backend.opts.Bounds)
+	}
 	if err != nil && ctx.Err() == nil {
 		return nil, infra("harvest", err)
 	}

@@ -34,8 +34,8 @@ type cell struct {
 // startTimeout bounds how long bubblewrap may take to set up a cell.
 const startTimeout = 20 * time.Second
 
-// newCell starts a cell for a slot. group may be nil.
-func (b *Backend) newCell(ctx context.Context, s slot, cred *syscall.Credential, g *group) (*cell, error) {
+// newCell starts a cell for a sandbox.
+func (b *Backend) newCell(ctx context.Context, x *box, cred *syscall.Credential) (*cell, error) {
 	select {
 	case b.starting <- struct{}{}:
 		defer func() { <-b.starting }()
@@ -59,7 +59,7 @@ func (b *Backend) newCell(ctx context.Context, s slot, cred *syscall.Credential,
 		return nil, infra("socket pair", err)
 	}
 	c := &cell{conn: conn.(*net.UnixConn), exited: make(chan struct{})}
-	if err := c.start(ctx, b, s, theirs, cred, g); err != nil {
+	if err := c.start(ctx, x, theirs, cred); err != nil {
 		c.conn.Close()
 		return nil, err
 	}
@@ -69,7 +69,8 @@ func (b *Backend) newCell(ctx context.Context, s slot, cred *syscall.Credential,
 	return c, nil
 }
 
-func (c *cell) start(ctx context.Context, b *Backend, s slot, theirs *os.File, cred *syscall.Credential, g *group) error {
+func (c *cell) start(ctx context.Context, x *box, theirs *os.File, cred *syscall.Credential) error {
+	b := x.backend
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return infra("start bubblewrap", err)
@@ -86,7 +87,7 @@ func (c *cell) start(ctx context.Context, b *Backend, s slot, theirs *os.File, c
 	}
 	defer program.Close()
 
-	argv := b.bwrapArgs(s)
+	argv := b.bwrapArgs(x.slot)
 	if !slices.Contains(b.opts.Allow, "syscalls") {
 		argv = append(argv, "--seccomp", "4")
 	}
@@ -94,16 +95,21 @@ func (c *cell) start(ctx context.Context, b *Backend, s slot, theirs *os.File, c
 	// No parent-death signal yet: it would kill bubblewrap while its child waits
 	// to be let go, for ever. Bubblewrap asks for the signal before it lets it go;
 	// when the trainer has died by then, the first process finds its channel closed.
+	namespace := -1
+	if x.layer != nil {
+		namespace = x.layer.namespace
+	}
 	c.bwrap, err = b.spawn.start(argv, &os.ProcAttr{
 		Dir: "/", Env: []string{},
 		Files: []*os.File{null, null, complaints, theirs, program},
 		Sys:   &syscall.SysProcAttr{Setsid: true, Credential: cred},
-	}, g)
+	}, x.group, namespace)
 	if err != nil {
 		return infra("start bubblewrap", err)
 	}
 	theirs.Close() // so that the read below ends when bubblewrap does
 	go func() {
+		awaitEnd(c.bwrap.Pid)
 		c.bwrap.Wait()
 		close(c.exited)
 	}()
@@ -126,6 +132,23 @@ func (c *cell) start(ctx context.Context, b *Backend, s slot, theirs *os.File, c
 		err = explain(said)
 	}
 	return infra("start bubblewrap", err)
+}
+
+// awaitEnd waits for a child's end as far as that needs no thread, which
+// os.Process.Wait keeps as long as the child lives. It may return early.
+func awaitEnd(pid int) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return
+	}
+	f := os.NewFile(uintptr(fd), "process")
+	defer f.Close()
+	if conn, err := f.SyscallConn(); err == nil {
+		_ = conn.Read(func(fd uintptr) bool {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			return n != 0 || err != nil
+		})
+	}
 }
 
 // hello waits for the first process and returns its pid on the host.

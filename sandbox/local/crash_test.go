@@ -45,7 +45,7 @@ func TestCrashHelper(t *testing.T) {
 		script := "mkdir -p d/e; chmod 000 d/e d; (setsid sleep $0 &); trap '' TERM; touch up; sleep $0; sleep $0"
 		go x.Exec(t.Context(), sandbox.Cmd{Args: []string{"bash", "-c", script, os.Getenv("MARK")}})
 		for {
-			if _, err := os.Stat(filepath.Join(x.(*box).slot.workspace(), "up")); err == nil {
+			if _, err := os.Stat(x.(*box).tree() + "/up"); err == nil {
 				break
 			}
 			time.Sleep(5 * time.Millisecond)
@@ -143,7 +143,7 @@ func TestNotRoot(t *testing.T) {
 	copyFile(t, os.Args[0], binary)
 	cmd := exec.Command(binary, "-test.v", "-test.run", os.Getenv(nonRootVariable))
 	if os.Getenv(nonRootVariable) == "" {
-		cmd.Args[len(cmd.Args)-1] = "^TestSuite$/^(Exec|Limits|Escape|Harvest|Life)$/(streams|^processes$|^memory$|privileges|hostile|close)"
+		cmd.Args[len(cmd.Args)-1] = "^TestSuite$/^(Exec|Limits|Escape|Harvest|Life)$/(streams|^processes$|^memory$|^disk|privileges|hostile|close)"
 	}
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + dir, "HOME=" + dir}

@@ -163,7 +163,7 @@ func (x *box) newCell(ctx context.Context) (Cell, error) {
 		if b.root {
 			cred = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), Groups: []uint32{}}
 		}
-		return b.newCell(ctx, x.slot, cred, x.group)
+		return b.newCell(ctx, x, cred)
 	}
 	spec := CellSpec{
 		State: b.opts.StateDir, Slot: x.slot.number, Dir: x.slot.dir, Workspace: x.slot.workspace(), Tmp: x.slot.tmp(),

@@ -52,6 +52,8 @@ type Options struct {
 	// in all of them is killed before it runs anything. "syscalls" also leaves
 	// out the filter.
 	Allow []string
+	// Copy makes every workspace a copy, also where the kernel can make overlays.
+	Copy bool
 	// Engine makes the cells in place of bubblewrap; nil is bubblewrap. Bwrap and
 	// Root are then void.
 	Engine Engine
@@ -82,7 +84,7 @@ type Backend struct {
 	opts  Options
 	self  owner
 	root  bool // sandboxes get a uid each
-	spawn *spawner
+	spawn spawner
 
 	rootfs        string   // see prepareRoot
 	shown         []string // see Options.shown
@@ -90,6 +92,11 @@ type Backend struct {
 	filter        []byte   // of system calls
 	groups        *cgroups
 	starting      chan struct{} // bounds how many bubblewraps set up at once
+
+	overlays *overlays // nil where workspaces are copies, for the reason of
+	copied   error
+	lowers   *lowers
+	userns   *userNamespaces
 
 	mu     sync.Mutex
 	live   map[*box]struct{}
@@ -144,7 +151,7 @@ func New(opts Options) (*Backend, error) {
 		starting: make(chan struct{}, 4*runtime.NumCPU()),
 	}
 	if opts.Engine != nil {
-		return b, nil
+		return b, nil // which sees this machine's mounts only
 	}
 	b.groups = findCgroups(state)
 	if b.shown, err = opts.shown(); err != nil {
@@ -154,8 +161,33 @@ func New(opts Options) (*Backend, error) {
 		return nil, infra("prepare the sandboxes' root folder", err)
 	}
 	b.disableUserns = bwrapKnows(opts.Bwrap, "--disable-userns")
-	b.spawn = newSpawner()
+	b.spawn = spawner{newThread(), -1}
+	switch {
+	case opts.Copy:
+		b.copied = errors.New("by configuration")
+	case b.groups.parent["memory"] == "":
+		b.copied = errors.New("no writable memory control group bounds a file system in memory")
+	default:
+		b.overlays, b.copied = newOverlays(state, b.rootfs+pid1Path, opts.FirstUID, b.needed())
+	}
+	if b.overlays != nil {
+		b.spawn.home = b.overlays.host
+		b.lowers = &lowers{state: state, known: map[string]*lower{}}
+		b.userns = &userNamespaces{}
+	}
 	return b, nil
+}
+
+// needed are the places of this machine that bubblewrap uses.
+func (b *Backend) needed() []string {
+	all := []string{"/dev", "/proc", "/etc", b.opts.Bwrap}
+	for _, name := range systemFolders {
+		all = append(all, "/"+name)
+	}
+	for _, name := range b.shown {
+		all = append(all, filepath.Join(b.opts.Root, name))
+	}
+	return append(all, b.opts.ReadOnly...)
 }
 
 func findBwrap(name string) (string, error) {
@@ -207,8 +239,7 @@ func infra(what string, err error) error {
 	return fmt.Errorf("%w: %s: %w", sandbox.ErrInfrastructure, what, err)
 }
 
-// Start makes a sandbox: a private copy of spec.Dir and a uid of its own.
-// Nothing runs yet.
+// Start makes a sandbox: a workspace and a uid of its own. Nothing runs yet.
 func (b *Backend) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -218,34 +249,46 @@ func (b *Backend) Start(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 	} else if !info.IsDir() {
 		return nil, fmt.Errorf("start: workspace source %s is not a folder", spec.Dir)
 	}
+	return b.start(ctx, spec, nil)
+}
+
+// start makes a sandbox, a fork of another where that is not nil.
+func (b *Backend) start(ctx context.Context, spec sandbox.Spec, from *box) (sandbox.Sandbox, error) {
 	o := b.self
 	o.Label, o.Created = spec.Owner, time.Now().UTC()
 	first, count := b.opts.FirstUID, b.opts.UIDs
 	if !b.root {
 		first, count = 1, slots
 	}
-	s, err := takeSlot(b.opts.StateDir, o, first, count, rand.IntN(count))
+	wanted, userns := first+rand.IntN(count), -1
+	if b.overlays != nil {
+		wanted, userns = b.userns.take(wanted)
+	}
+	s, err := takeSlot(b.opts.StateDir, o, first, count, wanted-first)
+	if userns >= 0 && s.number != wanted {
+		unix.Close(userns)
+		userns = -1
+	}
 	if err != nil {
 		return nil, infra("start", err)
 	}
 	x := &box{
 		backend: b,
 		slot:    s,
+		userns:  userns,
 		spec:    spec,
 		limits:  spec.Limits.WithDefaults(),
 		env:     sandbox.Environ(spec.Env),
 		done:    make(chan struct{}),
 	}
-	if err := x.populate(); err != nil {
-		s.release()
-		return nil, infra("start", err)
+	if err := x.populate(ctx, from); err != nil {
+		return nil, infra("start", errors.Join(err, x.release()))
 	}
 	x.expires = time.Now().Add(x.limits.Lifetime)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		s.release()
-		return nil, fmt.Errorf("start: %w", os.ErrClosed)
+		return nil, fmt.Errorf("start: %w", errors.Join(os.ErrClosed, x.release()))
 	}
 	b.live[x] = struct{}{}
 	return x, nil
@@ -268,6 +311,11 @@ func (b *Backend) Close() error {
 		return errors.Join(append(errs, b.opts.Engine.Close())...)
 	}
 	b.spawn.close()
+	if b.overlays != nil {
+		b.overlays.close()
+		b.userns.close()
+		b.lowers.close()
+	}
 	b.groups.close()
 	return errors.Join(errs...)
 }

@@ -80,10 +80,18 @@ func (b *Backend) capabilities() sandbox.Capabilities {
 			"process tree":   "pid namespace, killed and reaped after each command; parent-death signal",
 		},
 	}
-	if inMemory(b.opts.StateDir) && (b.groups.parent["memory"] != "" || b.opts.Engine != nil) {
+	switch {
+	case b.overlays != nil:
+		c.Enforced["filesystem"] += ", an overlay over a read-only copy"
+		c.Enforced["disk"] = "size of the sandbox's own file system in memory; a command that fills it is killed"
+		c.Enforced["unlinked files"] = "they take room in that file system"
+	case inMemory(b.opts.StateDir) && (b.groups.parent["memory"] != "" || b.opts.Engine != nil):
 		c.Enforced["unlinked files"] = "workspaces are in memory, which the memory limit covers"
-	} else {
+	default:
 		c.Notes = append(c.Notes, "files that a command deletes and keeps open do not count as disk: only a state folder in memory (/dev/shm with 2 GiB free) with a memory control group bounds them together")
+	}
+	if b.copied != nil {
+		c.Notes = append(c.Notes, fmt.Sprintf("workspaces are copies and no overlays: %v", b.copied))
 	}
 	if !b.root {
 		c.Enforced["user"] = "the trainer's own uid, in a user namespace without capabilities"

@@ -6,78 +6,111 @@ import (
 	"os"
 	"runtime"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
-// spawner starts processes from one OS thread that lives as long as the
-// backend. A parent-death signal fires when the creating thread ends, not the
-// process (golang/go#27505), so a sandbox must not be started from a thread
-// that the Go runtime may retire.
-type spawner struct {
-	requests chan spawn
-	done     chan struct{}
-	stop     sync.Once
+// thread runs functions, one after the other, on an OS thread of its own that
+// lives until it is closed and whose mount namespace may differ from the other
+// threads'.
+type thread struct {
+	work chan func()
+	done chan struct{}
+	stop sync.Once
 }
 
-type spawn struct {
-	argv  []string
-	attr  *os.ProcAttr
-	group *group
-	reply chan<- spawned
+func newThread() *thread {
+	t := &thread{work: make(chan func()), done: make(chan struct{})}
+	go t.loop()
+	return t
 }
 
-type spawned struct {
-	proc *os.Process
-	err  error
+func (t *thread) loop() {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The first thread is what /proc/self means to all others. While we hold it,
+		// the loop begins on another.
+		begun := make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			close(begun)
+			t.serve()
+		}()
+		<-begun
+		runtime.UnlockOSThread()
+		return
+	}
+	t.serve()
 }
 
-func newSpawner() *spawner {
-	s := &spawner{requests: make(chan spawn), done: make(chan struct{})}
-	go s.loop()
-	return s
-}
-
-func (s *spawner) loop() {
-	runtime.LockOSThread() // and never unlocked: the thread ends with the loop
+// serve runs on a locked thread, which ends with it.
+func (t *thread) serve() {
+	// A mount namespace is changed only by a thread whose folders are its own.
+	_ = unix.Unshare(unix.CLONE_FS)
 	for {
 		select {
-		case r := <-s.requests:
-			r.reply <- r.run()
-		case <-s.done:
+		case f := <-t.work:
+			f()
+		case <-t.done:
 			return
 		}
 	}
 }
 
-func (r spawn) run() spawned {
-	folder, err := r.group.folder()
-	if err != nil {
-		return spawned{nil, err}
-	}
-	if folder != nil {
-		defer folder.Close()
-		r.attr.Sys.UseCgroupFD, r.attr.Sys.CgroupFD = true, int(folder.Fd())
-	}
-	leave, err := r.group.enter()
-	if err != nil {
-		return spawned{nil, err}
-	}
-	defer leave()
-	p, err := os.StartProcess(r.argv[0], r.argv, r.attr)
-	return spawned{p, err}
-}
-
-// start runs argv[0], a path, in a control group, which may be nil. The program
-// asks for its parent-death signal itself.
-func (s *spawner) start(argv []string, attr *os.ProcAttr, g *group) (*os.Process, error) {
-	reply := make(chan spawned, 1)
+// do runs f and returns its error.
+func (t *thread) do(f func() error) error {
+	var err error
+	ran := make(chan struct{})
 	select {
-	case s.requests <- spawn{argv, attr, g, reply}:
-		r := <-reply
-		return r.proc, r.err
-	case <-s.done:
-		return nil, os.ErrClosed
+	case t.work <- func() { err = f(); close(ran) }:
+		<-ran
+		return err
+	case <-t.done:
+		return os.ErrClosed
 	}
 }
 
-// close ends the thread; processes that it started and that live die with it.
-func (s *spawner) close() { s.stop.Do(func() { close(s.done) }) }
+func (t *thread) close() { t.stop.Do(func() { close(t.done) }) }
+
+// spawner starts processes from one thread. A parent-death signal fires when
+// the creating thread ends, not the process (golang/go#27505), so a sandbox must
+// not be started from a thread that the Go runtime may retire; with the
+// spawner's, its processes die.
+type spawner struct {
+	*thread
+	home int // the thread's own mount namespace, -1 where it never leaves it
+}
+
+// start runs argv[0], a path, in a control group, which may be nil, and in a
+// mount namespace, unless that is -1. The program asks for its parent-death
+// signal itself.
+func (s spawner) start(argv []string, attr *os.ProcAttr, g *group, namespace int) (p *os.Process, err error) {
+	err = s.do(func() error {
+		folder, err := g.folder()
+		if err != nil {
+			return err
+		}
+		if folder != nil {
+			defer folder.Close()
+			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(folder.Fd())
+		}
+		leave, err := g.enter()
+		if err != nil {
+			return err
+		}
+		defer leave()
+		if s.home >= 0 {
+			// Whatever the last start left behind, this one begins where it should.
+			if namespace < 0 {
+				namespace = s.home
+			}
+			if err := unix.Setns(namespace, unix.CLONE_NEWNS); err != nil {
+				return os.NewSyscallError("setns", err)
+			}
+			defer unix.Setns(s.home, unix.CLONE_NEWNS)
+		}
+		p, err = os.StartProcess(argv[0], argv, attr)
+		return err
+	})
+	return p, err
+}

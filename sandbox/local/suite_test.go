@@ -22,6 +22,18 @@ func TestSuite(t *testing.T) {
 	}})
 }
 
+// What touches files, again where workspaces are copies.
+func TestSuiteOnCopies(t *testing.T) {
+	sandboxtest.Run(t, sandboxtest.Config{
+		New: func(t testing.TB) sandbox.Backend {
+			b := newBackendWith(t, Options{Copy: true})
+			t.Cleanup(func() { nothingLeft(t, b) })
+			return b
+		},
+		Only: []string{"Files", "Trees", "Harvest", "Life"},
+	})
+}
+
 // nothingLeft checks a closed backend's state folder and control groups. It is
 // registered before the suite closes the backend, so it runs after.
 func nothingLeft(t testing.TB, b *Backend) {

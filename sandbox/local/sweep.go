@@ -73,9 +73,9 @@ func (b *Backend) Sweep(ctx context.Context) (int, error) {
 			n++
 			continue
 		}
-		// Half-made and half-removed folders carry their maker's pid in the name.
+		// Half-made and half-removed folders and copies carry their maker's pid in the name.
 		part := strings.Split(e.Name(), "-")
-		if len(part) < 3 || part[0] != "new" && part[0] != "old" {
+		if len(part) < 3 || part[0] != "new" && part[0] != "old" && part[0] != "lower" {
 			continue
 		}
 		if pid, err := strconv.Atoi(part[1]); err == nil {

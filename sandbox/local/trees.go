@@ -24,9 +24,9 @@ func (x *box) List(ctx context.Context, name string) ([]sandbox.Entry, error) {
 		return nil, err
 	}
 	defer end()
-	root, err := os.OpenRoot(x.slot.workspace())
+	root, err := x.root("list")
 	if err != nil {
-		return nil, infra("list", err)
+		return nil, err
 	}
 	defer root.Close()
 	// Without O_DIRECTORY a pipe of that name would be opened.
@@ -64,9 +64,9 @@ func (x *box) Upload(ctx context.Context, name string, tar io.Reader) error {
 		return err
 	}
 	defer end()
-	root, err := os.OpenRoot(x.slot.workspace())
+	root, err := x.root("upload")
 	if err != nil {
-		return infra("upload", err)
+		return err
 	}
 	defer root.Close()
 	owner := harvest.Keep
@@ -87,7 +87,7 @@ func (x *box) Download(ctx context.Context, name string, tar io.Writer) error {
 		return err
 	}
 	defer end()
-	if err := harvest.Pack(ctx, x.slot.workspace(), local(name), tar, x.bounds()); err != nil {
+	if err := harvest.Pack(ctx, x.tree(), local(name), tar, x.bounds()); err != nil {
 		return fmt.Errorf("download: %w", err)
 	}
 	return nil
@@ -111,17 +111,32 @@ func (x *box) Snapshot(ctx context.Context, dir string) error {
 		return fmt.Errorf("snapshot: %w", err)
 	}
 	defer root.Close()
+	if err := duplicate(ctx, x, root, harvest.Keep); err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	return nil
+}
+
+// Fork implements sandbox.Sandbox.
+func (x *box) Fork(ctx context.Context) (sandbox.Sandbox, error) {
+	end, err := x.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	return x.backend.start(ctx, x.spec, x)
+}
+
+// duplicate writes a sandbox's workspace into an empty folder.
+func duplicate(ctx context.Context, from *box, root *os.Root, owner harvest.Owner) error {
 	r, w := io.Pipe()
 	packed := make(chan struct{})
 	go func() {
 		defer close(packed)
-		w.CloseWithError(harvest.Pack(ctx, x.slot.workspace(), ".", w, x.bounds()))
+		w.CloseWithError(harvest.Pack(ctx, from.tree(), ".", w, from.bounds()))
 	}()
-	err = harvest.Unpack(ctx, r, root, ".", harvest.Keep, x.bounds())
+	err := harvest.Unpack(ctx, r, root, ".", owner, from.bounds())
 	r.CloseWithError(err) // so that the packer ends
 	<-packed
-	if err != nil {
-		return fmt.Errorf("snapshot: %w", err)
-	}
-	return nil
+	return err
 }

@@ -113,6 +113,9 @@ func (w *watcher) stop() consumption {
 // usage is how many bytes the workspace and /tmp take on disk. Processes may
 // be writing meanwhile.
 func (x *box) usage() int64 {
+	if x.layer != nil {
+		return x.layer.usage()
+	}
 	return diskUsage(unix.AT_FDCWD, x.slot.workspace(), 0) + diskUsage(unix.AT_FDCWD, x.slot.tmp(), 0)
 }
 

@@ -22,6 +22,10 @@ func Program() []byte { return program }
 // StreamArgument makes the program serve a Stream on its stdin and stdout.
 const StreamArgument = "stream"
 
+// UserNamespaceArgument makes the program make a user namespace and end. Until
+// it is reaped, its parent can fill in the namespace's maps and open it.
+const UserNamespaceArgument = "user-namespace"
+
 // Limit is one resource limit of the command's processes.
 type Limit struct {
 	Resource   int

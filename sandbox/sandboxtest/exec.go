@@ -117,6 +117,7 @@ git init -q . && git add -A && git commit -qm first && git log --format=%an,%aI`
 	}},
 	{"deadline", "", func(t *env) {
 		s := t.start(nil, sandbox.Limits{})
+		t.must(s, "true") // the bounds below are the commands', not the making's
 		for name, script := range map[string]string{
 			"sleeps":          "sleep MARK",
 			"ignores signals": "trap '' TERM INT HUP QUIT; while :; do sleep MARK; done",
@@ -156,6 +157,7 @@ git init -q . && git add -A && git commit -qm first && git log --format=%an,%aI`
 	}},
 	{"cancelled", "", func(t *env) {
 		s := t.start(nil, sandbox.Limits{})
+		t.must(s, "true")
 		mark := marker()
 		t.within(5*time.Second, func() {
 			_, err := s.Exec(cancelled(t.Context(), 200*time.Millisecond), sandbox.Cmd{Args: []string{"sleep", mark}})

@@ -26,7 +26,12 @@ type Config struct {
 	// Unenforced lists protections (keys of Capabilities.Enforced) that the
 	// backend cannot give here; their tests are skipped, by name.
 	Unenforced []string
+	// Only names the groups to run (Exec, Limits, … and the families of hostile
+	// programs); nil is all.
+	Only []string
 }
+
+func (c Config) wants(group string) bool { return c.Only == nil || slices.Contains(c.Only, group) }
 
 // Run runs the suite.
 func Run(t *testing.T, c Config) {
@@ -37,6 +42,9 @@ func Run(t *testing.T, c Config) {
 		{"Exec", execTests}, {"Limits", limitTests}, {"Escape", escapeTests},
 		{"Files", fileTests}, {"Trees", slices.Concat(treeTests, packTests)}, {"Harvest", harvestTests}, {"Life", lifeTests},
 	} {
+		if !c.wants(group.name) {
+			continue
+		}
 		t.Run(group.name, func(t *testing.T) {
 			for _, x := range group.tests {
 				t.Run(x.name, func(t *testing.T) {

@@ -247,6 +247,51 @@ var treeTests = []test{
 			t.Error("a snapshot went into a folder that is not empty")
 		}
 	}},
+	{"fork", "", func(t *env) {
+		s := t.start(map[string]string{"a": "1", "gone": "x", "d/e/f": "deep", "l": "-> a", ".git/HEAD": "ref"}, sandbox.Limits{})
+		write := func(s sandbox.Sandbox, name, text string) {
+			t.Helper()
+			if err := s.WriteFile(t.Context(), name, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		read := func(s sandbox.Sandbox, name, want string) {
+			t.Helper()
+			if data, err := s.ReadFile(t.Context(), name, 100); err != nil || string(data) != want {
+				t.Errorf("%s is %q, %v; want %q", name, data, err, want)
+			}
+		}
+		write(s, "a", "2")
+		write(s, "new/n", "n")
+		fork, err := s.Fork(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer fork.Close()
+		write(s, "a", "3")
+		for name, want := range map[string]string{"a": "2", "new/n": "n", "d/e/f": "deep", ".git/HEAD": "ref", "gone": "x"} {
+			read(fork, name, want)
+		}
+		if got := t.harvest(fork); describe(got, "a") != "file 2" || describe(got, "new/n") != "file n" || len(got) != 2 {
+			t.Errorf("the fork's changes: %v", got)
+		}
+		write(fork, "d/e/f", "4")
+		read(s, "d/e/f", "deep")
+		read(s, "a", "3")
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		second, err := fork.Fork(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer second.Close()
+		read(second, "d/e/f", "4")
+		read(second, "a", "2")
+		if _, err := s.Fork(t.Context()); !errors.Is(err, sandbox.ErrClosed) {
+			t.Errorf("a fork of a closed sandbox: %v", err)
+		}
+	}},
 	{"trees after the end", "", func(t *env) {
 		s := t.start(map[string]string{"a": "1"}, sandbox.Limits{})
 		if err := s.Close(); err != nil {
@@ -275,6 +320,36 @@ func (failing) Read([]byte) (int, error) { return 0, errors.New("the network is 
 
 // packTests need commands to make hostile trees.
 var packTests = []test{
+	{"fork of a tree that was worked on", "", func(t *env) {
+		s := t.start(map[string]string{"README": "x", "src/a": "1", "src/b": "2", "old/a": "3", "old/b/c": "4", "lib/x": "5"}, sandbox.Limits{})
+		t.must(s, `rm README; mv src moved; rm -r old; mkdir old; echo n > old/new; chmod 700 lib; ln lib/x lib/y; ln -s x lib/l; mkfifo lib/pipe
+mkdir p; echo s > p/q; chmod 400 p/q; echo hidden > /tmp/t`)
+		want := t.harvest(s)
+		fork, err := s.Fork(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer fork.Close()
+		got := t.harvest(fork)
+		// A pipe may be left out.
+		delete(want, "lib/pipe")
+		delete(got, "lib/pipe")
+		for path := range want {
+			if describe(got, path) != describe(want, path) {
+				t.Errorf("%s is %q in the fork, %q in the original", path, describe(got, path), describe(want, path))
+			}
+		}
+		if len(got) != len(want) {
+			t.Errorf("%d changes in the fork, %d in the original", len(got), len(want))
+		}
+		const list = "cat moved/a old/new lib/l; ls -A . old; stat -c %U . moved/a lib/x p/q; ls -A /tmp; touch moved/b lib/x; rm -r moved p lib old; ls -A"
+		if out := t.must(fork, list); out != "1n\n5.:\nlib\nmoved\nold\np\n\nold:\nnew\nagent\nagent\nagent\nagent\nhome\n" {
+			t.Errorf("in the fork: %q", out)
+		}
+		if out := t.must(s, "cat moved/a /tmp/t"); out != "1hidden\n" {
+			t.Errorf("in the original: %q", out)
+		}
+	}},
 	{"download of a hostile tree", "", func(t *env) {
 		secret := filepath.Join(t.TempDir(), "secret")
 		if err := os.WriteFile(secret, []byte("hunter2"), 0o644); err != nil {

@@ -10,8 +10,10 @@
  * fd 3 is a SOCK_SEQPACKET socket to the trainer. A request is one byte with
  * four descriptors: a memory file (layout below) and the command's stdin,
  * stdout and stderr. The reply is struct reply. When the socket closes, the
- * process ends, and with it the pid namespace. With an argument it serves a
- * stream instead, see below.
+ * process ends, and with it the pid namespace. With the argument "stream" it
+ * serves a stream instead, see below. With any other it makes a user namespace
+ * and ends: until it is reaped, its parent can fill in the namespace's maps and
+ * open it. Forking the trainer for that would copy its page tables.
  *
  * The process is not dumpable: what runs inside has the same uid, and could
  * otherwise take the socket from /proc/1/fd and forge a reply. */
@@ -25,7 +27,7 @@ enum {
 	SYS_rt_sigprocmask = 14, SYS_getpid = 39, SYS_clock_gettime = 228, SYS_ppoll = 271, SYS_signalfd4 = 289, SYS_pipe2 = 293,
 	SYS_sendto = 44, SYS_recvmsg = 47, SYS_clone = 56, SYS_execve = 59,
 	SYS_wait4 = 61, SYS_kill = 62, SYS_fcntl = 72, SYS_chdir = 80,
-	SYS_umask = 95, SYS_setsid = 112, SYS_prctl = 157, SYS_setrlimit = 160,
+	SYS_umask = 95, SYS_setsid = 112, SYS_prctl = 157, SYS_setrlimit = 160, SYS_unshare = 272,
 	SYS_exit_group = 231, SYS_openat = 257, SYS_dup3 = 292, SYS_close_range = 436,
 };
 static long sys(long n, long a, long b, long c, long d, long e, long f)
@@ -47,7 +49,7 @@ enum {
 	SYS_clock_gettime = 113, SYS_rt_sigprocmask = 135, SYS_getpid = 172, SYS_exit_group = 94,
 	SYS_kill = 129, SYS_setsid = 157, SYS_setrlimit = 164, SYS_umask = 166,
 	SYS_prctl = 167, SYS_sendto = 206, SYS_recvmsg = 212, SYS_munmap = 215,
-	SYS_close_range = 436, SYS_clone = 220, SYS_execve = 221, SYS_mmap = 222, SYS_wait4 = 260,
+	SYS_close_range = 436, SYS_unshare = 97, SYS_clone = 220, SYS_execve = 221, SYS_mmap = 222, SYS_wait4 = 260,
 };
 static long sys(long n, long a, long b, long c, long d, long e, long f)
 {
@@ -74,6 +76,7 @@ enum {
 	AT_FDCWD = -100, O_WRONLY = 1, O_RDWR = 2, O_NONBLOCK = 04000, O_CLOEXEC = 02000000,
 	F_SETFD = 2, F_SETFL = 4, FD_CLOEXEC = 1, SEEK_END = 2,
 	PROT_RW = 3, MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20,
+	CLONE_NEWUSER = 0x10000000,
 	SIGKILL = 9, SIGCHLD = 17, SIG_SETMASK = 2, WNOHANG = 1, WALL = 0x40000000,
 	POLLIN = 1, POLLOUT = 4, CLOCK_BOOTTIME = 7,
 	PR_SET_DUMPABLE = 4, PR_SET_SECCOMP = 22, PR_SET_NO_NEW_PRIVS = 38, SECCOMP_MODE_FILTER = 2,
@@ -490,6 +493,9 @@ static void stream(void)
 __attribute__((used, noreturn)) void serve(long *stack)
 {
 	int fds[NFDS], null, i;
+	char **argv = (char **)(stack + 1);
+	if (stack[0] > 1 && argv[1][0] != 's')
+		leave(S(SYS_unshare, CLONE_NEWUSER, 0, 0) != 0);
 	/* Elsewhere kill(-1) would reach processes that are none of the sandbox's. */
 	if (S(SYS_getpid, 0, 0, 0) != 1)
 		leave(1);
