@@ -69,7 +69,9 @@ var Rooms = []Room{
 	// Several devices as one learner; what moves their memory is an interface.
 	{Path: "rl/train/replicas", Pure: true, May: []string{"rl", "rl/train"}},
 	// What joins the loop and the policy.
-	{Path: "rl/train/learner", May: []string{"kernels/torch", "model", "model/token", "rl", "rl/train"}},
+	{Path: "rl/train/learner", May: []string{
+		"kernels/collective", "kernels/torch", "model", "model/token", "rl", "rl/train", "rl/train/replicas",
+	}},
 
 	// Wiring.
 	{Path: "cmd/ssr", May: []string{"..."}},
