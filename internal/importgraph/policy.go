@@ -36,7 +36,6 @@ var Rooms = []Room{
 	{Path: "kernels/cuda/gpu", May: []string{"kernels/cuda"}},
 
 	// The policy: text to ids to tensors, and generation.
-	{Path: "model/budget", Pure: true},
 	{Path: "model/gen", Pure: true},
 	{Path: "model/token", Pure: true, May: []string{"model/token/jinja"}},
 	{Path: "model/token/jinja", Pure: true},
@@ -47,6 +46,8 @@ var Rooms = []Room{
 	{Path: "model/engine", May: []string{
 		"kernels/device", "kernels/native", "kernels/torch", "model", "model/gen", "model/sched",
 	}},
+
+	{Path: "model/budget", May: []string{"kernels/native", "model", "model/engine"}},
 
 	// Where untrusted code runs.
 	{Path: "sandbox", Pure: true},
