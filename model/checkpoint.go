@@ -259,7 +259,7 @@ func (p *Policy) SaveMean(dir string, storage torch.DType, base string, others .
 		return err
 	}
 	defer unlock()
-	if p.mean == nil {
+	if p.mean == nil || p.steps() == 0 {
 		return ErrNoMean
 	}
 	var views []*torch.Tensor
@@ -269,7 +269,7 @@ func (p *Policy) SaveMean(dir string, storage torch.DType, base string, others .
 		}
 	}()
 	mean := func(param Parameter) *torch.Tensor {
-		views = append(views, unsplit(all, param, func(q *Policy) *torch.Tensor { return q.mean }))
+		views = append(views, assemble(all, param, func(q *Policy) *torch.Tensor { return q.mean }))
 		return views[len(views)-1]
 	}
 	if p.options.LoRA != nil {
@@ -304,9 +304,9 @@ func (p *Policy) together(others []*Policy) (all []*Policy, unlock func(), err e
 	}, nil
 }
 
-// unsplit puts together the values of a trained parameter in a buffer that each replica has
-// of its shard; the caller frees the result, which is a view where one has it all.
-func unsplit(all []*Policy, param Parameter, of func(*Policy) *torch.Tensor) *torch.Tensor {
+// assemble gives the values of a trained parameter in a buffer that each replica has
+// its shard of; the caller frees the result, which is a view where one has it all.
+func assemble(all []*Policy, param Parameter, of func(*Policy) *torch.Tensor) *torch.Tensor {
 	var whole *torch.Tensor
 	for _, p := range all {
 		lo, hi := p.owned(param)
@@ -428,7 +428,7 @@ func (p *Policy) SaveOptimizer(path string, others ...*Policy) error {
 			break // before the first they are zero, loaded or not
 		}
 		for i, s := range p.optimizerState() {
-			whole := unsplit(all, param, func(q *Policy) *torch.Tensor { return q.optimizerState()[i].of })
+			whole := assemble(all, param, func(q *Policy) *torch.Tensor { return q.optimizerState()[i].of })
 			tensors = append(tensors, stored(param.Name+s.suffix, whole, false))
 			defer whole.Free() // the file is written from its memory
 		}

@@ -9,11 +9,15 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"github.com/ssr-go/ssr/kernels/collective"
 	"github.com/ssr-go/ssr/rl"
 	"github.com/ssr-go/ssr/rl/train"
 	"github.com/ssr-go/ssr/rl/train/replicas"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const vocab = 9
 
