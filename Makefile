@@ -10,11 +10,11 @@ tags = $(if $(CUDA),-tags gpu)
 # In a recipe: the flags that cgo needs, then the command.
 cgo = eval "$$(scripts/env.sh)" &&
 # Packages that build and pass without cgo, libtorch or a GPU.
-pure = ./kernels/device/... ./kernels/collective ./kernels/cuda ./kernels/cuda/cudatest ./model/budget ./model/token/... ./model/gen/... ./model/sched/... \
+pure = ./kernels/device/... ./kernels/collective ./kernels/cuda ./kernels/cuda/cudatest ./model/token/... ./model/gen/... ./model/sched/... \
        ./model/safetensors/... ./model/serve/... ./sandbox/... ./rollout/... ./rl ./rl/train ./rl/train/replicas ./rl/train/tabular \
        ./internal/...
 # The packages that are linked with libtorch.
-native = ./kernels/native/... ./kernels/torch/... ./kernels/cuda/emulate ./model ./model/engine/... ./rl/train/learner/... ./cmd/...
+native = ./kernels/native/... ./kernels/torch/... ./kernels/cuda/emulate ./model ./model/engine/... ./model/budget ./rl/train/learner/... ./cmd/...
 
 .PHONY: help setup build demo test test-pure test-race test-cuda verify lint bench clean
 

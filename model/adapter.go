@@ -108,11 +108,11 @@ var errNoAdapters = errors.New("model: the policy has no adapters; set Options.L
 func (p *Policy) SaveAdapter(dir, base string) error {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	return p.saveAdapter(dir, base, p.live)
+	return p.saveAdapter(dir, base, func(param Parameter) *torch.Tensor { return param.Tensor })
 }
 
-// saveAdapter writes the values in buffer, which is laid out as p.live.
-func (p *Policy) saveAdapter(dir, base string, buffer *torch.Tensor) error {
+// saveAdapter writes the values that from gives for each of the trained parameters.
+func (p *Policy) saveAdapter(dir, base string, from func(Parameter) *torch.Tensor) error {
 	l := p.options.LoRA
 	if l == nil {
 		return errNoAdapters
@@ -143,9 +143,7 @@ func (p *Policy) saveAdapter(dir, base string, buffer *torch.Tensor) error {
 	}
 	var tensors []safetensors.Tensor
 	for _, param := range p.trained {
-		view := buffer.View(param.offset, param.shape...)
-		defer view.Free() // the file is written from its memory
-		tensors = append(tensors, stored(adapterPrefix+param.Name, view, false))
+		tensors = append(tensors, stored(adapterPrefix+param.Name, from(param), false))
 	}
 	err = safetensors.Write(filepath.Join(dir, adapterFile), tensors, map[string]string{"format": "pt"})
 	if err == nil {

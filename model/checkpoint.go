@@ -84,17 +84,6 @@ func (p *Policy) readAll(files *shards) error {
 
 // read fills a tensor of weights from a stored one.
 func (p *Policy) read(to *torch.Tensor, name string, from func(string) (safetensors.Tensor, error)) error {
-	if err := p.readExact(to, name, from); err != nil {
-		return err
-	}
-	if p.options.DType == torch.BFloat16 {
-		roundBF16(torch.Data[float32](to))
-	}
-	return nil
-}
-
-// readExact is read without rounding.
-func (p *Policy) readExact(to *torch.Tensor, name string, from func(string) (safetensors.Tensor, error)) error {
 	t, err := from(name)
 	if err != nil {
 		return err
@@ -106,7 +95,7 @@ func (p *Policy) readExact(to *torch.Tensor, name string, from func(string) (saf
 	if err != nil {
 		return err
 	}
-	fill(to, next)
+	p.fill(to, next)
 	return nil
 }
 
@@ -262,15 +251,16 @@ func (p *Policy) Save(dir string, storage torch.DType) error {
 var ErrNoMean = errors.New("model: there is no mean of the weights")
 
 // SaveMean writes the running mean of the weights as Save writes the weights, or
-// as SaveAdapter writes the adapters.
-func (p *Policy) SaveMean(dir string, storage torch.DType, base string) error {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	if p.mean == nil {
-		return ErrNoMean
+// as SaveAdapter writes the adapters. Where the policy is the first of several
+// replicas, others are the rest.
+func (p *Policy) SaveMean(dir string, storage torch.DType, base string, others ...*Policy) error {
+	all, unlock, err := p.together(others)
+	if err != nil {
+		return err
 	}
-	if p.options.LoRA != nil {
-		return p.saveAdapter(dir, base, p.mean)
+	defer unlock()
+	if p.mean == nil || p.steps() == 0 {
+		return ErrNoMean
 	}
 	var views []*torch.Tensor
 	defer func() {
@@ -278,14 +268,64 @@ func (p *Policy) SaveMean(dir string, storage torch.DType, base string) error {
 			v.Free()
 		}
 	}()
+	mean := func(param Parameter) *torch.Tensor {
+		views = append(views, assemble(all, param, func(q *Policy) *torch.Tensor { return q.mean }))
+		return views[len(views)-1]
+	}
+	if p.options.LoRA != nil {
+		return p.saveAdapter(dir, base, mean)
+	}
 	frozen := p.flat.Len() - p.live.Len()
 	return p.save(dir, storage, func(param Parameter) *torch.Tensor {
 		if param.offset < frozen {
 			return param.Tensor
 		}
-		views = append(views, p.mean.View(param.offset-frozen, param.shape...))
-		return views[len(views)-1]
+		param.offset -= frozen
+		return mean(param)
 	})
+}
+
+// together checks that p and others are replicas which have the whole optimizer's
+// state between them, in order, and keeps their weights as they are until unlock.
+func (p *Policy) together(others []*Policy) (all []*Policy, unlock func(), err error) {
+	all = append([]*Policy{p}, others...)
+	for i, q := range all {
+		if s := q.options.Shard; s.Index != i || max(s.Of, 1) != len(all) || q.live.Len() != p.live.Len() {
+			return nil, nil, fmt.Errorf("model: replica %d of %d has shard %d of %d; give all replicas in their order", i, len(all), s.Index, max(s.Of, 1))
+		}
+	}
+	for _, q := range all {
+		q.mu.RLock()
+	}
+	return all, func() {
+		for _, q := range all {
+			q.mu.RUnlock()
+		}
+	}, nil
+}
+
+// assemble gives the values of a trained parameter in a buffer that each replica has
+// its shard of; the caller frees the result, which is a view where one has it all.
+func assemble(all []*Policy, param Parameter, of func(*Policy) *torch.Tensor) *torch.Tensor {
+	var whole *torch.Tensor
+	for _, p := range all {
+		lo, hi := p.owned(param)
+		if hi-lo == param.len() {
+			return of(p).View(lo, param.shape...)
+		}
+		if lo >= hi {
+			continue
+		}
+		if whole == nil {
+			whole = torch.New(torch.Optimizer, p.flat.DType(), param.shape...)
+		}
+		first, _, _ := p.Shard()
+		from, to := of(p).View(lo, hi-lo), whole.View(first+lo-param.offset, hi-lo)
+		torch.Copy(to, from)
+		from.Free()
+		to.Free()
+	}
+	return whole
 }
 
 // save writes the values that from gives for each parameter.
@@ -366,19 +406,31 @@ const (
 )
 
 // SaveOptimizer writes AdamW's state and the version to a safetensors file,
-// whole or not at all.
-func (p *Policy) SaveOptimizer(path string) error {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	metadata := map[string]string{"version": strconv.FormatInt(p.Version(), 10), "steps": "0"}
+// whole or not at all. Where the policy is the first of several replicas, others are
+// the rest; the file does not tell how many there were.
+func (p *Policy) SaveOptimizer(path string, others ...*Policy) error {
+	all, unlock, err := p.together(others)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	steps := p.steps()
+	for i, q := range all {
+		if q.steps() != steps || q.Version() != p.Version() {
+			return fmt.Errorf("model: optimizer: replica %d has taken %d steps to version %d, replica 0 %d to %d",
+				i, q.steps(), q.Version(), steps, p.Version())
+		}
+	}
+	metadata := map[string]string{"version": strconv.FormatInt(p.Version(), 10), "steps": strconv.FormatInt(steps, 10)}
 	var tensors []safetensors.Tensor
-	if p.moments != nil && p.moments.steps > 0 { // before the first they are zero, loaded or not
-		metadata["steps"] = strconv.FormatInt(p.moments.steps, 10)
-		for _, param := range p.trained {
-			for _, m := range p.optimizerState(param) {
-				tensors = append(tensors, stored(param.Name+m.suffix, m.view, false))
-				defer m.view.Free() // the file is written from its memory
-			}
+	for _, param := range p.trained {
+		if steps == 0 {
+			break // before the first they are zero, loaded or not
+		}
+		for i, s := range p.optimizerState() {
+			whole := assemble(all, param, func(q *Policy) *torch.Tensor { return q.optimizerState()[i].of })
+			tensors = append(tensors, stored(param.Name+s.suffix, whole, false))
+			defer whole.Free() // the file is written from its memory
 		}
 	}
 	if err := safetensors.Write(path, tensors, metadata); err != nil {
@@ -387,7 +439,8 @@ func (p *Policy) SaveOptimizer(path string) error {
 	return nil
 }
 
-// LoadOptimizer restores what SaveOptimizer wrote, the version included.
+// LoadOptimizer restores what SaveOptimizer wrote, the version included; of the state
+// only the policy's shard.
 func (p *Policy) LoadOptimizer(path string) error {
 	p.training.Lock()
 	defer p.training.Unlock()
@@ -411,10 +464,8 @@ func (p *Policy) LoadOptimizer(path string) error {
 		if steps == 0 {
 			break // nothing was stored
 		}
-		for _, m := range p.optimizerState(param) {
-			err := p.readExact(m.view, param.Name+m.suffix, f.Tensor)
-			m.view.Free()
-			if err != nil {
+		for _, s := range p.optimizerState() {
+			if err := p.readOwned(s.of, param, s.suffix, f); err != nil {
 				return fmt.Errorf("model: optimizer: %s: %w", path, err)
 			}
 		}
@@ -424,20 +475,47 @@ func (p *Policy) LoadOptimizer(path string) error {
 	return nil
 }
 
-type state struct {
-	suffix string
-	view   *torch.Tensor
+// readOwned fills the policy's part of a parameter in a buffer of its shard.
+func (p *Policy) readOwned(buffer *torch.Tensor, param Parameter, suffix string, f *safetensors.File) error {
+	t, err := f.Tensor(param.Name + suffix)
+	if err == nil {
+		err = checkStored(t, param.shape)
+	}
+	lo, hi := p.owned(param)
+	if err != nil || lo >= hi {
+		return err
+	}
+	first, _, _ := p.Shard()
+	size := len(t.Data) / param.len()
+	t.Data = t.Data[(first+lo-param.offset)*size:]
+	next, err := decoder(t)
+	if err != nil {
+		return err
+	}
+	own := buffer.View(lo, hi-lo)
+	fill(own, next)
+	own.Free()
+	return nil
 }
 
-// optimizerState views what the optimizer keeps of a parameter; the caller frees
-// the views.
-func (p *Policy) optimizerState(param Parameter) (all []state) {
-	for _, s := range []struct {
-		suffix string
-		of     *torch.Tensor
-	}{{meanSuffix, p.moments.mean}, {squareSuffix, p.moments.square}, {masterSuffix, p.master}, {emaSuffix, p.mean}} {
+// steps is how many updates the optimizer's state has in it.
+func (p *Policy) steps() int64 {
+	if p.moments == nil {
+		return 0
+	}
+	return p.moments.steps
+}
+
+type state struct {
+	suffix string
+	of     *torch.Tensor
+}
+
+// optimizerState lists what the optimizer keeps, all of the policy's shard.
+func (p *Policy) optimizerState() (all []state) {
+	for _, s := range []state{{meanSuffix, p.moments.mean}, {squareSuffix, p.moments.square}, {masterSuffix, p.master}, {emaSuffix, p.mean}} {
 		if s.of != nil {
-			all = append(all, state{s.suffix, s.of.View(param.offset, param.shape...)})
+			all = append(all, s)
 		}
 	}
 	return all

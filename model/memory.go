@@ -53,7 +53,8 @@ func TrainingMemory(c Config, o Options, workers int, lengths []int) (f Footprin
 	if o.EMA > 0 {
 		kept++
 	}
-	f = Footprint{Weights: size * int64(weights), Gradients: size * int64(workers*live), Optimizer: size * int64(kept*live)}
+	lo, hi := o.Shard.bounds(live)
+	f = Footprint{Weights: size * int64(weights), Gradients: size * int64(workers*live), Optimizer: size * int64(kept*(hi-lo))}
 	offsets := make([]int, len(lengths)+1)
 	for i, n := range lengths {
 		offsets[i+1] = offsets[i] + n
@@ -83,6 +84,13 @@ func SamplingMemory(c Config, o Options, rows, sampled, logits int) int64 {
 	m.Release(mark)
 	m.Take(logits * c.VocabSize)
 	return m.Held()
+}
+
+// CacheBlock is the bytes of a block of native.BlockTokens tokens in a KV cache over all
+// layers.
+func CacheBlock(c Config) int64 {
+	p := Policy{config: c}
+	return int64(c.Layers) * int64(p.Attention(0).CacheBlock()) * int64(torch.Float32.Size())
 }
 
 // shapes are sizes that follow from a configuration.

@@ -15,18 +15,28 @@ type AdamW struct {
 	LR, Beta1, Beta2, Eps, WeightDecay float64
 }
 
-// moments are the running means of the gradient and of its square, for all
-// that is trained, and the number of steps in them.
+// Shard is the part of a policy that is number Index of Of replicas: it keeps the
+// optimizer's state of that part of what is trained, and updates it alone. The zero
+// value is all of it.
+type Shard struct{ Index, Of int }
+
+// bounds are those of the shard in a buffer of n elements; parts begin on a cache line.
+func (s Shard) bounds(n int) (lo, hi int) {
+	of := max(s.Of, 1)
+	at := func(i int) int {
+		if i == of {
+			return n
+		}
+		return n / 16 * i / of * 16
+	}
+	return at(s.Index), at(s.Index + 1)
+}
+
+// moments are the running means of the gradient and of its square, for the shard
+// of what is trained, and the number of steps in them.
 type moments struct {
 	mean, square *torch.Tensor
 	steps        int64
-}
-
-func (p *Policy) newMoments() *moments {
-	return &moments{
-		mean:   torch.New(torch.Optimizer, p.flat.DType(), p.live.Len()),
-		square: torch.New(torch.Optimizer, p.flat.DType(), p.live.Len()),
-	}
 }
 
 func (m *moments) free() {
@@ -37,23 +47,82 @@ func (m *moments) free() {
 // Step updates the weights in place from the accumulated gradient, clears it,
 // and counts the version up. A gradient whose norm exceeds clipNorm (0: no
 // limit) is scaled down to it. gradNorm is the norm before that. With a norm
-// that is not finite nothing changes but that the gradient is cleared.
+// that is not finite nothing changes but that the gradient is cleared. A policy
+// that is one of several replicas takes the parts of a step instead, each with the
+// others: Gradient, GradientSquares, Update and ClearGradient.
 func (p *Policy) Step(o AdamW, clipNorm float64) (gradNorm float64, err error) {
 	p.training.Lock()
 	defer p.training.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.lanes[0].grad == nil {
+	switch {
+	case p.options.Shard.Of > 1:
+		return 0, fmt.Errorf("model: Step of one of %d replicas; they take it together", p.options.Shard.Of)
+	case p.lanes[0].grad == nil:
 		return 0, fmt.Errorf("model: Step without a gradient; call Accumulate first")
 	}
 	defer torch.Catch(&err)
-	if p.flat.DType() == torch.Float64 {
-		return step[float64](p, o, clipNorm)
+	defer p.clearGradient()
+	sumLanes(p)
+	norm := math.Sqrt(p.squares())
+	if math.IsNaN(norm) || math.IsInf(norm, 0) {
+		return norm, fmt.Errorf("model: the gradient's norm is %v; the weights were left as they are", norm)
 	}
-	return step[float32](p, o, clipNorm)
+	scale := 1.0
+	if clipNorm > 0 && norm > clipNorm {
+		scale = clipNorm / norm
+	}
+	return norm, p.update(o, scale, func(*torch.Tensor) error { return nil })
 }
 
-// ClearGradient drops what Accumulate has added since the last Step.
+// Shard is the part [lo, hi) of what is trained whose optimizer state the policy
+// keeps, out of n elements.
+func (p *Policy) Shard() (lo, hi, n int) {
+	n = p.live.Len()
+	lo, hi = p.options.Shard.bounds(n)
+	return lo, hi, n
+}
+
+// Gradient is all that was accumulated since the last update, zeros where that is
+// nothing: [n] as Shard has it, valid until the policy is closed. It also takes
+// what memory an update needs, so that Update takes none.
+func (p *Policy) Gradient() (g *torch.Tensor, err error) {
+	p.training.Lock()
+	defer p.training.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defer torch.Catch(&err)
+	if err := p.needGradients(); err != nil {
+		return nil, err
+	}
+	p.needOptimizer()
+	return sumLanes(p), nil
+}
+
+// GradientSquares is Σ g² over the shard of what Gradient gave.
+func (p *Policy) GradientSquares() float64 {
+	p.training.Lock()
+	defer p.training.Unlock()
+	return p.squares()
+}
+
+// Update applies AdamW to the shard, from what is in Gradient times scale. Then it
+// calls share with what is trained [n], to be filled in beyond the shard with what
+// the other replicas have, and counts the version up. Readers wait meanwhile. After
+// an error the weights are not to be used.
+func (p *Policy) Update(o AdamW, scale float64, share func(trained *torch.Tensor) error) (err error) {
+	p.training.Lock()
+	defer p.training.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.lanes[0].grad == nil {
+		return fmt.Errorf("model: Update without a gradient; call Gradient first")
+	}
+	defer torch.Catch(&err)
+	return p.update(o, scale, share)
+}
+
+// ClearGradient drops what Accumulate has added since the last update.
 func (p *Policy) ClearGradient() {
 	p.training.Lock()
 	defer p.training.Unlock()
@@ -68,35 +137,81 @@ func (p *Policy) clearGradient() {
 	}
 }
 
-func step[F float](p *Policy, o AdamW, clipNorm float64) (float64, error) {
-	defer p.clearGradient()
-	grad := torch.Data[F](sumLanes(p))
-	total := 0.0
+// sumLanes moves the lanes' gradients, in their order, into the first.
+func sumLanes(p *Policy) *torch.Tensor {
+	sum := p.lanes[0].grad
+	for _, l := range p.lanes[1:] {
+		sum.Add(l.grad)
+		l.grad.Zero()
+	}
+	return sum
+}
+
+// owned is the part [lo, hi) of a trained parameter, counted from the beginning of
+// the shard, that lies in the shard; empty where hi <= lo.
+func (p *Policy) owned(param Parameter) (lo, hi int) {
+	first, last, _ := p.Shard()
+	return max(param.offset, first) - first, min(param.offset+param.len(), last) - first
+}
+
+func (p *Policy) squares() float64 {
+	if p.flat.DType() == torch.Float64 {
+		return squares[float64](p)
+	}
+	return squares[float32](p)
+}
+
+func squares[F float](p *Policy) (total float64) {
+	first, last, _ := p.Shard()
+	grad := torch.Data[F](p.lanes[0].grad)[first:last]
 	for _, param := range p.trained {
-		total += native.SumSquares(grad[param.offset:][:param.len()])
+		if lo, hi := p.owned(param); lo < hi {
+			total += native.SumSquares(grad[lo:hi])
+		}
 	}
-	norm := math.Sqrt(total)
-	if math.IsNaN(norm) || math.IsInf(norm, 0) {
-		return norm, fmt.Errorf("model: the gradient's norm is %v; the weights were left as they are", norm)
-	}
+	return total
+}
+
+func (p *Policy) update(o AdamW, scale float64, share func(*torch.Tensor) error) (err error) {
 	p.needOptimizer()
 	p.moments.steps++
-	update := native.AdamW{LR: o.LR, Beta1: o.Beta1, Beta2: o.Beta2, Eps: o.Eps, GradScale: 1, Step: int(p.moments.steps)}
-	if clipNorm > 0 && norm > clipNorm {
-		update.GradScale = clipNorm / norm
+	u := native.AdamW{LR: o.LR, Beta1: o.Beta1, Beta2: o.Beta2, Eps: o.Eps, GradScale: scale, Step: int(p.moments.steps)}
+	if p.flat.DType() == torch.Float64 {
+		err = updateShard[float64](p, u, o.WeightDecay)
+	} else {
+		err = updateShard[float32](p, u, o.WeightDecay)
 	}
-	live, exact := torch.Data[F](p.live), torch.Data[F](p.exact())
+	if err == nil {
+		err = share(p.live)
+	}
+	if err == nil {
+		err = p.refresh()
+	}
+	if err != nil {
+		return err
+	}
+	p.version.Add(1)
+	return nil
+}
+
+func updateShard[F float](p *Policy, update native.AdamW, decay float64) error {
+	first, last, _ := p.Shard()
+	live, grad := torch.Data[F](p.live)[first:last], torch.Data[F](p.lanes[0].grad)[first:last]
 	mean, square := torch.Data[F](p.moments.mean), torch.Data[F](p.moments.square)
-	err := p.pool.Each(context.Background(), func(worker int) error {
+	exact := live
+	if p.master != nil {
+		exact = torch.Data[F](p.master)
+	}
+	return p.pool.Each(context.Background(), func(worker int) error {
 		for i, param := range p.trained {
-			if i%p.pool.Size() != worker {
+			lo, hi := p.owned(param)
+			if i%p.pool.Size() != worker || lo >= hi {
 				continue
 			}
 			u := update
 			if param.Decay {
-				u.WeightDecay = o.WeightDecay
+				u.WeightDecay = decay
 			}
-			lo, hi := param.offset, param.offset+param.len()
 			native.Update(u, exact[lo:hi], grad[lo:hi], mean[lo:hi], square[lo:hi])
 			if p.mean != nil {
 				follow(torch.Data[F](p.mean)[lo:hi], exact[lo:hi], p.options.EMA)
@@ -108,42 +223,31 @@ func step[F float](p *Policy, o AdamW, clipNorm float64) (float64, error) {
 		}
 		return nil
 	})
-	if err != nil {
-		return norm, err
-	}
-	if err := p.refresh(); err != nil {
-		return norm, err
-	}
-	p.version.Add(1)
-	return norm, nil
 }
 
-// exact is what the optimizer changes: the trained weights, before they are
-// rounded where they are.
-func (p *Policy) exact() *torch.Tensor {
-	if p.master != nil {
-		return p.master
-	}
-	return p.live
-}
-
-// needOptimizer allocates what Step keeps from one to the next. Unless they were
+// needOptimizer allocates what is kept from one update to the next. Unless they were
 // loaded, the exact weights and their mean begin as the weights.
 func (p *Policy) needOptimizer() {
+	lo, hi, _ := p.Shard()
+	empty := func() *torch.Tensor { return torch.New(torch.Optimizer, p.flat.DType(), hi-lo) }
 	if p.moments == nil {
-		p.moments = p.newMoments()
+		p.moments = &moments{mean: empty(), square: empty()}
 	}
+	weights := p.live.Rows(lo, hi)
+	defer weights.Free()
 	begin := func(t **torch.Tensor, from *torch.Tensor) {
 		if *t == nil {
-			*t = torch.New(torch.Optimizer, p.flat.DType(), p.live.Len())
+			*t = empty()
 			torch.Copy(*t, from)
 		}
 	}
+	exact := weights
 	if p.options.DType == torch.BFloat16 {
-		begin(&p.master, p.live)
+		begin(&p.master, weights)
+		exact = p.master
 	}
 	if p.options.EMA > 0 {
-		begin(&p.mean, p.exact())
+		begin(&p.mean, exact)
 	}
 }
 
@@ -163,13 +267,4 @@ func follow[F float](mean, x []F, decay float64) {
 	for i, v := range x {
 		mean[i] = d*mean[i] + step*v
 	}
-}
-
-// sumLanes adds the lanes' gradients, in their order, into the first.
-func sumLanes(p *Policy) *torch.Tensor {
-	sum := p.lanes[0].grad
-	for _, l := range p.lanes[1:] {
-		sum.Add(l.grad)
-	}
-	return sum
 }

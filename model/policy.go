@@ -49,6 +49,8 @@ type Options struct {
 	// EMA, where not 0, keeps a mean of the trained weights over the steps that
 	// forgets by this factor each step; see SaveMean.
 	EMA float64
+	// Shard is the part that this policy has where several replicas train together.
+	Shard Shard
 }
 
 func (o Options) validate(c Config) error {
@@ -61,6 +63,8 @@ func (o Options) validate(c Config) error {
 		return errors.New("adapters are not supported in bfloat16; use float32")
 	case !(o.EMA >= 0 && o.EMA < 1):
 		return fmt.Errorf("the factor of the mean of the weights is %v; want 0 to less than 1", o.EMA)
+	case o.Shard != Shard{} && (o.Shard.Index < 0 || o.Shard.Index >= o.Shard.Of):
+		return fmt.Errorf("shard %d of %d is none; they count from 0", o.Shard.Index, o.Shard.Of)
 	case o.LoRA != nil:
 		return o.LoRA.validate(c)
 	}
@@ -69,7 +73,7 @@ func (o Options) validate(c Config) error {
 
 // Policy is a model with its optimizer state. Weights are read by Logprobs,
 // Accumulate and whatever runs inside Read, all concurrently, and changed by
-// Step and LoadOptimizer, which wait for the readers.
+// Step, Update and LoadOptimizer, which wait for the readers.
 type Policy struct {
 	config  Config
 	options Options
@@ -89,12 +93,13 @@ type Policy struct {
 	mu      sync.RWMutex
 	version atomic.Int64
 
-	// training: held by Accumulate and Step, one at a time.
+	// training: held by Accumulate and the parts of a step, one at a time.
 	training sync.Mutex
 	lanes    []lane
-	moments  *moments // nil until the first Step
+	moments  *moments // nil until the first update
 	// master, of a bfloat16 policy, is live before it was rounded, and mean its
-	// running mean where Options.EMA asks for one; nil until the first Step.
+	// running mean where Options.EMA asks for one, both of the shard alone; nil until
+	// the first update.
 	master, mean *torch.Tensor
 }
 
@@ -312,7 +317,7 @@ func (p *Policy) newGradient(buffer *torch.Tensor) *Weights {
 // Config is the policy's shape.
 func (p *Policy) Config() Config { return p.config }
 
-// Version counts the updates of the weights: the number of Steps, unless
+// Version counts the updates of the weights, unless
 // LoadOptimizer or SetVersion said otherwise.
 func (p *Policy) Version() int64 { return p.version.Load() }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -42,8 +43,12 @@ type config struct {
 
 // policyConfig is how the policy computes.
 type policyConfig struct {
-	// Workers on the CPU, one thread each; 0 means one per core. Results depend
-	// on it in their last bits.
+	// Replicas of the policy train together in this process: each generates a share
+	// of the episodes and computes a share of every update; the optimizer's state is
+	// split among them. Results depend on it in their last bits.
+	Replicas int `yaml:"replicas"`
+	// Workers of each replica on the CPU, one thread each; 0 shares the cores out
+	// among the replicas. Results depend on it in their last bits.
 	Workers int `yaml:"workers"`
 	// DType of the weights: float32, or bfloat16 beside exact ones in training.
 	DType string `yaml:"dtype,omitempty"`
@@ -56,10 +61,15 @@ type policyConfig struct {
 	// EMA keeps a mean of the trained weights that forgets by this factor each
 	// update; checkpoints have it in a folder of that name. 0 keeps none.
 	EMA float64 `yaml:"ema,omitempty"`
-	// Batch is the most sequences that generate side by side, CacheBytes the
-	// memory of their key-value cache; 0 is the engine's default.
+	// Batch is the most sequences that generate side by side in each replica,
+	// CacheBytes the memory of their key-value cache; 0 is the engine's default.
 	Batch      int   `yaml:"batch"`
 	CacheBytes int64 `yaml:"cache_bytes"`
+	// DeviceBytes is the memory of one replica's device. Training that needs more is
+	// refused, and unless CacheBytes says otherwise the cache gets what all else
+	// leaves. 0 is unknown: the replicas together are held against the free memory of
+	// the machine.
+	DeviceBytes int64 `yaml:"device_bytes,omitempty"`
 	// Remote is the policy's name on the server, where model is a URL.
 	Remote string `yaml:"remote,omitempty"`
 	// MaxStale is how many updates the cache of an episode may outlive before it is
@@ -67,15 +77,24 @@ type policyConfig struct {
 	MaxStale int64 `yaml:"max_stale,omitempty"`
 }
 
-// options are the model's.
+// options are the model's, of the first replica.
 func (c policyConfig) options() (model.Options, error) {
 	d, err := dtype(c.DType)
 	if err != nil {
 		return model.Options{}, fmt.Errorf("policy.dtype: %w", err)
 	}
 	return model.Options{
-		DType: d, Workers: c.Workers, Recompute: c.Recompute, LoRA: c.LoRA, FreezeLayers: c.FreezeLayers, EMA: c.EMA,
+		DType: d, Workers: c.workers(), Recompute: c.Recompute, LoRA: c.LoRA, FreezeLayers: c.FreezeLayers, EMA: c.EMA,
+		Shard: model.Shard{Of: c.Replicas},
 	}, nil
+}
+
+// workers of each replica.
+func (c policyConfig) workers() int {
+	if c.Workers > 0 {
+		return c.Workers
+	}
+	return max(1, runtime.GOMAXPROCS(0)/max(1, c.Replicas))
 }
 
 // gameConfig is the game (see rollout/selfplay.GameOptions).
@@ -157,7 +176,8 @@ type evalConfig struct {
 // defaultConfig is the paper's game at the scale of one machine.
 func defaultConfig() config {
 	c := config{
-		Seed: 1,
+		Seed:   1,
+		Policy: policyConfig{Replicas: 1},
 		Game: gameConfig{
 			Mode: selfplay.SelfPlay, InjectorGroups: 2, InjectorsPerPrompt: 4, SolversPerBug: 8, SolverGroups: 8,
 			SecondOrderFraction: 0.25, Strategies: map[selfplay.Strategy]float64{selfplay.Removal: 1, selfplay.History: 1},
@@ -344,6 +364,8 @@ func (c config) check() error {
 	need(c.Episodes.Temperature >= 0 && c.Episodes.TopP >= 0 && c.Episodes.TopP <= 1 && c.Episodes.TopK >= 0 && c.Episodes.MinP >= 0 && c.Episodes.MinP <= 1,
 		"episodes: temperature %g and top_k %d must not be negative, top_p %g and min_p %g must lie in [0, 1]",
 		c.Episodes.Temperature, c.Episodes.TopK, c.Episodes.TopP, c.Episodes.MinP)
+	need(c.Policy.Replicas > 0, "policy.replicas is %d; it must be positive", c.Policy.Replicas)
+	need(c.Policy.DeviceBytes >= 0, "policy.device_bytes is %d; it must not be negative", c.Policy.DeviceBytes)
 	need(c.Policy.MaxStale >= 0, "policy.max_stale is %d; it must not be negative", c.Policy.MaxStale)
 	need(c.Eval.Injections >= 0, "eval.injections is %d; it must not be negative", c.Eval.Injections)
 	need(c.Eval.Attempts > 0, "eval.attempts is %d; it must be positive", c.Eval.Attempts)

@@ -2,123 +2,74 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
-	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/budget"
 	"github.com/ssr-go/ssr/model/engine"
 )
 
-// need is what a run's tensors take at most, in bytes.
-type need struct {
-	model.Footprint
-	// Sampling is the cache and the activations of generation, Reference a frozen
-	// copy of the policy.
-	Sampling, Reference int64
-}
-
-func (n need) total() int64 { return n.Total() + n.Sampling + n.Reference }
-
-func (n need) String() string {
-	text := fmt.Sprintf("%s at most: weights %s, gradients %s, optimizer %s, activations %s",
-		mebibytes(n.total()), mebibytes(n.Weights), mebibytes(n.Gradients), mebibytes(n.Optimizer), mebibytes(n.Activations))
-	if n.Sampling > 0 {
-		text += ", sampling " + mebibytes(n.Sampling)
-	}
-	if n.Reference > 0 {
-		text += ", reference " + mebibytes(n.Reference)
-	}
-	return text
-}
-
-// fits reports the need and refuses it where there is less; an unknown amount, 0, is
-// taken to be enough.
-func (n need) fits(o output, available int64) error {
-	fmt.Fprintf(o.err, "memory: %s; %s are free\n", n, mebibytes(available))
-	if available == 0 || n.total() <= available {
+// fits reports the plan and refuses one for which the machine has too little; an
+// unknown amount, 0, is taken to be enough.
+func fits(o output, p budget.Plan, available int64) error {
+	fmt.Fprintf(o.err, "memory: %s; %s are free\n", p, budget.Size(available))
+	if available == 0 || p.All() <= available {
 		return nil
 	}
-	return fmt.Errorf("the run needs %s of memory and %s are free", mebibytes(n.total()), mebibytes(available))
+	return fmt.Errorf("the run needs %s of memory and %s are free", budget.Size(p.All()), budget.Size(available))
 }
 
-func mebibytes(n int64) string { return strconv.FormatInt((n+1<<20-1)>>20, 10) + " MiB" }
-
-// workers is how many CPU workers a setting of so many means.
-func workers(n int) int {
-	if n > 0 {
-		return n
-	}
-	return runtime.GOMAXPROCS(0)
-}
-
-// full are the lengths of sequences that fill a micro-batch of a token budget as
-// expensively as can be: with the longest ones.
-func full(budget, longest int) []int {
-	lengths := slices.Repeat([]int{longest}, budget/longest)
-	if rest := budget % longest; rest > 0 && budget > longest {
-		lengths = append(lengths, rest)
-	}
-	if len(lengths) == 0 {
-		lengths = []int{longest} // a sequence beyond the budget is a micro-batch of its own
-	}
-	return lengths
-}
-
-// memory foretells what the run needs whose policy has this shape.
-func (c config) memory(shape model.Config) (n need, err error) {
+// memory plans what the run needs whose policy has this shape.
+func (c config) memory(shape model.Config) (budget.Plan, error) {
 	o, err := c.Policy.options()
 	if err != nil {
-		return n, err
+		return budget.Plan{}, err
 	}
-	w := workers(c.Policy.Workers)
-	if n.Footprint, err = model.TrainingMemory(shape, o, w, full(c.Train.TokenBudget, c.Episodes.Limits.Context)); err != nil {
-		return n, err
-	}
-	n.Sampling = engine.Memory(shape, o, w, engine.Options{MaxSequences: c.Policy.Batch, CacheBytes: c.Policy.CacheBytes})
-	if c.Train.Loss.KLCoef != 0 {
-		frozen, err := model.TrainingMemory(shape, model.Options{}, w, []int{1})
-		if err != nil {
-			return n, err
-		}
-		n.Reference = frozen.Weights + int64(w)*model.SamplingMemory(shape, model.Options{}, c.Episodes.Limits.Context, 0, 16)
-	}
-	return n, nil
+	return budget.Make(budget.Run{
+		Model: shape, Options: o, Replicas: c.Policy.Replicas, MicroBatch: c.Train.TokenBudget, Longest: c.Episodes.Limits.Context,
+		Engine:    &engine.Options{MaxSequences: c.Policy.Batch, CacheBytes: c.Policy.CacheBytes},
+		Reference: c.Train.Loss.KLCoef != 0, Device: c.Policy.DeviceBytes,
+	})
 }
 
 // foretell says how much memory the run will need, and refuses one that does not
 // fit, with changes that would make it fit.
-func (c config) foretell(o output, dir string) error {
+func (c config) foretell(o output, dir string) (budget.Plan, error) {
 	shape, err := model.ReadConfig(dir)
 	if err != nil {
-		return err
+		return budget.Plan{}, err
 	}
-	n, err := c.memory(shape)
-	if err != nil {
-		return err
+	p, err := c.memory(shape)
+	if err != nil && !errors.Is(err, budget.ErrTooLarge) {
+		return p, err
 	}
 	available := availableMemory()
-	err = n.fits(o, available)
+	if without := fits(o, p, available); err == nil {
+		err = without
+	}
 	if err == nil {
-		return nil
+		return p, nil
 	}
 	var advice []string
 	for _, change := range c.reductions() {
-		if less, failed := change.config.memory(shape); failed == nil && less.total() < n.total() {
-			fits := ""
-			if less.total() <= available {
-				fits = ", which fits"
-			}
-			advice = append(advice, fmt.Sprintf("%s makes it %s%s", change.name, mebibytes(less.total()), fits))
+		less, failed := change.config.memory(shape)
+		if failed != nil && !errors.Is(failed, budget.ErrTooLarge) || less.All() >= p.All() {
+			continue
 		}
+		fits := ""
+		if failed == nil && less.All() <= available {
+			fits = ", which fits"
+		}
+		advice = append(advice, fmt.Sprintf("%s makes it %s%s", change.name, budget.Size(less.All()), fits))
 	}
 	if len(advice) > 0 {
 		err = fmt.Errorf("%w: %s", err, strings.Join(advice, "; "))
 	}
-	return err
+	return p, err
 }
 
 type reduction struct {
@@ -133,6 +84,9 @@ func (c config) reductions() (all []reduction) {
 		change(&next)
 		all = append(all, reduction{name, next})
 	}
+	if c.Policy.Replicas > 1 && c.Policy.DeviceBytes == 0 {
+		add("policy.replicas=1", func(c *config) { c.Policy.Replicas = 1 })
+	}
 	longest := c.Episodes.Limits.Context
 	if c.Train.TokenBudget > longest {
 		add(fmt.Sprintf("train.token_budget=%d", longest), func(c *config) { c.Train.TokenBudget = longest })
@@ -143,7 +97,7 @@ func (c config) reductions() (all []reduction) {
 			c.Policy.Recompute, c.Train.TokenBudget = true, min(longest, c.Train.TokenBudget)
 		})
 	}
-	if workers(c.Policy.Workers) > 1 {
+	if c.Policy.workers() > 1 {
 		add("policy.workers=1", func(c *config) { c.Policy.Workers = 1 })
 	}
 	if c.Policy.LoRA == nil && c.Policy.DType != "bfloat16" {

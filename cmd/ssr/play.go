@@ -74,11 +74,8 @@ func isURL(model string) bool {
 }
 
 func (t *setup) openLocal(dir string) error {
-	options, err := t.conf.Policy.options()
-	if err != nil {
-		return err
-	}
-	if t.policy, err = openPolicy(dir, options); err != nil {
+	var err error
+	if t.policy, err = openReplicas(dir, t.conf.Policy); err != nil {
 		return err
 	}
 	chat, err := token.NewChat(t.policy.tokenizer)

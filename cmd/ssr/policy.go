@@ -17,7 +17,18 @@ import (
 // policy is a model with its tokenizer, loaded to score, generate and train.
 type policy struct {
 	*model.Policy
+	others    []*model.Policy // the other replicas, where there are several
 	tokenizer *token.Tokenizer
+}
+
+// replicas are all copies of the model, in their order.
+func (p *policy) replicas() []*model.Policy { return append([]*model.Policy{p.Policy}, p.others...) }
+
+// Close frees all replicas.
+func (p *policy) Close() {
+	for _, r := range p.replicas() {
+		r.Close()
+	}
 }
 
 // openPolicy loads a model folder; the caller closes it.
@@ -35,7 +46,30 @@ func openPolicy(dir string, o model.Options) (*policy, error) {
 		p.Close()
 		return nil, fmt.Errorf("%s: the tokenizer has %d ids, the model's embedding only %d rows", dir, t.VocabSize(), rows)
 	}
-	return &policy{p, t}, nil
+	return &policy{Policy: p, tokenizer: t}, nil
+}
+
+// openReplicas loads as many replicas of a model folder as are configured; the
+// caller closes the policy.
+func openReplicas(dir string, c policyConfig) (*policy, error) {
+	o, err := c.options()
+	if err != nil {
+		return nil, err
+	}
+	p, err := openPolicy(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	for i := 1; i < c.Replicas; i++ {
+		o.Shard.Index = i
+		r, err := model.Load(dir, o)
+		if err != nil {
+			p.Close()
+			return nil, fmt.Errorf("replica %d of %d: %w", i, c.Replicas, err)
+		}
+		p.others = append(p.others, r)
+	}
+	return p, nil
 }
 
 // source generates for trajectories.
@@ -58,12 +92,32 @@ type generator struct {
 	live map[string]bool
 }
 
-// newGenerator starts an engine; the caller closes it before the policy.
-func (p *policy) newGenerator(c policyConfig) (*generator, error) {
-	e, err := engine.New(p.Policy, engine.Options{MaxSequences: c.Batch, CacheBytes: c.CacheBytes, MaxStale: c.MaxStale, Decoder: p.tokenizer})
-	if err != nil {
-		return nil, err
+// engines generate side by side, one for each replica of a policy.
+type engines struct {
+	*rollout.Spread
+	all []*engine.Engine
+}
+
+func (e engines) Close() {
+	for _, one := range e.all {
+		one.Close()
 	}
+}
+
+// newGenerator starts an engine for each replica; the caller closes it before the
+// policy.
+func (p *policy) newGenerator(c policyConfig) (*generator, error) {
+	var e engines
+	var policies []rollout.Policy
+	for _, r := range p.replicas() {
+		one, err := engine.New(r, engine.Options{MaxSequences: c.Batch, CacheBytes: c.CacheBytes, MaxStale: c.MaxStale, Decoder: p.tokenizer})
+		if err != nil {
+			e.Close()
+			return nil, err
+		}
+		e.all, policies = append(e.all, one), append(policies, one)
+	}
+	e.Spread = rollout.NewSpread(policies...)
 	return &generator{source: e, live: map[string]bool{}}, nil
 }
 

@@ -46,7 +46,7 @@ func (c *serveCmd) Run(ctx context.Context, o output) error {
 		return err
 	}
 	shape := p.Config()
-	blocks := c.CacheBytes / int64(shape.Layers*p.Attention(0).CacheBlock()*4)
+	blocks := c.CacheBytes / model.CacheBlock(shape)
 	options := serve.Options{
 		Name: cmp.Or(c.Name, filepath.Base(dir)), StopTokens: shape.EOS, Deadline: c.Deadline,
 		Context: min(shape.MaxPositions, int(blocks)*native.BlockTokens),

@@ -11,6 +11,7 @@ import (
 	"github.com/ssr-go/ssr/internal/ui"
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/budget"
 	"github.com/ssr-go/ssr/model/token"
 	"github.com/ssr-go/ssr/rl/train"
 	"github.com/ssr-go/ssr/rl/train/learner"
@@ -88,11 +89,12 @@ func (c *sftCmd) Run(ctx context.Context, o output) error {
 	for _, e := range examples {
 		longest = max(longest, len(e.Tokens))
 	}
-	var n need
-	if n.Footprint, err = model.TrainingMemory(p.Config(), options, p.Workers().Size(), full(c.TokenBudget, longest)); err != nil {
+	options.Workers = p.Workers().Size()
+	plan, err := budget.Make(budget.Run{Model: p.Config(), Options: options, Replicas: 1, MicroBatch: c.TokenBudget, Longest: longest})
+	if err != nil {
 		return err
 	}
-	if err := n.fits(o, availableMemory()); err != nil {
+	if err := fits(o, plan, availableMemory()); err != nil {
 		return fmt.Errorf("%w: lower --token-budget (%d; the longest example has %d tokens), set --recompute or --lora-rank", err, c.TokenBudget, longest)
 	}
 	sum, err := p.fit(ctx, o, train.SFTOptions{SFTSettings: c.settings(), Dir: c.Out, Seed: c.Seed, Resume: c.Resume}, examples, nil)

@@ -50,32 +50,7 @@ func TestSurvival(t *testing.T) {
 	s := newStage(t)
 	began := time.Now()
 	s.play(t, "calm")
-	calm := time.Since(began)
-	// A kill comes at most so long after the phase began, and at its end at the latest.
-	most := map[phase]time.Duration{startUp: calm / 8, playing: calm / 6, updating: calm / 60, saving: 30 * time.Millisecond}
-
-	plan := killPlan()
-	kills, killed := 0, map[phase]int{}
-	for {
-		life := s.live(t, "killed")
-		at, survived := life.killAtRandom(t, plan, most)
-		if survived {
-			break
-		}
-		kills++
-		killed[at]++
-		s.noProcessIsLeft(t)
-	}
-	t.Logf("calm %v, with %d kills %v: %v", calm.Round(time.Second), kills, time.Since(began)-calm, killed)
-	if kills < 20 {
-		t.Errorf("only %d kills", kills)
-	}
-	for p := startUp; p <= saving; p++ {
-		if killed[p] == 0 && (p != updating || s.learns) {
-			t.Errorf("no kill in the phase %v", p)
-		}
-	}
-
+	s.survive(t, "killed", time.Since(began), killPlan(), 20)
 	if diff := cmp.Diff(s.decided(t, "calm"), s.decided(t, "killed")); diff != "" {
 		t.Errorf("the run differs from a calm one: %s", diff)
 	}
@@ -85,10 +60,38 @@ func TestSurvival(t *testing.T) {
 	s.nothingIsLeft(t)
 }
 
-// live starts a life of the trainer of a run.
-func (s *stage) live(t *testing.T, run string) *life {
+// survive trains to the end through the kills of a plan, of which there are some in
+// every phase and so many at least. calm is how long an undisturbed run takes.
+func (s *stage) survive(t *testing.T, run string, calm time.Duration, plan map[int][]phase, least int, args ...string) {
 	t.Helper()
-	l := &life{run: s.path(run), cmd: s.command(t, run), ended: make(chan struct{})}
+	// A kill comes at most so long after the phase began, and at its end at the latest.
+	most := map[phase]time.Duration{startUp: calm / 8, playing: calm / 6, updating: calm / 60, saving: 30 * time.Millisecond}
+	began, kills, killed := time.Now(), 0, map[phase]int{}
+	for {
+		life := s.live(t, run, args...)
+		at, survived := life.killAtRandom(t, plan, most)
+		if survived {
+			break
+		}
+		kills++
+		killed[at]++
+		s.noProcessIsLeft(t)
+	}
+	t.Logf("calm %v, with %d kills %v: %v", calm.Round(time.Second), kills, time.Since(began), killed)
+	if kills < least {
+		t.Errorf("only %d kills", kills)
+	}
+	for p := startUp; p <= saving; p++ {
+		if killed[p] == 0 && (p != updating || s.learns) {
+			t.Errorf("no kill in the phase %v", p)
+		}
+	}
+}
+
+// live starts a life of the trainer of a run.
+func (s *stage) live(t *testing.T, run string, args ...string) *life {
+	t.Helper()
+	l := &life{run: s.path(run), cmd: s.command(t, run, args...), ended: make(chan struct{})}
 	l.cmd.Stdout, l.cmd.Stderr = &l.output, &l.output
 	l.cmd.WaitDelay = 10 * time.Second // for an orphan that holds the output open
 	if err := l.cmd.Start(); err != nil {

@@ -145,12 +145,14 @@ func (c *trainCmd) train(ctx context.Context, o output, conf config) (sum train.
 	if err != nil {
 		return sum, err
 	}
-	if err := conf.foretell(o, start); err != nil {
+	plan, err := conf.foretell(o, start)
+	if err != nil {
 		return sum, err
 	}
 	if err := conf.write(); err != nil {
 		return sum, err
 	}
+	conf.Policy.CacheBytes = plan.Cache
 	t, err := openSetup(ctx, conf, start)
 	if err != nil {
 		return sum, err
@@ -218,12 +220,15 @@ func poolDir(conf config) string {
 // newLearner joins the policy to the loop, beside a frozen copy of the first
 // weights where the objective measures the divergence from them.
 func newLearner(t *setup, conf config) (train.Learner, func(), error) {
-	l := learner.New(t.policy.Policy, t.policy.tokenizer)
+	l, err := learner.NewReplicated(t.policy.replicas(), t.policy.tokenizer)
+	if err != nil {
+		return nil, nil, err
+	}
 	l.Base = conf.Model
 	if conf.Train.Loss.KLCoef == 0 {
 		return l, func() {}, nil
 	}
-	frozen, err := model.Load(conf.Model, model.Options{Workers: conf.Policy.Workers})
+	frozen, err := model.Load(conf.Model, model.Options{Workers: conf.Policy.workers()})
 	if err != nil {
 		return nil, nil, fmt.Errorf("reference policy of train.loss.kl_coef: %w", err)
 	}

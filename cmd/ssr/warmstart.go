@@ -231,7 +231,7 @@ func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo,
 	}
 	defer p.Close()
 	fmt.Fprintf(o.err, "%d episodes to learn from, the longest of %s tokens\n", len(examples), ui.Thousands(longest))
-	pol := &policy{p, t}
+	pol := &policy{Policy: p, tokenizer: t}
 	g, err := pol.newGenerator(policyConfig{})
 	if err != nil {
 		return err

@@ -36,7 +36,6 @@ var Rooms = []Room{
 	{Path: "kernels/cuda/gpu", May: []string{"kernels/cuda"}},
 
 	// The policy: text to ids to tensors, and generation.
-	{Path: "model/budget", Pure: true},
 	{Path: "model/gen", Pure: true},
 	{Path: "model/token", Pure: true, May: []string{"model/token/jinja"}},
 	{Path: "model/token/jinja", Pure: true},
@@ -47,6 +46,8 @@ var Rooms = []Room{
 	{Path: "model/engine", May: []string{
 		"kernels/device", "kernels/native", "kernels/torch", "model", "model/gen", "model/sched",
 	}},
+
+	{Path: "model/budget", May: []string{"kernels/native", "model", "model/engine"}},
 
 	// Where untrusted code runs.
 	{Path: "sandbox", Pure: true},
@@ -69,7 +70,9 @@ var Rooms = []Room{
 	// Several devices as one learner; what moves their memory is an interface.
 	{Path: "rl/train/replicas", Pure: true, May: []string{"rl", "rl/train"}},
 	// What joins the loop and the policy.
-	{Path: "rl/train/learner", May: []string{"kernels/torch", "model", "model/token", "rl", "rl/train"}},
+	{Path: "rl/train/learner", May: []string{
+		"kernels/collective", "kernels/torch", "model", "model/token", "rl", "rl/train", "rl/train/replicas",
+	}},
 
 	// Wiring.
 	{Path: "cmd/ssr", May: []string{"..."}},

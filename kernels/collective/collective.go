@@ -1,7 +1,7 @@
 // Package collective moves flat vectors between the members of a group that work
-// on one step together: sums to an owner, copies from an owner, sums of numbers.
-// Local is the group of goroutines in one process over host memory. Sums are taken
-// in the order of ranks, so a result never depends on who came first.
+// on one step together: sums that each has a part of, copies of all parts to all,
+// sums of numbers. Local is the group of goroutines in one process over host memory.
+// Sums are taken in the order of ranks, so a result never depends on who came first.
 package collective
 
 import (
@@ -28,34 +28,36 @@ func NewLocal[F float32 | float64](n int) *Local[F] {
 	return &Local[F]{n: n, meeting: newMeeting(n), vectors: make([][]F, n), numbers: make([]float64, n)}
 }
 
-// Reduce leaves in [lo, hi) of the owner's vector the sum over all ranks; the other
-// ranks' vectors stay as they are.
-func (l *Local[F]) Reduce(ctx context.Context, rank int, vector []F, lo, hi, owner int) error {
+// ReduceScatter leaves in the part [bounds[r], bounds[r+1]) of each rank r's vector
+// the sum over all ranks; the rest of the vectors stays as it is. The ranks add at
+// the same time, each its part.
+func (l *Local[F]) ReduceScatter(ctx context.Context, rank int, vector []F, bounds []int) error {
 	l.vectors[rank] = vector
 	if err := l.meeting.wait(ctx); err != nil {
 		return err
 	}
-	if rank == owner {
-		// Rank 0 first, whoever the owner is.
-		for i := lo; i < hi; i++ {
-			sum := l.vectors[0][i]
-			for r := 1; r < l.n; r++ {
-				sum += l.vectors[r][i]
-			}
-			vector[i] = sum
+	for i := bounds[rank]; i < bounds[rank+1]; i++ {
+		// Rank 0 first, whoever adds.
+		sum := l.vectors[0][i]
+		for r := 1; r < l.n; r++ {
+			sum += l.vectors[r][i]
 		}
+		vector[i] = sum
 	}
 	return l.meeting.wait(ctx)
 }
 
-// Broadcast copies [lo, hi) of the owner's vector to all others.
-func (l *Local[F]) Broadcast(ctx context.Context, rank int, vector []F, lo, hi, owner int) error {
+// AllGather copies the part [bounds[r], bounds[r+1]) of each rank r's vector to all
+// others.
+func (l *Local[F]) AllGather(ctx context.Context, rank int, vector []F, bounds []int) error {
 	l.vectors[rank] = vector
 	if err := l.meeting.wait(ctx); err != nil {
 		return err
 	}
-	if rank != owner {
-		copy(vector[lo:hi], l.vectors[owner][lo:hi])
+	for r, from := range l.vectors {
+		if r != rank {
+			copy(vector[bounds[r]:bounds[r+1]], from[bounds[r]:bounds[r+1]])
+		}
 	}
 	return l.meeting.wait(ctx)
 }

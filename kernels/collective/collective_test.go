@@ -29,6 +29,7 @@ func TestSumsDoNotDependOnTiming(t *testing.T) {
 			start[r] = append(start[r], float32(rng.NormFloat64()))
 		}
 	}
+	bounds := []int{3, 10, 10, 31, 47} // one part is empty, and both ends are nobody's
 	g := NewLocal[float32](n)
 	for range 20 {
 		var vectors [n][]float32
@@ -38,10 +39,17 @@ func TestSumsDoNotDependOnTiming(t *testing.T) {
 		sums := make([]float64, n)
 		errs := together(n, func(rank int) (err error) {
 			v := vectors[rank]
-			if err = g.Reduce(t.Context(), rank, v, 10, 30, 2); err != nil {
+			if err = g.ReduceScatter(t.Context(), rank, v, bounds); err != nil {
 				return err
 			}
-			if err = g.Broadcast(t.Context(), rank, v, 10, 20, 2); err != nil {
+			if rank != 2 { // what a rank does not own is as it was
+				for i := bounds[2]; i < bounds[3]; i++ {
+					if v[i] != start[rank][i] {
+						t.Errorf("rank %d: [%d] = %v before the parts are gathered, was %v", rank, i, v[i], start[rank][i])
+					}
+				}
+			}
+			if err = g.AllGather(t.Context(), rank, v, bounds); err != nil {
 				return err
 			}
 			sums[rank], err = g.Sum(t.Context(), rank, float64(rank+1))
@@ -53,7 +61,7 @@ func TestSumsDoNotDependOnTiming(t *testing.T) {
 			}
 			for i := range v {
 				want := start[rank][i]
-				if i >= 10 && (i < 20 || i < 30 && rank == 2) {
+				if i >= bounds[0] && i < bounds[n] {
 					want = ((start[0][i] + start[1][i]) + start[2][i]) + start[3][i]
 				}
 				if v[i] != want {

@@ -1,148 +1,127 @@
-// Package budget plans a device's memory before anything is allocated: weights,
-// gradients, optimizer state, activations and the KV cache are one sum. What
-// training needs is exact from the model's shape; the KV cache takes what is left.
-// There is no utilisation fraction to guess, and what does not fit is refused with
-// the list of what takes how much.
+// Package budget plans the memory of a training run before anything is allocated:
+// weights, gradients, optimizer state, activations and the KV cache of every replica
+// are one sum. What training and sampling need follows from the model's shape, pass
+// by pass (model.TrainingMemory, engine.Memory); the KV cache takes what is left of a
+// device whose memory is known. There is no utilisation fraction to guess, and what
+// does not fit is refused with the list of what takes how much.
 package budget
 
 import (
 	"errors"
 	"fmt"
-	"strings"
+	"slices"
+	"strconv"
+
+	"github.com/ssr-go/ssr/kernels/native"
+	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/engine"
 )
 
-// Model is the shape of a policy.
-type Model struct {
-	// Params counts all weights; a tied head counts once.
-	Params                                            int64
-	Layers, Hidden, Intermediate, Heads, KVHeads, Dim int
-	// QKNorm says that heads are normalised, which keeps their raw values, too.
-	QKNorm bool
+// Run is what decides how much memory a run takes.
+type Run struct {
+	Model model.Config
+	// Options are those of the first of so many Replicas; Workers is not 0.
+	Options  model.Options
+	Replicas int
+	// MicroBatch and Longest are the most tokens of a micro-batch and of a sequence.
+	MicroBatch, Longest int
+	// Engine generates in each replica; nil where nothing does. A CacheBytes of 0 is
+	// what is left of the device, or the engine's default where that is unknown.
+	Engine *engine.Options
+	// Reference says that a frozen float32 policy scores beside the first replica.
+	Reference bool
+	// Device is the bytes of the device of each replica; 0 means unknown.
+	Device int64
 }
 
-// Layout says how the policy is kept and trained.
-type Layout struct {
-	// Bytes of an element of the weights that compute, of the gradient, of
-	// activations, and of the KV cache.
-	WeightBytes, GradBytes, ActivationBytes, CacheBytes int
-	// StateBytes is what the optimizer keeps for a weight: 8 for two float32 moments,
-	// 12 with a float32 copy of bfloat16 weights.
-	StateBytes int
-	// Shards is the number of devices that the optimizer's state is split over.
-	Shards int
-	// MicroBatch is the most tokens of one forward and backward pass.
-	MicroBatch int
-	// Recompute keeps only each layer's input until the backward pass.
-	Recompute bool
-	// HeadRows × HeadVocab bounds the logits that exist at a time.
-	HeadRows, HeadVocab int
-	// Reserve is what the driver and libraries take beside all this; it is measured,
-	// as free memory before and after they start, not assumed.
-	Reserve int64
-	// PageTokens is the tokens of a KV block; Sequences × Context is the least that
-	// generation must be able to hold at once.
-	PageTokens         int
-	Sequences, Context int
-}
-
-// Plan is bytes by purpose.
+// Plan is the most bytes that a run's tensors hold at a time.
 type Plan struct {
-	Weights, Gradients, Optimizer, Activations, Logits, Reserve int64
-	// Cache is what is left for the KV cache, in whole Blocks.
-	Cache  int64
-	Blocks int
+	// Footprint is training in each of Replicas.
+	model.Footprint
+	Replicas int
+	// Cache is the KV cache of each replica, Sampling the activations of generation.
+	Cache, Sampling int64
+	// Reference is the frozen policy.
+	Reference int64
 }
 
-// ErrTooLarge is what Make wraps where the parts do not fit.
-var ErrTooLarge = errors.New("budget: more memory is needed than is free")
+// ErrTooLarge is what Make wraps where a device is too small.
+var ErrTooLarge = errors.New("more memory is needed than there is")
 
-// Make plans free bytes of a device.
-func Make(free int64, m Model, l Layout) (Plan, error) {
-	if err := check(m, l); err != nil {
-		return Plan{}, err
+// Make plans a run. Where a device is too small, the plan is of what would be needed
+// at least, beside an error.
+func Make(r Run) (p Plan, err error) {
+	p.Replicas = r.Replicas
+	w := r.Options.Workers
+	if w <= 0 || r.Replicas <= 0 || r.MicroBatch <= 0 || r.Longest <= 0 {
+		return p, fmt.Errorf("budget: %d workers, %d replicas, micro-batches of %d and sequences of %d tokens must be positive", w, r.Replicas, r.MicroBatch, r.Longest)
 	}
-	p := Plan{
-		Weights:     m.Params * int64(l.WeightBytes),
-		Gradients:   m.Params * int64(l.GradBytes),
-		Optimizer:   (m.Params + int64(l.Shards) - 1) / int64(l.Shards) * int64(l.StateBytes),
-		Activations: int64(l.MicroBatch) * activations(m, l.Recompute) * int64(l.ActivationBytes),
-		Logits:      int64(l.HeadRows) * int64(l.HeadVocab) * int64(l.ActivationBytes),
-		Reserve:     l.Reserve,
+	if p.Footprint, err = model.TrainingMemory(r.Model, r.Options, w, full(r.MicroBatch, r.Longest)); err != nil {
+		return p, fmt.Errorf("budget: %w", err)
 	}
-	block := int64(m.Layers) * 2 * int64(m.KVHeads) * int64(m.Dim) * int64(l.PageTokens) * int64(l.CacheBytes)
-	least := int64(l.Sequences) * int64((l.Context+l.PageTokens-1)/l.PageTokens)
-	left := free - p.taken()
-	p.Blocks = int(max(left, 0) / block)
-	p.Cache = int64(p.Blocks) * block
-	if left < least*block {
-		return p, fmt.Errorf("%w: %s free; %s; and the KV cache of %d sequences of %d tokens needs %s. "+
-			"Lower the micro-batch or the sequences, recompute activations, or shard over more devices",
-			ErrTooLarge, size(free), p.list(), l.Sequences, l.Context, size(least*block))
+	if r.Reference {
+		frozen := model.Options{}
+		f, err := model.TrainingMemory(r.Model, frozen, w, []int{1})
+		if err != nil {
+			return p, fmt.Errorf("budget: %w", err)
+		}
+		p.Reference = f.Weights + int64(w)*model.SamplingMemory(r.Model, frozen, r.Longest, 0, 16)
+	}
+	if r.Engine != nil {
+		p.Cache, p.Sampling = engine.Memory(r.Model, r.Options, w, *r.Engine)
+	}
+	if r.Device == 0 {
+		return p, nil
+	}
+	least := p.Cache
+	if r.Engine != nil && r.Engine.CacheBytes == 0 {
+		block := model.CacheBlock(r.Model)
+		least = int64((r.Longest+native.BlockTokens-1)/native.BlockTokens) * block
+		p.Cache = max(least, (r.Device-p.Total()-p.Sampling-p.Reference)/block*block)
+	}
+	if p.device() > r.Device {
+		return p, fmt.Errorf("%w: a device has %s, and its replica needs %s", ErrTooLarge, Size(r.Device), Size(p.device()))
 	}
 	return p, nil
 }
 
-// activations is elements a token between the forward and the backward pass, and
-// the most that a layer needs beside them while it runs; see model/forward.go and
-// model/backward.go, which this follows name by name.
-func activations(m Model, recompute bool) int64 {
-	qkv := int64(m.Heads+2*m.KVHeads) * int64(m.Dim)
-	att := int64(m.Heads) * int64(m.Dim)
-	hidden, inter := int64(m.Hidden), int64(m.Intermediate)
-	layer := 2*hidden + qkv + att + 2*inter + 2 + int64(m.Heads) // input, middle, qkv, att, gate and up, norms, denominators
-	if m.QKNorm {
-		layer += qkv + int64(m.Heads+m.KVHeads)
-	}
-	// Backward: two normalised inputs and their gradient, the activation and its
-	// gradient, the gradients of attention and of qkv.
-	working := 2*hidden + 2*inter + att + qkv
-	ends := 3*hidden + 1 // last, hidden states and their gradient, norm
-	if recompute {
-		return int64(m.Layers)*hidden + ends + layer + hidden + working
-	}
-	return int64(m.Layers)*layer + ends + working
-}
+// device is what the first replica's takes; no other takes more.
+func (p Plan) device() int64 { return p.Total() + p.Sampling + p.Cache + p.Reference }
 
-func (p Plan) taken() int64 {
-	return p.Weights + p.Gradients + p.Optimizer + p.Activations + p.Logits + p.Reserve
-}
-
-func (p Plan) list() string {
-	var parts []string
-	for _, part := range []struct {
-		name  string
-		bytes int64
-	}{
-		{"weights", p.Weights}, {"gradients", p.Gradients}, {"optimizer", p.Optimizer}, {"activations", p.Activations},
-		{"logits", p.Logits}, {"reserve", p.Reserve},
-	} {
-		if part.bytes > 0 {
-			parts = append(parts, part.name+" "+size(part.bytes))
-		}
-	}
-	return strings.Join(parts, ", ")
+// All is the sum over the replicas.
+func (p Plan) All() int64 {
+	return int64(p.Replicas)*(p.Total()+p.Sampling+p.Cache) + p.Reference
 }
 
 // String lists the parts.
 func (p Plan) String() string {
-	return fmt.Sprintf("%s, KV cache %s in %d blocks", p.list(), size(p.Cache), p.Blocks)
+	text := Size(p.All()) + " at most: "
+	if p.Replicas > 1 {
+		text += fmt.Sprintf("%d replicas, each of ", p.Replicas)
+	}
+	text += fmt.Sprintf("weights %s, gradients %s, optimizer %s, activations %s",
+		Size(p.Weights), Size(p.Gradients), Size(p.Optimizer), Size(p.Activations))
+	if p.Sampling+p.Cache > 0 {
+		text += fmt.Sprintf(", sampling %s, KV cache %s", Size(p.Sampling), Size(p.Cache))
+	}
+	if p.Reference > 0 {
+		text += "; reference " + Size(p.Reference)
+	}
+	return text
 }
 
-func size(bytes int64) string { return fmt.Sprintf("%.2f GiB", float64(bytes)/(1<<30)) }
+// Size writes bytes in MiB, rounded up.
+func Size(n int64) string { return strconv.FormatInt((n+1<<20-1)>>20, 10) + " MiB" }
 
-func check(m Model, l Layout) error {
-	for _, v := range []struct {
-		name  string
-		value int64
-	}{
-		{"parameters", m.Params}, {"layers", int64(m.Layers)}, {"hidden width", int64(m.Hidden)},
-		{"heads", int64(m.Heads)}, {"key heads", int64(m.KVHeads)}, {"head dimension", int64(m.Dim)},
-		{"bytes of a weight", int64(l.WeightBytes)}, {"bytes of a cache element", int64(l.CacheBytes)},
-		{"shards", int64(l.Shards)}, {"tokens of a KV block", int64(l.PageTokens)},
-	} {
-		if v.value <= 0 {
-			return fmt.Errorf("budget: %s is %d; it must be positive", v.name, v.value)
-		}
+// full are the lengths of sequences that fill a micro-batch as expensively as can be:
+// with the longest ones.
+func full(budget, longest int) []int {
+	lengths := slices.Repeat([]int{longest}, budget/longest)
+	if rest := budget % longest; rest > 0 && budget > longest {
+		lengths = append(lengths, rest)
 	}
-	return nil
+	if len(lengths) == 0 {
+		lengths = []int{longest} // a sequence beyond the budget is a micro-batch of its own
+	}
+	return lengths
 }

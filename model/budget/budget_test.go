@@ -6,95 +6,181 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/ssr-go/ssr/kernels/torch"
+	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/engine"
+	"github.com/ssr-go/ssr/model/gen"
 )
 
-// small is a model whose sums can be done by hand.
-var small = Model{Params: 1000, Layers: 2, Hidden: 8, Intermediate: 16, Heads: 4, KVHeads: 2, Dim: 2}
-
-var layout = Layout{
-	WeightBytes: 2, GradBytes: 4, ActivationBytes: 4, CacheBytes: 2, StateBytes: 12, Shards: 1,
-	MicroBatch: 10, HeadRows: 5, HeadVocab: 50, PageTokens: 32, Sequences: 2, Context: 33, Reserve: 7,
+// small has 3 million weights.
+var small = model.Config{
+	ModelType: "qwen2", VocabSize: 2048, Hidden: 192, Intermediate: 512, Layers: 6, Heads: 6, KVHeads: 2, HeadDim: 32,
+	MaxPositions: 2048, NormEps: 1e-6, RopeTheta: 10000, TieEmbeddings: true, BOS: -1,
 }
 
-func TestByHand(t *testing.T) {
-	// A layer keeps 2·8 + 16 (qkv) + 8 + 2·16 + 2 + 4 = 78 of a token; the ends 25;
-	// a layer's backward pass needs 2·8 + 2·16 + 8 + 16 = 72 beside it.
-	want := Plan{Weights: 2000, Gradients: 4000, Optimizer: 12000, Activations: 10 * (2*78 + 25 + 72) * 4, Logits: 5 * 50 * 4, Reserve: 7}
-	// A block holds 2 layers of 2 heads' keys and values: 2·2·2·2·32·2 = 1024 bytes, and
-	// two sequences of 33 tokens need four.
-	taken := want.taken()
-	want.Blocks, want.Cache = 4, 4096
-	got, err := Make(taken+4096+1023, small, layout)
-	if err != nil || got != want {
-		t.Errorf("%+v, want %+v (%v)", got, want, err)
-	}
-	_, err = Make(taken+4095, small, layout)
-	if !errors.Is(err, ErrTooLarge) || !strings.Contains(err.Error(), "optimizer 0.00 GiB") {
-		t.Errorf("one byte short: %v", err)
-	}
-	again := layout
-	again.Recompute = true
-	got, err = Make(1<<20, small, again)
-	if want := int64(10 * (2*8 + 25 + 78 + 8 + 72) * 4); err != nil || got.Activations != want {
-		t.Errorf("recomputed: %d bytes of activations, want %d (%v)", got.Activations, want, err)
+// run is of n replicas of two workers that generate and train.
+func run(n int) Run {
+	return Run{
+		Model: small, Options: model.Options{Workers: 2, Shard: model.Shard{Of: n}}, Replicas: n, MicroBatch: 600, Longest: 300,
+		Engine: &engine.Options{CacheBytes: 96 << 20, MaxSequences: 8}, Reference: n == 1,
 	}
 }
 
-// TestSevenBillion is the shape of Qwen2.5-7B (its config.json) on a device of 80 GB:
-// bfloat16 weights with a float32 copy do not fit one, and fit eight.
-func TestSevenBillion(t *testing.T) {
-	m := Model{Params: 7_615_616_512, Layers: 28, Hidden: 3584, Intermediate: 18944, Heads: 28, KVHeads: 4, Dim: 128}
-	l := Layout{
-		WeightBytes: 2, GradBytes: 4, ActivationBytes: 2, CacheBytes: 2, StateBytes: 12, Shards: 1,
-		MicroBatch: 8192, Recompute: true, HeadRows: 8192, HeadVocab: 8192, PageTokens: 32, Sequences: 1, Context: 8192,
-	}
-	if p, err := Make(80e9, m, l); !errors.Is(err, ErrTooLarge) || p.Optimizer != 91_387_398_144 {
-		t.Errorf("one device: %v, %v", p, err)
-	}
-	l.Shards = 8
-	p, err := Make(80e9, m, l)
-	if err != nil || p.Optimizer != 11_423_424_768 || p.Cache < 10e9 {
-		t.Errorf("eight devices: %v, %v", p, err)
-	}
-}
-
-// TestNothingIsLost: a plan that is made fits, and wastes less than a block.
-func TestNothingIsLost(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		n := func(name string) int { return rapid.IntRange(1, 64).Draw(t, name) }
-		m := Model{
-			Params: int64(n("params")) * 1000, Layers: n("layers"), Hidden: n("hidden"), Intermediate: n("inter"),
-			Heads: n("heads"), KVHeads: n("kv"), Dim: n("dim"), QKNorm: rapid.Bool().Draw(t, "norm"),
-		}
-		l := Layout{
-			WeightBytes: 2, GradBytes: 4, ActivationBytes: 2, CacheBytes: 2, StateBytes: 12, Shards: n("shards"), MicroBatch: n("tokens"),
-			Recompute: rapid.Bool().Draw(t, "recompute"), HeadRows: n("rows"), HeadVocab: n("columns"), PageTokens: 32,
-			Sequences: n("sequences"), Context: n("context"), Reserve: int64(n("reserve")),
-		}
-		free := int64(rapid.IntRange(0, 1<<30).Draw(t, "free"))
-		p, err := Make(free, m, l)
+// TestRealUse holds plans against what tensors own over a step of all replicas, their
+// engines and the reference.
+func TestRealUse(t *testing.T) {
+	for _, n := range []int{1, 2} {
+		r := run(n)
+		plan, err := Make(r)
 		if err != nil {
-			if !errors.Is(err, ErrTooLarge) {
+			t.Fatal(err)
+		}
+		before := torch.Allocated()
+		torch.ResetPeak()
+		owned := torch.Peak()
+		var closers []func()
+		for i := range n {
+			o := r.Options
+			o.Shard.Index = i
+			p, err := model.New(small, 1, o)
+			if err != nil {
 				t.Fatal(err)
+			}
+			e, err := engine.New(p, *r.Engine)
+			if err != nil {
+				t.Fatal(err)
+			}
+			closers = append(closers, e.Close, p.Close)
+			tokens := make([]int32, r.MicroBatch)
+			for i := range tokens {
+				tokens[i] = int32(i * 31 % small.VocabSize)
+			}
+			if _, err := e.Generate(t.Context(), gen.Request{ID: "a", Tokens: tokens[:r.Longest-1], MaxTokens: 1}); err != nil {
+				t.Fatal(err)
+			}
+			err = p.Accumulate(t.Context(), tokens, []int{0, r.Longest, r.MicroBatch}, func(logprobs, _ []float64) ([]float64, error) {
+				return logprobs, nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := p.Gradient(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r.Reference {
+			frozen, err := model.New(small, 1, model.Options{Workers: r.Options.Workers})
+			if err != nil {
+				t.Fatal(err)
+			}
+			closers = append(closers, frozen.Close)
+			if _, err := frozen.Logprobs(t.Context(), make([]int32, r.MicroBatch), []int{0, r.Longest, r.MicroBatch}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		after := torch.Allocated()
+		for purpose, want := range map[torch.Purpose]int64{
+			torch.Gradients: int64(n) * plan.Gradients, torch.Optimizer: int64(n) * plan.Optimizer, torch.Cache: int64(n) * plan.Cache,
+		} {
+			used := after[purpose] - before[purpose]
+			t.Logf("%d replicas, %v: %d bytes, planned %d", n, purpose, used, want)
+			if used > want+want/20 || used < want-want/20 {
+				t.Errorf("%d replicas, %v: %d bytes, planned %d", n, purpose, used, want)
+			}
+		}
+		// Not all that generation may need was used.
+		peak := torch.Peak() - owned
+		t.Logf("%d replicas: peak %d bytes, planned %d", n, peak, plan.All())
+		if peak > plan.All() || peak < plan.All()*85/100 {
+			t.Errorf("%d replicas: peak %d bytes, planned %d", n, peak, plan.All())
+		}
+		for _, c := range closers {
+			c()
+		}
+	}
+}
+
+// TestShards is the shape of Qwen2.5-7B, which has 7,615,616,512 weights (its model
+// card and config.json): eight replicas keep an eighth of the optimizer's state each.
+func TestShards(t *testing.T) {
+	const weights = 7_615_616_512
+	r := Run{
+		Model: model.Config{
+			ModelType: "qwen2", VocabSize: 152064, Hidden: 3584, Intermediate: 18944, Layers: 28, Heads: 28, KVHeads: 4, HeadDim: 128,
+			MaxPositions: 32768, NormEps: 1e-6, RopeTheta: 1e6, BOS: -1,
+		},
+		Options: model.Options{Workers: 1, Recompute: true}, MicroBatch: 8192, Longest: 8192,
+	}
+	for _, n := range []int64{1, 8} {
+		r.Replicas, r.Options.Shard = int(n), model.Shard{Of: int(n)}
+		p, err := Make(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, pair := range map[string][2]int64{"gradients": {p.Gradients, 4 * weights}, "optimizer": {p.Optimizer, 8 * weights / n}} {
+			if off := float64(pair[0])/float64(pair[1]) - 1; off < -1e-4 || off > 1e-4 {
+				t.Errorf("%d replicas, %s: %d bytes, want %d", n, name, pair[0], pair[1])
+			}
+		}
+	}
+}
+
+// TestCacheGetsWhatIsLeft: on a device whose memory is known a plan that is made fits
+// and wastes less than a block; one that is refused fits where it says it would, and
+// not with a byte less.
+func TestCacheGetsWhatIsLeft(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := func(name string) int { return rapid.IntRange(1, 8).Draw(t, name) }
+		r := run(n("replicas"))
+		r.Engine = &engine.Options{MaxSequences: n("sequences")}
+		r.Longest, r.MicroBatch, r.Reference = 50*n("longest"), 100*n("tokens"), rapid.Bool().Draw(t, "reference")
+		r.Device = rapid.Int64Range(1, 1<<30).Draw(t, "device")
+		block := model.CacheBlock(small)
+		p, err := Make(r)
+		if err != nil {
+			if !errors.Is(err, ErrTooLarge) || p.device() <= r.Device {
+				t.Fatalf("%v; a device of %d for %d", err, r.Device, p.device())
+			}
+			r.Device = p.device()
+			if again, err := Make(r); err != nil || again != p {
+				t.Fatalf("%v, then %v (%v)", p, again, err)
+			}
+			r.Device--
+			if _, err := Make(r); !errors.Is(err, ErrTooLarge) {
+				t.Fatalf("a byte less: %v", err)
 			}
 			return
 		}
-		used := p.taken() + p.Cache
-		block := p.Cache / int64(p.Blocks)
-		if used > free || free-used >= block {
-			t.Fatalf("%d of %d bytes used, blocks of %d", used, free, block)
+		if used := p.device(); used > r.Device || r.Device-used >= block || p.Cache%block != 0 {
+			t.Fatalf("%d of %d bytes used, blocks of %d", used, r.Device, block)
 		}
-		l.MicroBatch++
-		if more, err := Make(free, m, l); err == nil && (more.Activations <= p.Activations || more.Cache > p.Cache) {
-			t.Fatalf("a larger micro-batch takes less: %v, then %v", p, more)
+		// What is asked for is given, or refused.
+		r.Engine.CacheBytes = p.Cache
+		if asked, err := Make(r); err != nil || asked != p {
+			t.Fatalf("%v, asked for: %v (%v)", p, asked, err)
+		}
+		r.Engine.CacheBytes += block
+		if _, err := Make(r); !errors.Is(err, ErrTooLarge) {
+			t.Fatalf("a block more: %v", err)
 		}
 	})
 }
 
+// TestCacheBlock: two layers of one head of four elements, keys and values of a block
+// of tokens, in float32.
+func TestCacheBlock(t *testing.T) {
+	c := small
+	c.Layers, c.KVHeads, c.HeadDim = 2, 1, 4
+	if got, want := model.CacheBlock(c), int64(2*1*4*2*4*32); got != want {
+		t.Errorf("%d bytes, want %d", got, want)
+	}
+}
+
 func TestRefusesNonsense(t *testing.T) {
-	bad := layout
-	bad.Shards = 0
-	if _, err := Make(1<<30, small, bad); err == nil || !strings.Contains(err.Error(), "shards is 0") {
+	r := run(1)
+	r.Replicas = 0
+	if _, err := Make(r); err == nil || !strings.Contains(err.Error(), "0 replicas") {
 		t.Error(err)
 	}
 }

@@ -125,11 +125,12 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 }
 
 // Memory foretells the bytes that an engine over a policy of this shape, of so many
-// workers, takes at most: its cache, and a step's activations.
-func Memory(c model.Config, m model.Options, workers int, o Options) int64 {
+// workers, takes at most: its KV cache, and a step's activations.
+func Memory(c model.Config, m model.Options, workers int, o Options) (cache, activations int64) {
 	o = o.withDefaults()
 	rows := o.MaxSequences/workers + 1 + max(o.StepTokens, native.BlockTokens)
-	return o.CacheBytes + int64(workers)*model.SamplingMemory(c, m, rows, o.MaxSequences/workers+1, max(logitElements/c.VocabSize, 8))
+	step := model.SamplingMemory(c, m, rows, o.MaxSequences/workers+1, max(logitElements/c.VocabSize, 8))
+	return o.CacheBytes, int64(workers) * step
 }
 
 func (o Options) withDefaults() Options {

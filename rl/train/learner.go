@@ -54,6 +54,13 @@ type Scorer interface {
 	Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error)
 }
 
+// Replicated is implemented by learners that share the micro-batches of an update
+// among several replicas of the policy.
+type Replicated interface {
+	// Replicas is their number; an update has as many micro-batches at least.
+	Replicas() int
+}
+
 // AdamW are the settings of one optimizer step (decoupled weight decay).
 type AdamW struct {
 	LR          float64 `json:"lr" yaml:"lr"`

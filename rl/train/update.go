@@ -52,7 +52,7 @@ func (u *updater) run(ctx context.Context, st *state, minibatches [][]rl.Sequenc
 		}
 	}
 	for k, seqs := range minibatches {
-		packed, err := rl.Pack(seqs, u.budget)
+		packed, err := u.pack(seqs)
 		if err != nil {
 			return m, err
 		}
@@ -78,6 +78,20 @@ func (u *updater) run(ctx context.Context, st *state, minibatches [][]rl.Sequenc
 	return m, nil
 }
 
+// pack makes micro-batches within the budget, and so short that every replica of the
+// learner has about as much to do.
+func (u *updater) pack(seqs []rl.Sequence) ([]rl.Packed, error) {
+	budget := u.budget
+	if r, ok := u.learner.(Replicated); ok {
+		total, n := 0, r.Replicas()
+		for _, s := range seqs {
+			total += len(s.Tokens)
+		}
+		budget = min(budget, max(1, (total+n-1)/n))
+	}
+	return rl.Pack(seqs, budget)
+}
+
 // scoreOld gives the sequences of all minibatches their log-probabilities before
 // the first update.
 func (u *updater) scoreOld(ctx context.Context, minibatches [][]rl.Sequence) error {
@@ -91,7 +105,7 @@ func (u *updater) scoreOld(ctx context.Context, minibatches [][]rl.Sequence) err
 			byID[s.ID] = s
 		}
 	}
-	packed, err := rl.Pack(slices.Collect(maps.Values(byID)), u.budget)
+	packed, err := u.pack(slices.Collect(maps.Values(byID)))
 	if err != nil {
 		return err
 	}

@@ -117,17 +117,21 @@ func TestRing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ring.Close()
-	n, owner := len(devices), len(devices)-1
+	n := len(devices)
 	factor := n * (n + 1) / 2
+	bounds := []int{100}
+	for i := range n {
+		bounds = append(bounds, 100+(length-100)*(i+1)/n)
+	}
 	sums, errs := make([]float64, n), make([]error, n)
 	var wait sync.WaitGroup
 	for i := range n {
 		wait.Go(func() {
 			errs[i] = func() (err error) {
-				if err = ring.Reduce(t.Context(), i, vectors[i], 100, length, owner); err != nil {
+				if err = ring.ReduceScatter(t.Context(), i, vectors[i], bounds); err != nil {
 					return err
 				}
-				if err = ring.Broadcast(t.Context(), i, vectors[i], 100, length, owner); err != nil {
+				if err = ring.AllGather(t.Context(), i, vectors[i], bounds); err != nil {
 					return err
 				}
 				sums[i], err = ring.Sum(t.Context(), i, float64(i+1))

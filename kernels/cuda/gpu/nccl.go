@@ -60,18 +60,40 @@ func (r *Ring) Close() {
 	})
 }
 
-// Reduce leaves the sum over all ranks in [lo, hi) of the owner's vector.
-func (r *Ring) Reduce(ctx context.Context, rank int, vector cuda.Pointer, lo, hi, owner int) error {
-	return r.run(ctx, "reduce", rank, func(s unsafe.Pointer) *C.char {
-		return C.ssr_nccl_reduce(address(vector.At(lo, 4)), C.ulong(hi-lo), C.int(owner), r.comms[rank], s)
+// bucket is how many elements are queued at a time: 16 MB, long enough to be bound by
+// the bandwidth between devices and not by their latency.
+const bucket = 4 << 20
+
+// ReduceScatter leaves the sum over all ranks in the part [bounds[r], bounds[r+1]) of
+// each rank r's vector.
+func (r *Ring) ReduceScatter(ctx context.Context, rank int, vector cuda.Pointer, bounds []int) error {
+	return r.buckets(bounds, func(lo, n, owner int) error {
+		return r.run(ctx, "reduce", rank, func(s unsafe.Pointer) *C.char {
+			return C.ssr_nccl_reduce(address(vector.At(lo, 4)), C.ulong(n), C.int(owner), r.comms[rank], s)
+		})
 	})
 }
 
-// Broadcast copies [lo, hi) of the owner's vector to the others.
-func (r *Ring) Broadcast(ctx context.Context, rank int, vector cuda.Pointer, lo, hi, owner int) error {
-	return r.run(ctx, "broadcast", rank, func(s unsafe.Pointer) *C.char {
-		return C.ssr_nccl_broadcast(address(vector.At(lo, 4)), C.ulong(hi-lo), C.int(owner), r.comms[rank], s)
+// AllGather copies the part [bounds[r], bounds[r+1]) of each rank r's vector to all
+// others.
+func (r *Ring) AllGather(ctx context.Context, rank int, vector cuda.Pointer, bounds []int) error {
+	return r.buckets(bounds, func(lo, n, owner int) error {
+		return r.run(ctx, "broadcast", rank, func(s unsafe.Pointer) *C.char {
+			return C.ssr_nccl_broadcast(address(vector.At(lo, 4)), C.ulong(n), C.int(owner), r.comms[rank], s)
+		})
 	})
+}
+
+// buckets calls f for every stretch of n elements of a part with the part's owner.
+func (r *Ring) buckets(bounds []int, f func(lo, n, owner int) error) error {
+	for owner := range r.machines {
+		for lo, end := bounds[owner], bounds[owner+1]; lo < end; lo += bucket {
+			if err := f(lo, min(bucket, end-lo), owner); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Sum adds a number of each rank.

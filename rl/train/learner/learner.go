@@ -3,10 +3,10 @@
 package learner
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"path/filepath"
 
 	"github.com/ssr-go/ssr/kernels/torch"
@@ -24,102 +24,122 @@ const (
 	meanDir       = "ema"
 )
 
-// Learner is a train.Learner over a policy. What it saves is a whole model in
-// Hugging Face layout, tokenizer included, and the optimizer's state. Adapters are
+// Learner is a train.Learner over a policy, or over several replicas of one. What it
+// saves is a whole model in Hugging Face layout, tokenizer included, and the
+// optimizer's state; neither tells how many replicas there were. Adapters are
 // merged into that model, and saved apart in PEFT's layout, from which they are
 // loaded again over the policy's own weights.
 type Learner struct {
-	policy    *model.Policy
+	group
+	policies  []*model.Policy // the replicas
 	tokenizer *token.Tokenizer
 	// Base names, for the readers of a saved adapter, the model it belongs to.
 	Base string
 }
 
+// group is a replicas.Group of either precision.
+type group interface {
+	Replicas() int
+	Version() int64
+	Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error
+	Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error)
+	Step(ctx context.Context, o train.AdamW) (float64, error)
+}
+
 var (
-	_ train.Learner = (*Learner)(nil)
-	_ train.Scorer  = (*Learner)(nil)
+	_ train.Learner    = (*Learner)(nil)
+	_ train.Scorer     = (*Learner)(nil)
+	_ train.Replicated = (*Learner)(nil)
 )
 
-// New returns a learner of a float32 or float64 policy, which stays the
-// caller's to close.
-func New(p *model.Policy, t *token.Tokenizer) *Learner { return &Learner{policy: p, tokenizer: t} }
+// New returns a learner of one policy, which stays the caller's to close.
+func New(p *model.Policy, t *token.Tokenizer) *Learner {
+	l, err := NewReplicated([]*model.Policy{p}, t)
+	if err != nil {
+		panic(err) // a policy of several was given alone
+	}
+	return l
+}
 
-// Version counts the updates of the weights.
-func (l *Learner) Version() int64 { return l.policy.Version() }
-
-// Accumulate runs the micro-batches one after the other; the policy's workers
-// share each. Only what is trained on is predicted: elsewhere logprobs and
-// entropies are 0.
-func (l *Learner) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error {
-	for i, b := range batches {
-		err := l.policy.AccumulateMasked(ctx, b.Tokens, b.Offsets, b.Mask, func(logprobs, entropies []float64) ([]float64, error) {
-			return fn(i, logprobs, entropies)
-		})
-		if err != nil {
-			l.policy.ClearGradient()
-			return fmt.Errorf("micro-batch %d of %d: %w", i+1, len(batches), err)
+// NewReplicated returns a learner of n policies with equal weights, number i made
+// with model.Options.Shard{i, n}. They stay the caller's to close.
+func NewReplicated(policies []*model.Policy, t *token.Tokenizer) (*Learner, error) {
+	if len(policies) == 0 {
+		return nil, errors.New("learner: no policy")
+	}
+	for i, p := range policies[1:] {
+		if name := difference(policies[0], p); name != "" {
+			return nil, fmt.Errorf("learner: %s of replica %d is not that of replica 0; load all from one folder", name, i+1)
 		}
 	}
-	return nil
+	l := &Learner{policies: policies, tokenizer: t}
+	var err error
+	if policies[0].Parameters()[0].Tensor.DType() == torch.Float64 {
+		l.group, err = newGroup[float64](policies)
+	} else {
+		l.group, err = newGroup[float32](policies)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("learner: %w", err)
+	}
+	return l, nil
 }
 
-// Logprobs scores batches under the weights as they are.
-func (l *Learner) Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error) {
-	return score(ctx, l.policy, batches)
-}
-
-func score(ctx context.Context, p *model.Policy, batches []rl.Packed) ([][]float64, error) {
-	out := make([][]float64, len(batches))
-	for i, b := range batches {
-		var err error
-		if out[i], err = p.Logprobs(ctx, b.Tokens, b.Offsets); err != nil {
-			return nil, fmt.Errorf("micro-batch %d of %d: %w", i+1, len(batches), err)
+// difference names a tensor in which two policies differ; "" means none.
+func difference(a, b *model.Policy) string {
+	for _, of := range []func(*model.Policy) []model.Parameter{(*model.Policy).Parameters, (*model.Policy).Trained} {
+		p, q := of(a), of(b)
+		if len(p) != len(q) {
+			return "the list of tensors"
+		}
+		for i := range p {
+			if p[i].Name != q[i].Name || !bytes.Equal(p[i].Tensor.Bytes(), q[i].Tensor.Bytes()) {
+				return p[i].Name
+			}
 		}
 	}
-	return out, nil
-}
-
-// Step updates the weights.
-func (l *Learner) Step(_ context.Context, o train.AdamW) (float64, error) {
-	norm, err := l.policy.Step(model.AdamW{LR: o.LR, Beta1: o.Beta1, Beta2: o.Beta2, Eps: o.Eps, WeightDecay: o.WeightDecay}, o.Clip)
-	if err != nil && (math.IsNaN(norm) || math.IsInf(norm, 0)) {
-		err = fmt.Errorf("%w: %w", rl.ErrNonFinite, err)
-	}
-	return norm, err
+	return ""
 }
 
 // Save writes the model and the optimizer's state into dir.
 func (l *Learner) Save(dir string) error {
+	first, others := l.policies[0], l.policies[1:]
 	err := errors.Join(
-		l.policy.Save(dir, torch.Float32),
+		first.Save(dir, torch.Float32),
 		l.tokenizer.Save(dir),
-		l.policy.SaveOptimizer(filepath.Join(dir, optimizerFile)))
-	if l.policy.LoRA() != nil {
-		err = errors.Join(err, l.policy.SaveAdapter(filepath.Join(dir, adapterDir), l.Base))
+		first.SaveOptimizer(filepath.Join(dir, optimizerFile), others...))
+	if first.LoRA() != nil {
+		err = errors.Join(err, first.SaveAdapter(filepath.Join(dir, adapterDir), l.Base))
 	}
 	mean := filepath.Join(dir, meanDir)
-	switch meanErr := l.policy.SaveMean(mean, torch.Float32, l.Base); {
+	switch meanErr := first.SaveMean(mean, torch.Float32, l.Base, others...); {
 	case errors.Is(meanErr, model.ErrNoMean):
 	case meanErr != nil:
 		err = errors.Join(err, meanErr)
-	case l.policy.LoRA() == nil:
+	case first.LoRA() == nil:
 		err = errors.Join(err, l.tokenizer.Save(mean))
 	}
 	return err
 }
 
-// Load reads back what Save wrote, into the same tensors.
+// Load reads back what Save wrote, by as many replicas or others, into the same
+// tensors.
 func (l *Learner) Load(dir string) error {
-	var err error
-	if l.policy.LoRA() != nil {
-		err = l.policy.LoadAdapter(filepath.Join(dir, adapterDir))
-	} else {
-		err = l.policy.LoadWeights(dir)
+	for _, p := range l.policies {
+		var err error
+		if p.LoRA() != nil {
+			err = p.LoadAdapter(filepath.Join(dir, adapterDir))
+		} else {
+			err = p.LoadWeights(dir)
+		}
+		if err == nil {
+			err = p.LoadOptimizer(filepath.Join(dir, optimizerFile))
+		}
+		if err != nil {
+			return err
+		}
 	}
-	if err != nil {
-		return err
-	}
-	return l.policy.LoadOptimizer(filepath.Join(dir, optimizerFile))
+	return nil
 }
 
 // WithReference is a Learner that can also score under a frozen policy, which

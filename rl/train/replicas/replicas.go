@@ -1,8 +1,7 @@
 // Package replicas trains one policy on several devices in one process: each has a
-// copy of the weights and a share of the micro-batches. Gradients are summed to the
-// owner of their part of the vector, bucket by bucket; the owner alone keeps the
-// optimizer's state of that part and updates it (ZeRO stage 1, arXiv 1910.02054);
-// then the others copy the new weights.
+// copy of the weights and a share of the micro-batches. Each sums one part of the
+// gradient over all; it alone keeps the optimizer's state of that part and updates
+// it (ZeRO stage 1, arXiv 1910.02054); then all copy the new weights.
 //
 // It is pure: a device is a Replica, what moves memory between devices a Reducer.
 // A result depends on the number of replicas in the last bits of its sums, and on
@@ -14,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 
 	"github.com/ssr-go/ssr/rl"
@@ -23,72 +23,76 @@ import (
 // Replica is one device's copy of the policy. B is a flat vector in its memory.
 // Its methods are called by one goroutine at a time.
 type Replica[B any] interface {
-	// Len is the number of weights, equal in all replicas.
+	// Version counts the updates that made the weights.
+	Version() int64
+	// Len is the number of trained weights, equal in all replicas. The replica keeps
+	// the optimizer's state of those in [lo, hi), its shard, and of no others.
 	Len() int
-	// Weights and Gradient are flat, in an order that all replicas share. Gradient
-	// is all that was accumulated, summed over whatever the replica has inside.
-	Weights() B
-	Gradient() (B, error)
-	// Accumulate and its errors are those of train.Learner.
+	Shard() (lo, hi int)
+	// Accumulate, Logprobs and their errors are those of train.Learner and
+	// train.Scorer.
 	Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error
-	// Squares is Σ g² over [lo, hi) of the gradient.
-	Squares(lo, hi int) (float64, error)
-	// Update applies AdamW to the weights in [lo, hi), from the gradient times scale.
-	// The replica keeps the optimizer's state of what it is asked to update and of
-	// nothing else; step counts from 1.
-	Update(opt train.AdamW, scale float64, step int64, lo, hi int) error
-	// Clear drops the gradient. Changed follows a change of the weights.
+	Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error)
+	// Gradient is all that was accumulated, flat, zeros where that is nothing. The
+	// sum over all replicas is written into its shard.
+	Gradient() (B, error)
+	// Squares is Σ g² over the shard.
+	Squares() (float64, error)
+	// Update applies AdamW to the shard of the weights, from the gradient times scale.
+	// Then it calls share with all weights, flat in the order of the gradient, which
+	// fills in what is not the shard's, and raises the version.
+	Update(opt train.AdamW, scale float64, share func(weights B) error) error
+	// Clear drops the gradient.
 	Clear()
-	Changed() error
 }
 
-// Reducer moves memory between the replicas. All ranks make the same calls in the
-// same order; where the context ends, calls that wait return its error.
+// Reducer moves memory between the replicas. Rank r has the part
+// [bounds[r], bounds[r+1]). All ranks make the same calls in the same order; where
+// the context ends, calls that wait return its error.
 type Reducer[B any] interface {
-	// Reduce leaves the sum over all ranks in [lo, hi) of the owner's vector.
-	Reduce(ctx context.Context, rank int, vector B, lo, hi, owner int) error
-	// Broadcast copies [lo, hi) of the owner's vector to the others.
-	Broadcast(ctx context.Context, rank int, vector B, lo, hi, owner int) error
+	// ReduceScatter leaves the sum over all ranks in each rank's part of its vector.
+	ReduceScatter(ctx context.Context, rank int, vector B, bounds []int) error
+	// AllGather copies each rank's part to all others.
+	AllGather(ctx context.Context, rank int, vector B, bounds []int) error
 	// Sum adds a number of each rank.
 	Sum(ctx context.Context, rank int, x float64) (float64, error)
 }
 
-// bucket is how many elements are moved at a time: 16 MB of float32, long enough
-// to be bound by the bandwidth between devices and not by their latency.
-const bucket = 4 << 20
-
-// Group is replicas that train together. Its Version, Accumulate and Step are those
-// of train.Learner.
+// Group is replicas that train together. Its methods are those of train.Learner and
+// train.Scorer.
 type Group[B any] struct {
 	replicas []Replica[B]
 	reducer  Reducer[B]
-	version  int64
-	steps    int64
+	bounds   []int // of the shards
 	broken   error // why the replicas may differ
 }
 
-// New joins replicas whose weights are equal. steps is how many updates the
-// optimizer's state has in it, and version that of the weights.
-func New[B any](replicas []Replica[B], reducer Reducer[B], steps, version int64) (*Group[B], error) {
+// New joins replicas whose weights are equal and whose shards, in their order, make
+// up the whole.
+func New[B any](replicas []Replica[B], reducer Reducer[B]) (*Group[B], error) {
 	if len(replicas) == 0 {
 		return nil, errors.New("replicas: none")
 	}
+	g := &Group[B]{replicas: replicas, reducer: reducer, bounds: []int{0}}
 	for i, r := range replicas {
-		if r.Len() != replicas[0].Len() || r.Len() == 0 {
+		lo, hi := r.Shard()
+		switch {
+		case r.Len() != replicas[0].Len() || r.Len() == 0:
 			return nil, fmt.Errorf("replicas: number %d has %d weights, number 0 has %d", i, r.Len(), replicas[0].Len())
+		case lo != g.bounds[i] || hi < lo || i == len(replicas)-1 && hi != r.Len():
+			return nil, fmt.Errorf("replicas: number %d of %d has the shard [%d, %d) of %d weights; those before it end at %d",
+				i, len(replicas), lo, hi, r.Len(), g.bounds[i])
 		}
+		g.bounds = append(g.bounds, hi)
 	}
-	return &Group[B]{replicas: replicas, reducer: reducer, steps: steps, version: version}, nil
+	return g, nil
 }
+
+// Replicas is their number.
+func (g *Group[B]) Replicas() int { return len(g.replicas) }
 
 // Version counts the updates that made the weights.
-func (g *Group[B]) Version() int64 { return g.version }
-
-// Shard is the part of the flat vector whose optimizer state replica i holds.
-func (g *Group[B]) Shard(i int) (lo, hi int) {
-	n, total := len(g.replicas), g.replicas[0].Len()
-	return total * i / n, total * (i + 1) / n
-}
+func (g *Group[B]) Version() int64 { return g.replicas[0].Version() }
 
 // Accumulate deals the micro-batches to the replicas, the longest first and each to
 // the replica with the fewest tokens. After an error no gradient remains.
@@ -96,17 +100,9 @@ func (g *Group[B]) Accumulate(ctx context.Context, batches []rl.Packed, fn train
 	if g.broken != nil {
 		return g.broken
 	}
-	dealt := deal(batches, len(g.replicas))
-	err := g.each(ctx, func(ctx context.Context, i int) error {
-		if len(dealt[i]) == 0 {
-			return nil
-		}
-		own := make([]rl.Packed, len(dealt[i]))
-		for j, b := range dealt[i] {
-			own[j] = batches[b]
-		}
-		return g.replicas[i].Accumulate(ctx, own, func(j int, logprobs, entropies []float64) ([]float64, error) {
-			return fn(dealt[i][j], logprobs, entropies)
+	err := g.share(ctx, batches, func(ctx context.Context, r Replica[B], own []rl.Packed, number []int) error {
+		return r.Accumulate(ctx, own, func(i int, logprobs, entropies []float64) ([]float64, error) {
+			return fn(number[i], logprobs, entropies)
 		})
 	})
 	if err != nil {
@@ -115,27 +111,54 @@ func (g *Group[B]) Accumulate(ctx context.Context, batches []rl.Packed, fn train
 	return err
 }
 
+// Logprobs deals the micro-batches as Accumulate does.
+func (g *Group[B]) Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error) {
+	out := make([][]float64, len(batches))
+	err := g.share(ctx, batches, func(ctx context.Context, r Replica[B], own []rl.Packed, number []int) error {
+		logprobs, err := r.Logprobs(ctx, own)
+		for i := range logprobs {
+			out[number[i]] = logprobs[i]
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// share runs f at once on all replicas that have a share of the batches; number are
+// the places in batches of its own.
+func (g *Group[B]) share(ctx context.Context, batches []rl.Packed,
+	f func(ctx context.Context, r Replica[B], own []rl.Packed, number []int) error) error {
+	dealt := deal(batches, len(g.replicas))
+	return g.each(ctx, func(ctx context.Context, i int) error {
+		if len(dealt[i]) == 0 {
+			return nil
+		}
+		own := make([]rl.Packed, len(dealt[i]))
+		for j, b := range dealt[i] {
+			own[j] = batches[b]
+		}
+		return f(ctx, g.replicas[i], own, dealt[i])
+	})
+}
+
 // deal gives each of n replicas batches, in ascending order.
 func deal(batches []rl.Packed, n int) [][]int {
-	out, load, taken := make([][]int, n), make([]int, n), make([]int, len(batches))
-	for range batches {
-		longest := -1
-		for i, b := range batches {
-			if taken[i] == 0 && (longest < 0 || len(b.Tokens) > len(batches[longest].Tokens)) {
-				longest = i
-			}
-		}
-		least := 0
-		for i := range load {
-			if load[i] < load[least] {
-				least = i
-			}
-		}
-		taken[longest] = least + 1
-		load[least] += len(batches[longest].Tokens)
+	order := make([]int, len(batches))
+	for i := range order {
+		order[i] = i
 	}
-	for i, t := range taken {
-		out[t-1] = append(out[t-1], i)
+	slices.SortStableFunc(order, func(a, b int) int { return len(batches[b].Tokens) - len(batches[a].Tokens) })
+	out, load := make([][]int, n), make([]int, n)
+	for _, b := range order {
+		least := slices.Index(load, slices.Min(load))
+		out[least] = append(out[least], b)
+		load[least] += len(batches[b].Tokens)
+	}
+	for _, own := range out {
+		slices.Sort(own)
 	}
 	return out
 }
@@ -157,11 +180,10 @@ func (g *Group[B]) Step(ctx context.Context, opt train.AdamW) (gradNorm float64,
 		if err != nil {
 			return err
 		}
-		err = g.buckets(func(lo, hi, owner int) error { return g.reducer.Reduce(ctx, i, gradient, lo, hi, owner) })
-		if err != nil {
+		if err := g.reducer.ReduceScatter(ctx, i, gradient, g.bounds); err != nil {
 			return err
 		}
-		squares, err := r.Squares(g.Shard(i))
+		squares, err := r.Squares()
 		if err != nil {
 			return err
 		}
@@ -174,44 +196,22 @@ func (g *Group[B]) Step(ctx context.Context, opt train.AdamW) (gradNorm float64,
 	}
 	norm := norms[0]
 	if math.IsNaN(norm) || math.IsInf(norm, 0) {
-		return norm, fmt.Errorf("%w: the gradient's norm over %d replicas is %v; the weights were left as they are", rl.ErrNonFinite, len(g.replicas), norm)
+		return norm, fmt.Errorf("%w: the gradient's norm is %v; the weights were left as they are", rl.ErrNonFinite, norm)
 	}
 	scale := 1.0
 	if opt.Clip > 0 && norm > opt.Clip {
 		scale = opt.Clip / norm
 	}
 	err = g.each(context.WithoutCancel(ctx), func(ctx context.Context, i int) error {
-		r := g.replicas[i]
-		lo, hi := g.Shard(i)
-		if err := r.Update(opt, scale, g.steps+1, lo, hi); err != nil {
-			return err
-		}
-		err := g.buckets(func(lo, hi, owner int) error { return g.reducer.Broadcast(ctx, i, r.Weights(), lo, hi, owner) })
-		if err != nil {
-			return err
-		}
-		return r.Changed()
+		return g.replicas[i].Update(opt, scale, func(weights B) error {
+			return g.reducer.AllGather(ctx, i, weights, g.bounds)
+		})
 	})
 	if err != nil {
-		g.broken = fmt.Errorf("replicas: an update broke off and the weights differ between devices; load a checkpoint: %w", err)
+		g.broken = fmt.Errorf("an update broke off and the weights may differ between replicas; load a checkpoint: %w", err)
 		return norm, g.broken
 	}
-	g.steps++
-	g.version++
 	return norm, nil
-}
-
-// buckets calls f for every stretch of at most bucket elements with its owner.
-func (g *Group[B]) buckets(f func(lo, hi, owner int) error) error {
-	for owner := range g.replicas {
-		lo, end := g.Shard(owner)
-		for ; lo < end; lo += bucket {
-			if err := f(lo, min(lo+bucket, end), owner); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 func (g *Group[B]) clear() {
@@ -221,15 +221,20 @@ func (g *Group[B]) clear() {
 }
 
 // each runs f for every replica at once. The first that fails ends the context of
-// the others, and its error is what each returns.
+// the others, and its error is what each returns, with its number where there are
+// several.
 func (g *Group[B]) each(ctx context.Context, f func(ctx context.Context, i int) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wait sync.WaitGroup
 	for i := range g.replicas {
 		wait.Go(func() {
-			if err := f(ctx, i); err != nil {
-				cancel(fmt.Errorf("replica %d: %w", i, err))
+			err := f(ctx, i)
+			if err != nil && len(g.replicas) > 1 {
+				err = fmt.Errorf("replica %d: %w", i, err)
+			}
+			if err != nil {
+				cancel(err)
 			}
 		})
 	}

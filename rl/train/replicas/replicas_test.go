@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"testing"
+
+	"go.uber.org/goleak"
 
 	"github.com/ssr-go/ssr/kernels/collective"
 	"github.com/ssr-go/ssr/rl"
@@ -14,30 +17,37 @@ import (
 	"github.com/ssr-go/ssr/rl/train/replicas"
 )
 
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
 const vocab = 9
 
 // bigram is a policy in a few lines: the logits of a token are a row of weights,
 // chosen by the token before it.
 type bigram struct {
 	weights, grad, mean, square []float64
+	lo, hi                      int
+	version                     int64
 	// failAccumulate, failGradient and failUpdate are returned where not nil.
 	failAccumulate, failGradient, failUpdate error
 }
 
-func newBigram() *bigram {
+// newBigram has shard i of n of the optimizer's state.
+func newBigram(i, n int) *bigram {
 	rng := rand.New(rand.NewPCG(3, 3))
-	b := &bigram{weights: make([]float64, vocab*vocab), grad: make([]float64, vocab*vocab)}
+	const all = vocab * vocab
+	b := &bigram{weights: make([]float64, all), grad: make([]float64, all), lo: all * i / n, hi: all * (i + 1) / n, version: 10}
+	b.mean, b.square = make([]float64, b.hi-b.lo), make([]float64, b.hi-b.lo)
 	for i := range b.weights {
 		b.weights[i] = rng.NormFloat64()
 	}
 	return b
 }
 
+func (b *bigram) Version() int64               { return b.version }
 func (b *bigram) Len() int                     { return len(b.weights) }
-func (b *bigram) Weights() []float64           { return b.weights }
+func (b *bigram) Shard() (lo, hi int)          { return b.lo, b.hi }
 func (b *bigram) Gradient() ([]float64, error) { return b.grad, b.failGradient }
 func (b *bigram) Clear()                       { clear(b.grad) }
-func (b *bigram) Changed() error               { return nil }
 
 func (b *bigram) softmax(prev int32) (p [vocab]float64) {
 	sum := 0.0
@@ -59,13 +69,7 @@ func (b *bigram) Accumulate(ctx context.Context, batches []rl.Packed, fn train.G
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		logprobs := make([]float64, len(batch.Tokens))
-		for t, m := range batch.Mask {
-			if m {
-				logprobs[t] = math.Log(b.softmax(batch.Tokens[t-1])[batch.Tokens[t]])
-			}
-		}
-		gradient, err := fn(i, logprobs, nil)
+		gradient, err := fn(i, b.logprobs(batch), nil)
 		if err != nil {
 			return err
 		}
@@ -84,23 +88,37 @@ func (b *bigram) Accumulate(ctx context.Context, batches []rl.Packed, fn train.G
 	return nil
 }
 
-func (b *bigram) Squares(lo, hi int) (sum float64, err error) {
-	for _, g := range b.grad[lo:hi] {
+func (b *bigram) logprobs(batch rl.Packed) []float64 {
+	out := make([]float64, len(batch.Tokens))
+	for t, m := range batch.Mask {
+		if m {
+			out[t] = math.Log(b.softmax(batch.Tokens[t-1])[batch.Tokens[t]])
+		}
+	}
+	return out
+}
+
+func (b *bigram) Logprobs(_ context.Context, batches []rl.Packed) (out [][]float64, err error) {
+	for _, batch := range batches {
+		out = append(out, b.logprobs(batch))
+	}
+	return out, b.failAccumulate
+}
+
+func (b *bigram) Squares() (sum float64, err error) {
+	for _, g := range b.grad[b.lo:b.hi] {
 		sum += g * g
 	}
 	return sum, nil
 }
 
-// Update keeps state for its shard only: index lo is the first of mean and square.
-func (b *bigram) Update(o train.AdamW, scale float64, step int64, lo, hi int) error {
+func (b *bigram) Update(o train.AdamW, scale float64, share func([]float64) error) error {
 	if b.failUpdate != nil {
 		return b.failUpdate
 	}
-	if b.mean == nil {
-		b.mean, b.square = make([]float64, hi-lo), make([]float64, hi-lo)
-	}
-	adamw(o, step, scale, b.weights[lo:hi], b.grad[lo:hi], b.mean, b.square)
-	return nil
+	b.version++
+	adamw(o, b.version-10, scale, b.weights[b.lo:b.hi], b.grad[b.lo:b.hi], b.mean, b.square)
+	return share(b.weights)
 }
 
 func adamw(o train.AdamW, step int64, scale float64, w, g, m, v []float64) {
@@ -148,11 +166,11 @@ func group(t *testing.T, n int) (*replicas.Group[[]float64], []*bigram) {
 	t.Helper()
 	var all []replicas.Replica[[]float64]
 	var policies []*bigram
-	for range n {
-		b := newBigram()
+	for i := range n {
+		b := newBigram(i, n)
 		all, policies = append(all, b), append(policies, b)
 	}
-	g, err := replicas.New(all, collective.NewLocal[float64](n), 0, 10)
+	g, err := replicas.New(all, collective.NewLocal[float64](n))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,17 +181,16 @@ func group(t *testing.T, n int) (*replicas.Group[[]float64], []*bigram) {
 // within rounding; on equal numbers bit for bit.
 func TestSameTraining(t *testing.T) {
 	const steps = 12
-	alone := newBigram()
+	alone := newBigram(0, 1)
 	var norms []float64
-	mean, square := make([]float64, alone.Len()), make([]float64, alone.Len())
 	for step := range int64(steps) {
 		all := batches(uint64(step))
 		if err := alone.Accumulate(t.Context(), all, objective(all)); err != nil {
 			t.Fatal(err)
 		}
-		sum, _ := alone.Squares(0, alone.Len())
+		sum, _ := alone.Squares()
 		norms = append(norms, math.Sqrt(sum))
-		adamw(opt, step+1, min(1, opt.Clip/math.Sqrt(sum)), alone.weights, alone.grad, mean, square)
+		adamw(opt, step+1, min(1, opt.Clip/math.Sqrt(sum)), alone.weights, alone.grad, alone.mean, alone.square)
 		alone.Clear()
 	}
 	for _, n := range []int{1, 2, 4, 9} {
@@ -193,9 +210,7 @@ func TestSameTraining(t *testing.T) {
 			if g.Version() != 10+steps {
 				t.Errorf("version %d", g.Version())
 			}
-			state := 0
 			for r, p := range policies {
-				state += len(p.mean)
 				for i, w := range p.weights {
 					if math.Abs(w-alone.weights[i]) > 1e-9 {
 						t.Fatalf("%d replicas, number %d: weight %d is %v, alone %v", n, r, i, w, alone.weights[i])
@@ -205,8 +220,13 @@ func TestSameTraining(t *testing.T) {
 					}
 				}
 			}
-			if state != alone.Len() {
-				t.Errorf("%d replicas keep optimizer state of %d weights together, want %d", n, state, alone.Len())
+			scores, err := g.Logprobs(t.Context(), batches(99))
+			for i, b := range batches(99) {
+				for k, want := range policies[0].logprobs(b) {
+					if err != nil || scores[i][k] != want {
+						t.Fatalf("%d replicas: batch %d, token %d scores %v, want %v (%v)", n, i, k, scores[i][k], want, err)
+					}
+				}
 			}
 			first = policies[0].weights
 		}
@@ -232,10 +252,10 @@ func TestFailureStopsTheStep(t *testing.T) {
 				}
 				_, err = g.Step(t.Context(), opt)
 			}
-			if !errors.Is(err, lost) {
-				t.Fatalf("%v, want %v", err, lost)
+			if !errors.Is(err, lost) || !strings.Contains(err.Error(), "replica 2: ") {
+				t.Fatalf("%v, want %v of replica 2", err, lost)
 			}
-			before := newBigram()
+			before := newBigram(0, 1)
 			for r, p := range policies {
 				for i := range p.weights {
 					if p.weights[i] != before.weights[i] || p.grad[i] != 0 {
@@ -270,6 +290,16 @@ func TestBrokenUpdateEndsTheGroup(t *testing.T) {
 	}
 }
 
+// TestRefusesShards: a group whose shards leave something out, or overlap, is none.
+func TestRefusesShards(t *testing.T) {
+	for _, shards := range [][2]int{{0, 0}, {1, 0}, {1, 1}} {
+		all := []replicas.Replica[[]float64]{newBigram(shards[0], 2), newBigram(shards[1], 2)}
+		if _, err := replicas.New(all, collective.NewLocal[float64](2)); err == nil || !strings.Contains(err.Error(), "shard") {
+			t.Errorf("shards %v: %v", shards, err)
+		}
+	}
+}
+
 func TestNonFiniteGradientChangesNothing(t *testing.T) {
 	g, policies := group(t, 2)
 	all := batches(1)
@@ -284,7 +314,7 @@ func TestNonFiniteGradientChangesNothing(t *testing.T) {
 	if _, err := g.Step(t.Context(), opt); !errors.Is(err, rl.ErrNonFinite) {
 		t.Errorf("%v", err)
 	}
-	if w := newBigram().weights; policies[0].weights[5] != w[5] || g.Version() != 10 {
+	if w := newBigram(0, 1).weights; policies[0].weights[5] != w[5] || g.Version() != 10 {
 		t.Error("the weights changed")
 	}
 }

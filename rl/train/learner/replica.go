@@ -1,0 +1,85 @@
+package learner
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/ssr-go/ssr/kernels/collective"
+	"github.com/ssr-go/ssr/kernels/torch"
+	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/rl"
+	"github.com/ssr-go/ssr/rl/train"
+	"github.com/ssr-go/ssr/rl/train/replicas"
+)
+
+// newGroup joins policies that compute in F, in host memory.
+func newGroup[F float32 | float64](policies []*model.Policy) (group, error) {
+	all := make([]replicas.Replica[[]F], len(policies))
+	for i, p := range policies {
+		all[i] = replica[F]{p}
+	}
+	return replicas.New(all, collective.NewLocal[F](len(all)))
+}
+
+// replica is a policy as one of a replicas.Group.
+type replica[F float32 | float64] struct{ policy *model.Policy }
+
+func (r replica[F]) Version() int64 { return r.policy.Version() }
+func (r replica[F]) Clear()         { r.policy.ClearGradient() }
+
+func (r replica[F]) Len() int {
+	_, _, n := r.policy.Shard()
+	return n
+}
+
+func (r replica[F]) Shard() (lo, hi int) {
+	lo, hi, _ = r.policy.Shard()
+	return lo, hi
+}
+
+// Accumulate runs the micro-batches one after the other; the policy's workers
+// share each. Only what is trained on is predicted: elsewhere logprobs and
+// entropies are 0.
+func (r replica[F]) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error {
+	for i, b := range batches {
+		err := r.policy.AccumulateMasked(ctx, b.Tokens, b.Offsets, b.Mask, func(logprobs, entropies []float64) ([]float64, error) {
+			return fn(i, logprobs, entropies)
+		})
+		if err != nil {
+			r.policy.ClearGradient()
+			return fmt.Errorf("micro-batch %d of %d: %w", i+1, len(batches), err)
+		}
+	}
+	return nil
+}
+
+// Logprobs scores batches under the weights as they are.
+func (r replica[F]) Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error) {
+	return score(ctx, r.policy, batches)
+}
+
+func score(ctx context.Context, p *model.Policy, batches []rl.Packed) ([][]float64, error) {
+	out := make([][]float64, len(batches))
+	for i, b := range batches {
+		var err error
+		if out[i], err = p.Logprobs(ctx, b.Tokens, b.Offsets); err != nil {
+			return nil, fmt.Errorf("micro-batch %d of %d: %w", i+1, len(batches), err)
+		}
+	}
+	return out, nil
+}
+
+func (r replica[F]) Gradient() ([]F, error) {
+	g, err := r.policy.Gradient()
+	if err != nil {
+		return nil, err
+	}
+	return torch.Data[F](g), nil
+}
+
+func (r replica[F]) Squares() (float64, error) { return r.policy.GradientSquares(), nil }
+
+func (r replica[F]) Update(o train.AdamW, scale float64, share func([]F) error) error {
+	return r.policy.Update(model.AdamW{LR: o.LR, Beta1: o.Beta1, Beta2: o.Beta2, Eps: o.Eps, WeightDecay: o.WeightDecay}, scale,
+		func(trained *torch.Tensor) error { return share(torch.Data[F](trained)) })
+}

@@ -1,0 +1,455 @@
+package learner
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/ssr-go/ssr/kernels/collective"
+	"github.com/ssr-go/ssr/kernels/torch"
+	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/safetensors"
+	"github.com/ssr-go/ssr/model/token"
+	"github.com/ssr-go/ssr/rl"
+	"github.com/ssr-go/ssr/rl/train"
+	"github.com/ssr-go/ssr/rl/train/replicas"
+)
+
+var le = binary.LittleEndian
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// shape has 15,312 weights, which two, three and four do not divide at tensors' ends.
+var shape = model.Config{
+	ModelType: "qwen2", VocabSize: 259, Hidden: 24, Intermediate: 40, Layers: 2, Heads: 3, KVHeads: 1, HeadDim: 8,
+	MaxPositions: 64, NormEps: 1e-6, RopeTheta: 10000, TieEmbeddings: true, BOS: -1,
+}
+
+// newReplicas are n equal policies of one worker each.
+func newReplicas(t *testing.T, n int, o model.Options) []*model.Policy {
+	t.Helper()
+	o.Workers = 1
+	var all []*model.Policy
+	for i := range n {
+		o.Shard = model.Shard{Index: i, Of: n}
+		p, err := model.New(shape, 7, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(p.Close)
+		all = append(all, p)
+	}
+	return all
+}
+
+func newReplicated(t *testing.T, n int, o model.Options) *Learner {
+	t.Helper()
+	tok, err := token.Train([]string{"x"}, token.TrainOptions{VocabSize: 259, Specials: token.ChatMLSpecials})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := NewReplicated(newReplicas(t, n, o), tok)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// drawn are seven micro-batches of random sequences.
+func drawn(seed uint64) (all []rl.Packed) {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	for range 7 {
+		b := rl.Packed{Offsets: []int{0}}
+		for range 1 + rng.IntN(3) {
+			for i := range 3 + rng.IntN(30) {
+				b.Tokens = append(b.Tokens, int32(rng.IntN(259)))
+				b.Mask = append(b.Mask, i > 0 && rng.IntN(3) > 0)
+				b.Advantages = append(b.Advantages, rng.NormFloat64())
+			}
+			b.Offsets = append(b.Offsets, len(b.Tokens))
+		}
+		all = append(all, b)
+	}
+	return all
+}
+
+var adamw = train.AdamW{LR: 0.01, Beta1: 0.9, Beta2: 0.95, Eps: 1e-6, WeightDecay: 0.1, Clip: 0.5}
+
+// update takes a step on drawn micro-batches; the loss is that of the policy gradient.
+func update(l *Learner, seed uint64) (loss, norm float64, err error) {
+	all := drawn(seed)
+	losses := make([]float64, len(all))
+	err = l.Accumulate(context.Background(), all, func(i int, logprobs, _ []float64) ([]float64, error) {
+		grad := make([]float64, len(logprobs))
+		for t, m := range all[i].Mask {
+			if m {
+				grad[t] = -all[i].Advantages[t] / 100
+				losses[i] += grad[t] * logprobs[t]
+			}
+		}
+		return grad, nil
+	})
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, x := range losses {
+		loss += x
+	}
+	norm, err = l.Step(context.Background(), adamw)
+	return loss, norm, err
+}
+
+// trained is what n replicas have after some steps: the loss and norm of each, and
+// every file that they save.
+func trained(t *testing.T, n int, o model.Options, steps int) (figures []float64, files map[string][]byte, l *Learner) {
+	t.Helper()
+	l = newReplicated(t, n, o)
+	for s := range steps {
+		loss, norm, err := update(l, uint64(s))
+		if err != nil {
+			t.Fatal(err)
+		}
+		figures = append(figures, loss, norm)
+	}
+	for i, p := range l.policies[1:] {
+		if name := difference(l.policies[0], p); name != "" {
+			t.Errorf("after %d steps %s of replica %d is not that of replica 0", steps, name, i+1)
+		}
+	}
+	return figures, saved(t, l), l
+}
+
+func saved(t *testing.T, l *Learner) map[string][]byte {
+	t.Helper()
+	dir, files := t.TempDir(), map[string][]byte{}
+	if err := l.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, pattern := range []string{"*", "*/*"} {
+		paths, _ := filepath.Glob(filepath.Join(dir, pattern))
+		for _, path := range paths {
+			if data, err := os.ReadFile(path); err == nil {
+				files[path[len(dir)+1:]] = data
+			}
+		}
+	}
+	return files
+}
+
+// same compares files byte for byte.
+func same(t *testing.T, what string, got, want map[string][]byte) {
+	t.Helper()
+	if g, w := slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)); !slices.Equal(g, w) {
+		t.Errorf("%s: files %v, want %v", what, g, w)
+	}
+	for name := range want {
+		if string(got[name]) != string(want[name]) {
+			t.Errorf("%s: %s differs", what, name)
+		}
+	}
+}
+
+// apart is the largest difference of a tensor in two files, relative to its largest
+// element.
+func apart(t *testing.T, a, b []byte) (most float64) {
+	t.Helper()
+	var files [2]*safetensors.File
+	for i, data := range [][]byte{a, b} {
+		path := filepath.Join(t.TempDir(), "f")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := safetensors.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		files[i] = f
+	}
+	if !slices.Equal(files[0].Names(), files[1].Names()) || !maps.Equal(files[0].Metadata(), files[1].Metadata()) {
+		t.Fatalf("%v %v, want %v %v", files[0].Names(), files[0].Metadata(), files[1].Names(), files[1].Metadata())
+	}
+	for _, name := range files[0].Names() {
+		var values [2][]float64
+		for i, f := range files {
+			x, err := f.Tensor(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			values[i] = floats(t, x)
+		}
+		difference, largest := 0.0, 0.0
+		for i, x := range values[0] {
+			difference, largest = max(difference, math.Abs(x-values[1][i])), max(largest, math.Abs(values[1][i]))
+		}
+		if difference > 0 {
+			most = max(most, difference/largest)
+		}
+	}
+	return most
+}
+
+func floats(t *testing.T, x safetensors.Tensor) (out []float64) {
+	t.Helper()
+	for d := x.Data; len(d) > 0; {
+		switch x.DType {
+		case safetensors.F32:
+			out, d = append(out, float64(math.Float32frombits(le.Uint32(d)))), d[4:]
+		case safetensors.F64:
+			out, d = append(out, math.Float64frombits(le.Uint64(d))), d[8:]
+		default:
+			t.Fatalf("%s is %s", x.Name, x.DType)
+		}
+	}
+	return out
+}
+
+// TestReplicasTrainAlike: 1, 2, 3 and 4 replicas have the same losses, gradient norms,
+// weights and optimizer state after ten steps, within 1e-12 in float64 and 2e-4 in
+// float32 (a tensor's largest difference, relative to its largest element): sums are
+// taken in another order, and AdamW enlarges rounding where a gradient is near 0. The
+// same number gives the same bytes.
+func TestReplicasTrainAlike(t *testing.T) {
+	for name, tc := range map[string]struct {
+		o     model.Options
+		bound float64
+	}{
+		"float64":  {model.Options{DType: torch.Float64}, 1e-12},
+		"float32":  {model.Options{}, 2e-4},
+		"adapters": {model.Options{DType: torch.Float64, LoRA: &model.LoRA{Rank: 3}, EMA: 0.9}, 1e-12},
+		"frozen":   {model.Options{DType: torch.Float64, FreezeLayers: 1, EMA: 0.5, Recompute: true}, 1e-12},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const steps = 10
+			alone, want, _ := trained(t, 1, tc.o, steps)
+			for _, n := range []int{2, 3, 4} {
+				figures, files, _ := trained(t, n, tc.o, steps)
+				again, bytes, _ := trained(t, n, tc.o, steps)
+				if !slices.Equal(figures, again) {
+					t.Errorf("%d replicas: %v, and again %v", n, figures, again)
+				}
+				same(t, fmt.Sprint(n, " replicas again"), bytes, files)
+				most := 0.0
+				for i, x := range figures {
+					most = max(most, math.Abs(x-alone[i])/math.Abs(alone[i]))
+				}
+				line := fmt.Sprintf("%d replicas: losses and norms %.1e apart", n, most)
+				for _, file := range slices.Sorted(maps.Keys(want)) {
+					if !strings.HasSuffix(file, ".safetensors") {
+						continue
+					}
+					d := apart(t, files[file], want[file])
+					line += fmt.Sprintf(", %s %.1e", file, d)
+					most = max(most, d)
+				}
+				t.Log(line)
+				if !(most <= tc.bound) {
+					t.Errorf("%d replicas are %g apart from one, more than %g", n, most, tc.bound)
+				}
+			}
+		})
+	}
+}
+
+// TestIdleReplicas: replicas without a micro-batch add zeros, which changes no bit.
+func TestIdleReplicas(t *testing.T) {
+	var want map[string][]byte
+	for _, n := range []int{1, 3} {
+		l, one := newReplicated(t, n, model.Options{}), drawn(5)[:1]
+		err := l.Accumulate(t.Context(), one, func(_ int, logprobs, _ []float64) ([]float64, error) {
+			return one[0].Advantages, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := adamw
+		o.Clip = 0 // the norm is a sum over shards
+		if _, err := l.Step(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		if n == 1 {
+			want = saved(t, l)
+		} else {
+			same(t, "two idle replicas", saved(t, l), want)
+		}
+	}
+}
+
+// TestCheckpointsFitAnyNumber: what n replicas saved is, loaded by m and saved again,
+// the same bytes; and as many as saved it go on as if they had never stopped.
+func TestCheckpointsFitAnyNumber(t *testing.T) {
+	for name, o := range map[string]model.Options{
+		"float32": {}, "bfloat16": {DType: torch.BFloat16, EMA: 0.9},
+		"adapters": {EMA: 0.5, LoRA: &model.LoRA{Rank: 3}}, "frozen": {FreezeLayers: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, n := range []int{1, 2, 3} {
+				_, files, calm := trained(t, n, o, 3)
+				dir := t.TempDir()
+				if err := calm.Save(dir); err != nil {
+					t.Fatal(err)
+				}
+				for _, m := range []int{1, 2, 3} {
+					l := newReplicated(t, m, o)
+					if _, _, err := update(l, 99); err != nil { // a state to be forgotten
+						t.Fatal(err)
+					}
+					if err := l.Load(dir); err != nil {
+						t.Fatal(err)
+					}
+					if l.Version() != 3 {
+						t.Errorf("version %d, want 3", l.Version())
+					}
+					same(t, fmt.Sprintf("of %d replicas by %d", n, m), saved(t, l), files)
+					if _, _, err := update(l, 3); err != nil {
+						t.Fatal(err)
+					}
+					if m == n {
+						if _, _, err := update(calm, 3); err != nil {
+							t.Fatal(err)
+						}
+						same(t, fmt.Sprintf("%d replicas, a step after loading", n), saved(t, l), saved(t, calm))
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestOptimizerStateIsShared: what n replicas keep for the optimizer is together what
+// one keeps, and of each a part that is 1/n but for a cache line of each buffer.
+func TestOptimizerStateIsShared(t *testing.T) {
+	for name, o := range map[string]model.Options{"float32": {}, "bfloat16": {DType: torch.BFloat16, EMA: 0.9}} {
+		var one int64
+		for _, n := range []int{1, 2, 3, 4} {
+			sum := int64(0)
+			for i, p := range newReplicas(t, n, o) {
+				before := torch.Allocated()[torch.Optimizer]
+				if _, err := p.Gradient(); err != nil {
+					t.Fatal(err)
+				}
+				kept := torch.Allocated()[torch.Optimizer] - before
+				sum += kept
+				if n == 1 {
+					one = kept
+				}
+				if off := kept - one/int64(n); off < -4*64 || off > 4*64 {
+					t.Errorf("%s: replica %d of %d keeps %d bytes, one alone %d", name, i, n, kept, one)
+				}
+			}
+			t.Logf("%s: %d replicas keep %d bytes, one %d", name, n, sum, one)
+			if sum != one || one == 0 {
+				t.Errorf("%s: %d replicas keep %d bytes together, one alone %d", name, n, sum, one)
+			}
+		}
+	}
+}
+
+// faulty fails at one place of a step.
+type faulty struct {
+	replicas.Replica[[]float32]
+	at  string
+	err error
+}
+
+func (f *faulty) fails(at string) error {
+	if f.at == at {
+		return f.err
+	}
+	return nil
+}
+
+func (f *faulty) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error {
+	return f.Replica.Accumulate(ctx, batches, func(i int, logprobs, entropies []float64) ([]float64, error) {
+		if err := f.fails("accumulate"); err != nil && i == len(batches)-1 {
+			return nil, err
+		}
+		return fn(i, logprobs, entropies)
+	})
+}
+
+func (f *faulty) Gradient() ([]float32, error) {
+	if err := f.fails("gradient"); err != nil {
+		return nil, err
+	}
+	return f.Replica.Gradient()
+}
+
+func (f *faulty) Squares() (float64, error) {
+	if err := f.fails("squares"); err != nil {
+		return 0, err
+	}
+	return f.Replica.Squares()
+}
+
+func (f *faulty) Update(o train.AdamW, scale float64, share func([]float32) error) error {
+	return f.Replica.Update(o, scale, func(weights []float32) error {
+		if err := f.fails("update"); err != nil {
+			return err
+		}
+		return share(weights)
+	})
+}
+
+// TestFailingReplica: where a replica fails in the middle of a step, the step ends with
+// an error that names it, and the others do not wait for it. Before the update all
+// weights and states are as they were, and training goes on as if nothing had been;
+// during it, the learner refuses to go on.
+func TestFailingReplica(t *testing.T) {
+	for _, at := range []string{"accumulate", "gradient", "squares", "update"} {
+		t.Run(at, func(t *testing.T) {
+			_, _, calm := trained(t, 3, model.Options{}, 1)
+			_, before, l := trained(t, 3, model.Options{}, 1)
+			lost := errors.New("device lost")
+			broken := &faulty{Replica: replica[float32]{l.policies[1]}, at: at, err: lost}
+			var err error
+			l.group, err = replicas.New([]replicas.Replica[[]float32]{replica[float32]{l.policies[0]}, broken, replica[float32]{l.policies[2]}},
+				collective.NewLocal[float32](3))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _, err = update(l, 1)
+			if !errors.Is(err, lost) || !strings.Contains(err.Error(), "replica 1: ") {
+				t.Fatalf("%v, want %v of replica 1", err, lost)
+			}
+			broken.at = ""
+			if at == "update" {
+				if _, _, err = update(l, 1); !errors.Is(err, lost) {
+					t.Errorf("it goes on after half an update: %v", err)
+				}
+				return
+			}
+			same(t, "after the failure", saved(t, l), before)
+			for _, l := range []*Learner{l, calm} {
+				if _, _, err := update(l, 1); err != nil {
+					t.Fatal(err)
+				}
+			}
+			same(t, "a step after the failure", saved(t, l), saved(t, calm))
+		})
+	}
+}
+
+// TestUnequalReplicas: replicas that are not copies of each other, or whose shards do
+// not make up the whole, are refused.
+func TestUnequalReplicas(t *testing.T) {
+	two := newReplicas(t, 2, model.Options{})
+	if _, err := NewReplicated(two[1:], nil); err == nil || !strings.Contains(err.Error(), "shard") {
+		t.Errorf("a second half alone: %v", err)
+	}
+	torch.Data[float32](two[1].Parameters()[3].Tensor)[5]++
+	if _, err := NewReplicated(two, nil); err == nil || !strings.Contains(err.Error(), two[1].Parameters()[3].Name+" of replica 1") {
+		t.Errorf("another weight: %v", err)
+	}
+}
