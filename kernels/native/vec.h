@@ -33,7 +33,8 @@ template <class F> INLINE void store(F *p, vec<F> v) { *(typename Vec<F>::U *)p 
 template <class F> INLINE vec<F> splat(F x) { return x - vec<F>{}; }
 
 // fma is fused on instruction sets that have it and is not elsewhere, never a
-// choice of the optimiser, so that every tile shape rounds alike.
+// choice of the optimiser, so that every tile shape rounds alike: kernels add a
+// product to something through fma only.
 #if USE_FMA
 INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 INLINE vd fma(vd a, vd b, vd c) { return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
