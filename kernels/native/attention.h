@@ -51,33 +51,28 @@ template <class F> struct Rows {
   F m[TILE], l[TILE];
 };
 
-// touch asks for the first lines of an operand that is needed soon; the processor
-// follows from there by itself, but not from one operand to the next. A few rows
-// that decode are bound by memory: it is worth a tenth of their time.
-template <class F> INLINE void touch(const F *p) {
-  for (long i = 0; i < 256; i += 64) __builtin_prefetch((const char *)p + i);
-}
+// FEW is the number of rows in a tile below which reading the keys takes longer
+// than computing with them: they are asked for one span ahead.
+constexpr long FEW = 8;
+
+// Keys is where a key block is: keys [D, BK], and values with a row stride; null
+// past the last block that anybody is known to need.
+template <class F> struct Keys {
+  const F *k, *v;
+  long ldv;
+};
 
 // visit adds the span of keys that begins at base to every row of the tile.
-// block(b) says where key block b is: keys [D, BK], and values with a row stride.
+// block(b) says where key block b is.
 template <class F, class Block> static void visit(Rows<F> &t, long D, long base, const Block &block) {
   long most = 0;
   for (long r = 0; r < t.n; r++) most = t.pos[r] + 1 - base > most ? t.pos[r] + 1 - base : most;
   if (most <= 0) return;
   if (most > SPAN) most = SPAN;
-  const F *kt, *v;
-  long ldv;
+  const bool few = t.n <= FEW;
   for (long j = 0; j < most; j += BK) {
-    block((base + j) / BK, kt, v, ldv);
-    if (t.n <= 6) {
-      touch(v);
-      if (j + BK < most) {
-        const F *next, *values;
-        block((base + j) / BK + 1, next, values, ldv);
-        touch(next);
-      }
-    }
-    mm<F>(t.q, D, 1, kt, BK, t.n, BK, D, t.s + j, SPAN, false);
+    const F *next = few ? block((base + j + SPAN) / BK).k : nullptr;
+    mm<F>(t.q, D, 1, block((base + j) / BK).k, BK, t.n, BK, D, t.s + j, SPAN, false, next);
   }
   const long upto = (most + BK - 1) / BK * BK;
   for (long r = 0; r < t.n; r++) {
@@ -96,8 +91,9 @@ template <class F, class Block> static void visit(Rows<F> &t, long D, long base,
     }
   }
   for (long j = 0; j < most; j += BK) {
-    block((base + j) / BK, kt, v, ldv);
-    mm<F>(t.s + j, SPAN, 1, v, ldv, t.n, D, most - j < BK ? most - j : BK, t.o, D, true);
+    const F *next = few ? block((base + j + SPAN) / BK).v : nullptr;
+    Keys<F> b = block((base + j) / BK);
+    mm<F>(t.s + j, SPAN, 1, b.v, b.ldv, t.n, D, most - j < BK ? most - j : BK, t.o, D, true, next);
   }
 }
 
@@ -175,11 +171,7 @@ template <class F> struct Attention {
         for (long b = 0; b < nb; b++)
           transpose(kh + b * BK * ldk, ldk, T - b * BK < BK ? T - b * BK : BK, D, kt + b * BK * D);
         rows(q + t0 * ldq, out + t0 * ldo, lse ? lse + t0 * H : nullptr, h, 0, T, 0,
-             [&](long b, const F *&kb, const F *&vb, long &ld) {
-               kb = kt + b * BK * D;
-               vb = vh + b * BK * ldv;
-               ld = ldv;
-             });
+             [&](long b) { return b < nb ? Keys<F>{kt + b * BK * D, vh + b * BK * ldv, ldv} : Keys<F>{}; });
       }
     }
   }
@@ -204,17 +196,27 @@ template <class F> struct Attention {
   }
 
   void extend(const F *q, const int32_t *seg, long segs, const int32_t *table, const F *cache, F *out, F *lse) const {
-    for (long s = 0; s < segs; s++, seg += 4) {
-      long row = seg[0];
-      const int32_t *blocks = table + seg[3];
+    // Key block b of head h in a segment, or, past its last, of what comes next: the
+    // next head, then the next segment.
+    auto find = [&](const int32_t *s, const int32_t *end, long h, long b) {
+      long nb = (s[2] + s[1] + BK - 1) / BK;
+      if (b >= nb) {
+        b -= nb;
+        if (++h == KV) {
+          h = 0;
+          if ((s += 4) == end) return Keys<F>{};
+          nb = (s[2] + s[1] + BK - 1) / BK;
+        }
+        if (b >= nb) return Keys<F>{};
+      }
+      const F *k = cache + table[s[3] + b] * block_size() + h * 2 * D * BK;
+      return Keys<F>{k, k + D * BK, D};
+    };
+    for (const int32_t *end = seg + 4 * segs; seg < end; seg += 4) {
+      const long row = seg[0];
       for (long h = 0; h < KV; h++)
         rows(q + row * ldq, out + row * ldo, lse ? lse + row * H : nullptr, h, 0, seg[1], seg[2],
-             [&](long b, const F *&kb, const F *&vb, long &ld) {
-               const F *blk = cache + blocks[b] * block_size() + h * 2 * D * BK;
-               kb = blk;
-               vb = blk + D * BK;
-               ld = D;
-             });
+             [&](long b) { return find(seg, end, h, b); });
     }
   }
 

@@ -21,29 +21,19 @@ template <class F> static void pack(const F *w, long rs, long cs, long K, long N
   }
 }
 
-// strip computes MR rows of one panel, c of its columns wanted.
-template <class F, int MR>
-INLINE void strip(const F *A, long lda, const F *B, long K, F *C, long ldc, long c, bool add) {
-  constexpr long P = panel_width<F>;
-  if (c == P) return tile<F, MR, 2>(A, lda, 1, B, P, K, C, ldc, add);
-  F t[MR * P];
-  if (add)
-    for (int r = 0; r < MR; r++)
-      for (long j = 0; j < P; j++) t[r * P + j] = j < c ? C[r * ldc + j] : F(0);
-  tile<F, MR, 2>(A, lda, 1, B, P, K, t, P, add);
-  for (int r = 0; r < MR; r++) memcpy(C + r * ldc, t + r * P, c * sizeof(F));
-}
-
+// panel_product computes M rows of one panel, c of its columns wanted, and asks for
+// what comes after the panel's share B.
 template <class F>
-static void strips(const F *A, long lda, const F *B, long M, long K, F *C, long ldc, long c, bool add) {
-  for (; M >= 6; M -= 6, A += 6 * lda, C += 6 * ldc) strip<F, 6>(A, lda, B, K, C, ldc, c, add);
-  switch (M) {
-  case 5: return strip<F, 5>(A, lda, B, K, C, ldc, c, add);
-  case 4: return strip<F, 4>(A, lda, B, K, C, ldc, c, add);
-  case 3: return strip<F, 3>(A, lda, B, K, C, ldc, c, add);
-  case 2: return strip<F, 2>(A, lda, B, K, C, ldc, c, add);
-  case 1: return strip<F, 1>(A, lda, B, K, C, ldc, c, add);
-  }
+static void panel_product(const F *A, long lda, const F *B, long M, long K, F *C, long ldc, long c, bool add) {
+  constexpr long P = panel_width<F>;
+  const F *next = B + K * P;
+  if (c == P) return strips<F, 6, 2>(A, lda, 1, B, P, M, K, C, ldc, add, next);
+  F t[MC * P];
+  if (add)
+    for (long r = 0; r < M; r++)
+      for (long j = 0; j < P; j++) t[r * P + j] = j < c ? C[r * ldc + j] : F(0);
+  strips<F, 6, 2>(A, lda, 1, B, P, M, K, t, P, add, next);
+  for (long r = 0; r < M; r++) memcpy(C + r * ldc, t + r * P, c * sizeof(F));
 }
 
 // y[M, N] (+)= x[M, K]·B + bias; bias may be null.
@@ -57,7 +47,7 @@ static void linear(const F *x, long ldx, const F *panels, const F *bias, long M,
       long c = N - n < P ? N - n : P;
       F *out = y + m * ldy + n;
       for (long k = 0; k < K; k += KC)
-        strips(x + m * ldx + k, ldx, panels + n * K + k * P, rows, K - k < KC ? K - k : KC, out, ldy, c, add || k > 0);
+        panel_product(x + m * ldx + k, ldx, panels + n * K + k * P, rows, K - k < KC ? K - k : KC, out, ldy, c, add || k > 0);
       if (bias)
         for (long r = 0; r < rows; r++)
           for (long j = 0; j < c; j++) out[r * ldy + j] += bias[n + j];

@@ -66,13 +66,13 @@ static void rmsnorm_backward(const F *x, const F *w, const F *rstd, const F *dy,
     c *= s * s / F(D);
     for (i = 0; i + L <= D; i += L) {
       vec<F> xi = load(x + i), g = load(dy + i);
-      store(dw + i, load(dw + i) + g * xi * s);
-      store(dx + i, s * (load(w + i) * g - xi * c));
+      store(dw + i, fma(g * xi, splat(s), load(dw + i)));
+      store(dx + i, s * fma(load(w + i), g, -(xi * c)));
     }
     for (; i < D; i++) {
       F xi = x[i], g = dy[i];
-      dw[i] += g * xi * s;
-      dx[i] = s * (w[i] * g - xi * c);
+      dw[i] = fma(g * xi, s, dw[i]);
+      dx[i] = s * fma(w[i], g, -(xi * c));
     }
   }
 }
@@ -90,13 +90,13 @@ static void rope(F *x, const int32_t *pos, const F *cos, const F *sin, long R, l
       long i = 0;
       for (; i + L <= half; i += L) {
         vec<F> va = load(a + i), vb = load(b + i), vc = load(c + i), vs = load(s + i) * sign;
-        store(a + i, va * vc - vb * vs);
-        store(b + i, vb * vc + va * vs);
+        store(a + i, fma(va, vc, -(vb * vs)));
+        store(b + i, fma(vb, vc, va * vs));
       }
       for (; i < half; i++) {
         F xa = a[i], xb = b[i], xs = s[i] * sign;
-        a[i] = xa * c[i] - xb * xs;
-        b[i] = xb * c[i] + xa * xs;
+        a[i] = fma(xa, c[i], -(xb * xs));
+        b[i] = fma(xb, c[i], xa * xs);
       }
     }
   }
@@ -141,7 +141,7 @@ static void swiglu_backward(const F *gate, const F *up, const F *dy, long R, lon
       vec<F> g = get(gate + i, n), u = get(up + i, n), d = get(dy + i, n);
       vec<F> s = vsigmoid<F>(g), gs = g * s;
       put(dup + i, d * gs, n);
-      put(dgate + i, d * u * (s + gs * (F(1) - s)), n);
+      put(dgate + i, d * u * fma(gs, F(1) - s, s), n);
     });
 }
 
@@ -206,11 +206,11 @@ static void adamw(F *p, const F *g, F *m, F *v, long n, double gscale, double lr
   const F step = F(lr / correct1), root = F(sqrt(correct2)), e = F(eps);
   for (long i = 0; i < n; i++) {
     F gi = g[i] * gs;
-    F mi = m[i] + c1 * (gi - m[i]);
-    F vi = v[i] * B2 + c2 * gi * gi;
+    F mi = fma(c1, gi - m[i], m[i]);
+    F vi = fma(v[i], B2, c2 * gi * gi);
     m[i] = mi;
     v[i] = vi;
-    p[i] = p[i] * w - step * (mi / (sqrt_(vi) / root + e));
+    p[i] = fma(-step, mi / (sqrt_(vi) / root + e), p[i] * w);
   }
 }
 
@@ -218,7 +218,7 @@ template <class F> static double sum_squares(const F *x, long n) {
   double a[8] = {};
   long i = 0;
   for (; i + 8 <= n; i += 8)
-    for (int j = 0; j < 8; j++) a[j] += double(x[i + j]) * double(x[i + j]);
-  for (int j = 0; i < n; i++, j++) a[j] += double(x[i]) * double(x[i]);
+    for (int j = 0; j < 8; j++) a[j] = fma(double(x[i + j]), double(x[i + j]), a[j]);
+  for (int j = 0; i < n; i++, j++) a[j] = fma(double(x[i]), double(x[i]), a[j]);
   return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
 }

@@ -6,7 +6,8 @@
 // (one query and head, one token, one element) is the same sequence of
 // operations however many rows are computed together.
 
-constexpr int VB = 32; // bytes of a vector
+constexpr int VB = 32;   // bytes of a vector
+constexpr int LINE = 64; // bytes of a cache line
 
 typedef float vf __attribute__((vector_size(VB)));
 typedef double vd __attribute__((vector_size(VB)));
@@ -33,7 +34,8 @@ template <class F> INLINE void store(F *p, vec<F> v) { *(typename Vec<F>::U *)p 
 template <class F> INLINE vec<F> splat(F x) { return x - vec<F>{}; }
 
 // fma is fused on instruction sets that have it and is not elsewhere, never a
-// choice of the optimiser, so that every tile shape rounds alike.
+// choice of the optimiser, so that every tile shape rounds alike: kernels add a
+// product to something through fma only.
 #if USE_FMA
 INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 INLINE vd fma(vd a, vd b, vd c) { return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
@@ -162,13 +164,20 @@ struct Scratch {
 
 // tile computes C[MR][NV vectors] (+)= A·B, K terms in ascending order for every
 // element. A is addressed by (row stride, column stride), B and C by row stride.
+// ahead, where not null, is an operand of B's layout that is needed soon: its lines
+// are asked for, into the second-level cache, as those of B are read. The processor
+// follows one operand by itself but not from one to the next, and has more requests
+// under way for the second level than for the first.
 template <class F, int MR, int NV>
-INLINE void tile(const F *A, long ars, long acs, const F *B, long ldb, long K, F *C, long ldc, bool add) {
+INLINE void tile(const F *A, long ars, long acs, const F *B, long ldb, long K, F *C, long ldc, bool add,
+                 const F *ahead) {
   constexpr int L = lanes<F>;
   vec<F> acc[MR][NV];
   for (int r = 0; r < MR; r++)
     for (int n = 0; n < NV; n++) acc[r][n] = add ? load(C + r * ldc + n * L) : vec<F>{};
   for (long k = 0; k < K; k++) {
+    if (ahead)
+      for (int n = 0; n < NV; n += LINE / VB) __builtin_prefetch(ahead + k * ldb + n * L, 0, 2);
     // The shorter side waits in registers, of which the sums take 12 of 16.
     if (NV > MR) {
       vec<F> a[MR];
@@ -200,32 +209,29 @@ static void column(const F *A, long ars, long acs, const F *B, long ldb, long M,
   }
 }
 
-// mm computes C[M,N] (+)= A[M,K]·B[K,N] for small operands that sit in cache.
+// strips is tile for any M, in strips of MR rows and what is left.
+template <class F, int MR, int NV>
+INLINE void strips(const F *A, long ars, long acs, const F *B, long ldb, long M, long K, F *C, long ldc, bool add,
+                   const F *ahead) {
+  for (; M >= MR; M -= MR, A += MR * ars, C += MR * ldc, ahead = nullptr)
+    tile<F, MR, NV>(A, ars, acs, B, ldb, K, C, ldc, add, ahead);
+  if constexpr (MR > 1)
+    if (M > 0) strips<F, MR - 1, NV>(A, ars, acs, B, ldb, M, K, C, ldc, add, ahead);
+}
+
+// mm computes C[M,N] (+)= A[M,K]·B[K,N] for small operands that sit in cache;
+// ahead as tile has it.
 template <class F>
-static void mm(const F *A, long ars, long acs, const F *B, long ldb, long M, long N, long K, F *C, long ldc, bool add) {
+static void mm(const F *A, long ars, long acs, const F *B, long ldb, long M, long N, long K, F *C, long ldc, bool add,
+               const F *ahead = nullptr) {
   constexpr int L = lanes<F>;
   long n = 0;
-  if (M <= 3) {
-    for (; n + 4 * L <= N; n += 4 * L) switch (M) {
-      case 3: tile<F, 3, 4>(A, ars, acs, B + n, ldb, K, C + n, ldc, add); break;
-      case 2: tile<F, 2, 4>(A, ars, acs, B + n, ldb, K, C + n, ldc, add); break;
-      case 1: tile<F, 1, 4>(A, ars, acs, B + n, ldb, K, C + n, ldc, add); break;
-      }
-  }
-  for (; n + 2 * L <= N; n += 2 * L) {
-    const F *b = B + n, *a = A;
-    F *c = C + n;
-    long m = M;
-    for (; m >= 6; m -= 6, a += 6 * ars, c += 6 * ldc) tile<F, 6, 2>(a, ars, acs, b, ldb, K, c, ldc, add);
-    switch (m) {
-    case 5: tile<F, 5, 2>(a, ars, acs, b, ldb, K, c, ldc, add); break;
-    case 4: tile<F, 4, 2>(a, ars, acs, b, ldb, K, c, ldc, add); break;
-    case 3: tile<F, 3, 2>(a, ars, acs, b, ldb, K, c, ldc, add); break;
-    case 2: tile<F, 2, 2>(a, ars, acs, b, ldb, K, c, ldc, add); break;
-    case 1: tile<F, 1, 2>(a, ars, acs, b, ldb, K, c, ldc, add); break;
-    }
-  }
-  for (; n + L <= N; n += L)
-    for (long m = 0; m < M; m++) tile<F, 1, 1>(A + m * ars, ars, acs, B + n, ldb, K, C + m * ldc + n, ldc, add);
+  auto columns = [&](long width, auto run) {
+    for (; n + width <= N; n += width) run(B + n, C + n, ahead ? ahead + n : nullptr);
+  };
+  if (M <= 3)
+    columns(4 * L, [&](const F *b, F *c, const F *next) { strips<F, 3, 4>(A, ars, acs, b, ldb, M, K, c, ldc, add, next); });
+  columns(2 * L, [&](const F *b, F *c, const F *next) { strips<F, 6, 2>(A, ars, acs, b, ldb, M, K, c, ldc, add, next); });
+  columns(L, [&](const F *b, F *c, const F *next) { strips<F, 6, 1>(A, ars, acs, b, ldb, M, K, c, ldc, add, next); });
   for (; n < N; n++) column(A, ars, acs, B + n, ldb, M, K, C + n, ldc, add);
 }
