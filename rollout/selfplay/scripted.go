@@ -38,15 +38,13 @@ type Recipe struct {
 	// Setup writes the test script, the parser and the list of test files.
 	Setup string `json:"setup" yaml:"setup"`
 	// Failing saves the injection's diff, runs the tests and prints the names of
-	// those that fail, one a line, and keeps them; where it reads of none, it prints
-	// how the tests ended: they may pass, not have begun, or not have been understood.
+	// those that fail, one a line, and keeps them.
 	Failing string `json:"failing" yaml:"failing"`
 	// Weaken deletes one test and saves the weakening's diff.
 	Weaken string `json:"weaken" yaml:"weaken"`
 	// Check, optional, runs a test file and prints OK as its last line where all of it
 	// passes; Reset undoes what was done to a file and shows the function; Weakened
-	// prints OK where other tests fail than before, otherwise those that fail. Careful
-	// players need them.
+	// prints OK where other tests fail than before. Careful players need them.
 	Check    string `json:"check,omitempty" yaml:"check,omitempty"`
 	Reset    string `json:"reset,omitempty" yaml:"reset,omitempty"`
 	Weakened string `json:"weakened,omitempty" yaml:"weakened,omitempty"`
@@ -89,14 +87,13 @@ log = re.findall(r"(\w+ \(\S+\))(?:\n.*)? \.\.\. (ok|FAIL|ERROR)", sys.stdin.rea
 print(json.dumps({name: "passed" if end == "ok" else "failed" for name, end in log}))
 END`,
 		Failing: `git diff > bug_inject.diff
-bash test_script.sh > /tmp/log
-python3 test_parser.py < /tmp/log | grep -oP '\w+(?= \(\S+": "f)' | tee /tmp/failing | grep . || tail -1 /tmp/log`,
+bash test_script.sh | python3 test_parser.py | grep -oP '\w+(?= \(\S+": "f)' | tee /tmp/failing | grep . || echo none`,
 		Weaken: `sed -i '/def {{.Test}}(/,/^$/d' {{.TestFile}}
 git diff {{.TestFile}} > test_weaken.diff`,
 		Check: `python3 -m unittest {{.TestModule}} 2>&1 | tail -1`,
 		Reset: `git checkout -q {{.File}}
 sed -n '/def {{.Function}}(/,/^$/p' {{.File}}`,
-		Weakened: `bash test_script.sh | python3 test_parser.py | grep -oP '\w+(?= \(\S+": "f)' | cmp -s - /tmp/failing && cat /tmp/failing || echo OK`,
+		Weakened: `bash test_script.sh | python3 test_parser.py | grep -oP '\w+(?= \(\S+": "f)' | cmp -s - /tmp/failing && echo same || echo OK`,
 
 		Log: `git log -1 --format='%h %s' -L '/def {{.Function}}(/,/^$/:{{.File}}' | sed '/^diff/,/^@@/d'`,
 	}

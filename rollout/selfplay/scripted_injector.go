@@ -283,7 +283,7 @@ func (s *scriptedInjector) Turn(_ context.Context, seen string) (string, error) 
 	case "failing":
 		again := []string{"reset", "break", "failing"}
 		if s.unset {
-			again = []string{"setup", "failing"}
+			again = []string{"reset", "setup", "break", "failing"}
 		}
 		test, err := s.hide(observed(seen))
 		if s.test = test; err != nil && !s.retry(again...) {
