@@ -38,9 +38,8 @@ import (
 // it, and when the trainer ends, however it does, the kernel takes it down.
 //
 // The overlay is made by root, outside the sandbox's user namespace: its
-// whiteouts and attributes (trusted.overlay.*) can then be neither made nor seen
-// by what runs inside, while in a user namespace (user.overlay.*) the sandbox's
-// user could forge them.
+// whiteouts and attributes (trusted.overlay.*) take rights that nothing inside
+// has, while in a user namespace (user.overlay.*) the sandbox's user has them.
 type overlays struct {
 	*thread
 	host   int    // the mount namespace of all other threads
