@@ -81,6 +81,37 @@ func TestPoolWaitsNoLongerThanItsContext(t *testing.T) {
 	})
 }
 
+func TestAForkTakesRoomInItsPool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := fake.New(nil)
+		p := sandbox.NewPool(b, 2)
+		s, err := p.Start(t.Context(), sandbox.Spec{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fork, err := s.Fork(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := s.Fork(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a third of two: %v", err)
+		}
+		b.Inject(fake.Fault{Op: fake.Fork, Nth: 2, Err: fake.ErrLost})
+		fork.Close()
+		if _, err := s.Fork(t.Context()); !errors.Is(err, fake.ErrLost) {
+			t.Error(err)
+		}
+		if _, err := s.Fork(t.Context()); err != nil {
+			t.Errorf("the room of a fork that failed is lost: %v", err)
+		}
+		if err := p.Close(); err != nil || b.Live() != 0 {
+			t.Errorf("%d are left, %v", b.Live(), err)
+		}
+	})
+}
+
 func TestPoolKeepsSandboxesWarm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := fake.New(nil)

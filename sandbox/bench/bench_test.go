@@ -74,3 +74,25 @@ func TestWhatFailsIsNamed(t *testing.T) {
 		t.Errorf("%+v %v", r, err)
 	}
 }
+
+// A bwrap that is killed while it starts, or never does, leaves nothing behind
+// that holds the measurement up.
+func TestPlainTreesEnd(t *testing.T) {
+	if _, err := exec.LookPath("bwrap"); err != nil {
+		t.Skip("bwrap is not installed")
+	}
+	x := run{ctx: t.Context(), o: Options{Hostile: 3}, small: t.TempDir()}
+	const idle = `exec 3<&0; for ((i = 0; i < 8; i++)); do ` + bwrap + `sh -c 'printf u; exec cat' <&3 & done; wait`
+	for _, parts := range []int{0, 1, 8} { // how many are up when the tree is killed
+		end, err := x.plainTree(idle, parts)
+		if err != nil {
+			t.Skip(err)
+		}
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := x.plainTree("exit 3", 1); err == nil {
+		t.Error("a tree that does not come up")
+	}
+}

@@ -11,15 +11,23 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 )
 
 // bwrap is the beginning of a shell's command line; $0 is the workspace.
 const bwrap = `bwrap --unshare-all --die-with-parent --ro-bind / / --proc /proc --dev /dev --bind "$0" "$0" `
 
-func (x *run) plainEpisode() error {
-	return exec.CommandContext(x.ctx, "sh", "-c", "exec "+bwrap+"true", x.small).Run()
+// shell is sh or bash with a script. When ctx ends, its process group is killed: a
+// bwrap that dies with its parent leaves a child that waits for it for ever.
+func (x *run) shell(ctx context.Context, name, script string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, name, "-c", script, x.small, strconv.Itoa(x.o.Hostile))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	return cmd
 }
+
+func (x *run) plainEpisode() error { return x.shell(x.ctx, "sh", "exec "+bwrap+"true").Run() }
 
 func (x *run) plainCold() (err error) {
 	x.r.PlainCold, err = x.rounds(x.o.Rounds, func(int) (time.Duration, error) { return 0, x.plainEpisode() })
@@ -76,7 +84,7 @@ func (x *run) plainDiff() error {
 func (x *run) plainTree(script string, parts int) (end func() error, err error) {
 	// A part that does not come up says nothing, and the others wait.
 	ctx, cancel := context.WithTimeout(x.ctx, time.Minute)
-	cmd := exec.CommandContext(ctx, "bash", "-c", script, x.small, strconv.Itoa(x.o.Hostile))
+	cmd := x.shell(ctx, "bash", script)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		cancel()
@@ -122,7 +130,7 @@ func (x *run) plainAlive() error {
 func (x *run) plainBurst() error {
 	begin := time.Now()
 	script := fmt.Sprintf(`for ((i = 0; i < %d; i++)); do %s true & done; wait`, x.o.Burst, bwrap)
-	err := exec.CommandContext(x.ctx, "bash", "-c", script, x.small).Run()
+	err := x.shell(x.ctx, "bash", script).Run()
 	if err == nil {
 		x.r.PlainBurstSeconds = time.Since(begin).Seconds()
 	}

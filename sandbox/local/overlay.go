@@ -38,9 +38,8 @@ import (
 // it, and when the trainer ends, however it does, the kernel takes it down.
 //
 // The overlay is made by root, outside the sandbox's user namespace: its
-// whiteouts and attributes (trusted.overlay.*) can then be neither made nor seen
-// by what runs inside, while in a user namespace (user.overlay.*) the sandbox's
-// user could forge them.
+// whiteouts and attributes (trusted.overlay.*) take rights that nothing inside
+// has, while in a user namespace (user.overlay.*) the sandbox's user has them.
 type overlays struct {
 	*thread
 	host   int    // the mount namespace of all other threads
@@ -263,25 +262,29 @@ func (l *layer) close() {
 	}
 }
 
-// mount makes an overlay. fill, which may be nil, puts something into
-// its upper folder first.
+// mount makes an overlay. fill, which may be nil, puts something into its upper
+// folder first.
 func (o *overlays) mount(s overlaySpec, fill func(*layer) error) (*layer, error) {
 	l := &layer{namespace: -1}
-	err := o.do(func() (err error) {
-		// Back, so that this thread does not keep what it has made.
-		defer func() { err = errors.Join(err, os.NewSyscallError("setns", unix.Setns(o.home, unix.CLONE_NEWNS))) }()
-		if err := unix.Setns(o.home, unix.CLONE_NEWNS); err != nil {
-			return os.NewSyscallError("setns", err)
-		}
-		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-			return os.NewSyscallError("unshare", err)
-		}
-		if err := l.mount(s, fill); err != nil {
+	lower, err := l.prepare(s, fill)
+	if err == nil {
+		defer unix.Close(lower)
+		err = o.do(func() (err error) {
+			// Back, so that this thread does not keep what it has made.
+			defer func() { err = errors.Join(err, os.NewSyscallError("setns", unix.Setns(o.home, unix.CLONE_NEWNS))) }()
+			if err := unix.Setns(o.home, unix.CLONE_NEWNS); err != nil {
+				return os.NewSyscallError("setns", err)
+			}
+			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+				return os.NewSyscallError("unshare", err)
+			}
+			if err := l.attach(s.dir, lower); err != nil {
+				return err
+			}
+			l.namespace, err = openNamespace("thread-self", "mnt")
 			return err
-		}
-		l.namespace, err = openNamespace("thread-self", "mnt")
-		return err
-	})
+		})
+	}
 	if err != nil {
 		l.close()
 		return nil, fmt.Errorf("overlay: %w", err)
@@ -293,20 +296,20 @@ func (o *overlays) mount(s overlaySpec, fill func(*layer) error) (*layer, error)
 // that finds no place has left the limit behind, unless it is larger.
 const overDiskBytes, overDiskFiles = 1 << 20, 64
 
-func (l *layer) mount(s overlaySpec, fill func(*layer) error) error {
-	const attributes = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOATIME
-	memory, err := newMount("tmpfs", attributes, [][2]string{
+const mountAttributes = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOATIME
+
+// prepare makes what lies above, in no mount namespace yet, and returns the mount
+// of what lies below.
+func (l *layer) prepare(s overlaySpec, fill func(*layer) error) (lower int, err error) {
+	memory, err := newMount("tmpfs", [][2]string{
 		{"size", strconv.FormatInt(s.disk+overDiskBytes, 10)},
 		{"nr_inodes", strconv.FormatInt(s.disk/perEntry+overDiskFiles, 10)},
 		{"mode", "0710"}, {"uid", "0"}, {"gid", strconv.Itoa(s.gid)},
 	})
 	if err != nil {
-		return err
+		return -1, err
 	}
 	l.memory = os.NewFile(uintptr(memory), s.dir)
-	if err := moveMount(memory, unix.AT_FDCWD, s.dir); err != nil {
-		return err
-	}
 	home := path.Join("tmp", path.Base(sandbox.HomeDir))
 	for _, f := range []struct {
 		name string
@@ -318,38 +321,46 @@ func (l *layer) mount(s overlaySpec, fill func(*layer) error) error {
 			err = unix.Fchownat(memory, f.name, s.uid, s.gid, 0)
 		}
 		if err != nil {
-			return &os.PathError{Op: "mkdir", Path: f.name, Err: err}
+			return -1, &os.PathError{Op: "mkdir", Path: f.name, Err: err}
 		}
 	}
 	if fill != nil {
 		if err := fill(l); err != nil {
-			return err
+			return -1, err
 		}
 	}
 	epoch := unix.NsecToTimespec(harvest.Epoch.UnixNano())
 	if err := unix.UtimesNanoAt(memory, "upper", []unix.Timespec{epoch, epoch}, 0); err != nil {
-		return os.NewSyscallError("utimensat", err)
+		return -1, os.NewSyscallError("utimensat", err)
 	}
-
-	lower, err := unix.OpenTree(unix.AT_FDCWD, s.lower, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	lower, err = unix.OpenTree(unix.AT_FDCWD, s.lower, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
-		return os.NewSyscallError("open_tree", err)
+		return -1, os.NewSyscallError("open_tree", err)
 	}
-	defer unix.Close(lower)
 	if err := unix.MountSetattr(lower, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
-		Attr_set: attributes | unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_IDMAP, Attr_clr: unix.MOUNT_ATTR__ATIME, Userns_fd: uint64(s.userns),
+		Attr_set: mountAttributes | unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_IDMAP, Attr_clr: unix.MOUNT_ATTR__ATIME, Userns_fd: uint64(s.userns),
 	}); err != nil {
-		return os.NewSyscallError("mount_setattr", err)
+		unix.Close(lower)
+		return -1, os.NewSyscallError("mount_setattr", err)
+	}
+	return lower, nil
+}
+
+// attach puts the parts into the calling thread's mount namespace, and makes the
+// overlay of them there.
+func (l *layer) attach(dir string, lower int) error {
+	memory := int(l.memory.Fd())
+	if err := moveMount(memory, unix.AT_FDCWD, dir); err != nil {
+		return err
 	}
 	if err := moveMount(lower, memory, "lower"); err != nil {
 		return err
 	}
-
 	// Relative names, because the sandbox sees them in its /proc/self/mountinfo.
 	if err := unix.Fchdir(memory); err != nil {
 		return os.NewSyscallError("fchdir", err)
 	}
-	merged, err := newMount("overlay", attributes, [][2]string{
+	merged, err := newMount("overlay", [][2]string{
 		{"lowerdir", "lower"}, {"upperdir", "upper"}, {"workdir", "work"},
 		// A folder of the copy can be renamed, and a file above is all of the file.
 		{"redirect_dir", "on"}, {"metacopy", "off"}, {"index", "off"}, {"xino", "off"},
@@ -358,14 +369,11 @@ func (l *layer) mount(s overlaySpec, fill func(*layer) error) error {
 		return err
 	}
 	l.merged = os.NewFile(uintptr(merged), "workspace")
-	if err := moveMount(merged, memory, "workspace"); err != nil {
-		return err
-	}
-	return nil
+	return moveMount(merged, memory, "workspace")
 }
 
 // newMount makes a mount that is nowhere yet.
-func newMount(kind string, attributes int, options [][2]string) (int, error) {
+func newMount(kind string, options [][2]string) (int, error) {
 	fs, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("%s: %w", kind, os.NewSyscallError("fsopen", err))
@@ -379,7 +387,7 @@ func newMount(kind string, attributes int, options [][2]string) (int, error) {
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return -1, fmt.Errorf("%s: %w", kind, syscallError("fsconfig", fs, err))
 	}
-	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attributes)
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, mountAttributes)
 	if err != nil {
 		return -1, fmt.Errorf("%s: %w", kind, os.NewSyscallError("fsmount", err))
 	}
