@@ -74,7 +74,7 @@ func Make(r Run) (p Plan, err error) {
 		return p, nil
 	}
 	least := p.Cache
-	if r.Engine != nil && r.Engine.CacheBytes == 0 {
+	if r.Engine != nil && r.Engine.CacheBytes <= 0 {
 		block := model.CacheBlock(r.Model)
 		least = int64((r.Longest+native.BlockTokens-1)/native.BlockTokens) * block
 		p.Cache = max(least, (r.Device-p.Total()-p.Sampling-p.Reference)/block*block)
