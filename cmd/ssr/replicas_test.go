@@ -16,8 +16,8 @@ import (
 )
 
 // TestReplicas plays a run with two replicas: killed in every phase and resumed it is
-// the calm run, byte for byte. A run that goes on with one replica after two steps of
-// two has played the same episodes, and its last update is the same but for rounding.
+// the calm run, byte for byte. Taken up with one replica after its second step it plays
+// the same episodes, and its last update is the same but for rounding.
 func TestReplicas(t *testing.T) {
 	s := newStage(t)
 	two := []string{"--set", "policy.replicas=2", "--set", "policy.workers=1"}
@@ -35,8 +35,15 @@ func TestReplicas(t *testing.T) {
 		t.Errorf("episodes differ from those of a calm run: %s", diff)
 	}
 
-	s.play(t, "mixed", append(two, "--steps", "2")...)
-	s.play(t, "mixed", "--steps", "3", "--set", "policy.replicas=1")
+	if err := os.CopyFS(s.path("mixed"), os.DirFS(s.path("two"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, last := range []string{"checkpoints/step-000003", "trajectories/step-000003.jsonl.zst"} {
+		if err := os.RemoveAll(filepath.Join(s.path("mixed"), last)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.play(t, "mixed", "--set", "policy.replicas=1")
 	mixed := s.decided(t, "mixed")
 	for name := range maps.Keys(want) {
 		if !strings.Contains(name, "step-000003/weights") && !strings.HasPrefix(name, "metrics 3") && mixed[name] != want[name] {

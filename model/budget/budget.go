@@ -73,10 +73,9 @@ func Make(r Run) (p Plan, err error) {
 	if r.Device == 0 {
 		return p, nil
 	}
-	least := p.Cache
-	if r.Engine != nil && r.Engine.CacheBytes == 0 {
+	if r.Engine != nil && r.Engine.CacheBytes <= 0 {
 		block := model.CacheBlock(r.Model)
-		least = int64((r.Longest+native.BlockTokens-1)/native.BlockTokens) * block
+		least := int64((r.Longest+native.BlockTokens-1)/native.BlockTokens) * block
 		p.Cache = max(least, (r.Device-p.Total()-p.Sampling-p.Reference)/block*block)
 	}
 	if p.device() > r.Device {
