@@ -183,6 +183,13 @@ template <class F> struct Attention {
     for (long s = 0; s < segs; s++, seg += 4) {
       long row = seg[0], n = seg[1], past = seg[2];
       const int32_t *blocks = table + seg[3];
+      // A key is spread over as many lines as it has elements: the next segment's first
+      // are on their way while this one is written.
+      if (s + 1 < segs) {
+        const F *next = cache + table[seg[7] + seg[6] / BK] * block_size() + seg[6] % BK;
+        for (long h = 0; h < KV; h++, next += 2 * D * BK)
+          for (long d = 0; d < D; d++) __builtin_prefetch(next + d * BK, 1, 2);
+      }
       for (long i = 0; i < n; i++) {
         long pos = past + i, j = pos % BK;
         F *blk = cache + blocks[pos / BK] * block_size();
