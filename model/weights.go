@@ -190,12 +190,21 @@ func (w *Weights) linears() []*Linear {
 	return out
 }
 
-// needPacked allocates the packed copies.
+// needPacked allocates the packed copies, one after another, so that they share
+// large pages.
 func (w *Weights) needPacked() {
+	length := func(l *Linear) int { return native.PackedLen(l.W.Shape()[1], l.W.Shape()[0]) }
+	total := 0
 	for _, l := range w.linears() {
-		n := native.PackedLen(l.W.Shape()[1], l.W.Shape()[0])
-		l.packed = torch.New(torch.Weights, l.W.DType(), n)
+		total += length(l)
+	}
+	all := torch.New(torch.Weights, w.Head.W.DType(), total)
+	w.views = append(w.views, all)
+	at := 0
+	for _, l := range w.linears() {
+		l.packed = all.View(at, length(l))
 		w.views = append(w.views, l.packed)
+		at += length(l)
 	}
 }
 

@@ -28,11 +28,11 @@ template <class F> INLINE F softmax_row(F *s, long n, long upto, F &m, F &l) {
     if (m > -INFINITY) alpha = sexp<F>(m - bm);
     m = bm;
   }
-  vec<F> sum = {};
+  part<F> sum = {};
   const vec<F> vm = splat<F>(m);
   for (long j = 0; j < end; j += L) {
     vec<F> p = vexp(load(s + j) - vm);
-    sum += p;
+    fold(sum, p);
     store(s + j, p);
   }
   for (long j = end; j < upto; j += L) store(s + j, vec<F>{});
@@ -87,7 +87,7 @@ template <class F, class Block> static void visit(Rows<F> &t, long D, long base,
     if (alpha != 1) {
       F *o = t.o + r * D;
       // The added zero turns -0 into +0, so that a later weight of 0 changes no bit.
-      for (long d = 0; d < D; d++) o[d] = o[d] * alpha + F(0);
+      for (long d = 0; d < D; d++) o[d] = fma(o[d], alpha, F(0));
     }
   }
   for (long j = 0; j < most; j += BK) {
@@ -183,6 +183,13 @@ template <class F> struct Attention {
     for (long s = 0; s < segs; s++, seg += 4) {
       long row = seg[0], n = seg[1], past = seg[2];
       const int32_t *blocks = table + seg[3];
+      // A key is spread over as many lines as it has elements: the next segment's first
+      // are on their way while this one is written.
+      if (s + 1 < segs) {
+        const F *next = cache + table[seg[7] + seg[6] / BK] * block_size() + seg[6] % BK;
+        for (long h = 0; h < KV; h++, next += 2 * D * BK)
+          for (long d = 0; d < D; d++) __builtin_prefetch(next + d * BK, 1, 2);
+      }
       for (long i = 0; i < n; i++) {
         long pos = past + i, j = pos % BK;
         F *blk = cache + blocks[pos / BK] * block_size();

@@ -8,9 +8,8 @@ extern const Table table;
 namespace avx2 {
 extern const Table table;
 }
-static bool has_avx2() {
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+namespace avx512 {
+extern const Table table;
 }
 #endif
 
@@ -19,10 +18,26 @@ struct Choice {
   const char *name;
   const Table *table;
 };
-Choice choose() {
+
+// usable is the table of an instruction set, null where the processor or the system
+// lacks it.
+const Table *usable(const char *name) {
 #if defined(__x86_64__)
-  if (has_avx2()) return {"avx2", &avx2::table};
+  __builtin_cpu_init();
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (!strcmp(name, "avx2")) return has_avx2 ? &avx2::table : nullptr;
+  if (!strcmp(name, "avx512"))
+    return has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+               ? &avx512::table
+               : nullptr;
 #endif
+  return strcmp(name, "base") ? nullptr : &base::table;
+}
+
+Choice choose() {
+  for (const char *name : {"avx512", "avx2"})
+    if (const Table *t = usable(name)) return {name, t};
   return {"base", &base::table};
 }
 Choice &current() {
@@ -45,16 +60,13 @@ int32_t ssr_sample(const float *x, long V, double temperature, long topk, double
 const char *ssr_isa(void) { return current().name; }
 
 int ssr_force_isa(const char *name) {
-  if (!strcmp(name, "base")) {
-    current() = {"base", &base::table};
-    return 1;
+  for (const char *known : {"avx512", "avx2", "base"}) {
+    const Table *t = usable(known);
+    if (t && !strcmp(name, known)) {
+      current() = {known, t};
+      return 1;
+    }
   }
-#if defined(__x86_64__)
-  if (!strcmp(name, "avx2") && has_avx2()) {
-    current() = {"avx2", &avx2::table};
-    return 1;
-  }
-#endif
   return 0;
 }
 }

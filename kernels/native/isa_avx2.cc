@@ -4,5 +4,6 @@
 #pragma GCC target("avx2,fma")
 #define ISA avx2
 #define USE_FMA 1
+#define USE_512 0
 #include "kernels.h"
 #endif

@@ -1,4 +1,5 @@
 #include "table.h"
 #define ISA base
 #define USE_FMA 0
+#define USE_512 0
 #include "kernels.h"

@@ -4,7 +4,8 @@
 // each: the result of a row depends on neither M nor the blocking, because an
 // accumulator that is stored and loaded again is unchanged.
 
-template <class F> constexpr long panel_width = 2 * lanes<F>;
+// A panel is as wide as a cache line, in every instruction set.
+template <class F> constexpr long panel_width = 64 / sizeof(F);
 constexpr long KC = 384; // terms per pass: a panel's share stays in the first-level cache
 constexpr long MC = 96;  // rows per pass: a block of A stays in the second-level cache
 
@@ -27,12 +28,12 @@ template <class F>
 static void panel_product(const F *A, long lda, const F *B, long M, long K, F *C, long ldc, long c, bool add) {
   constexpr long P = panel_width<F>;
   const F *next = B + K * P;
-  if (c == P) return strips<F, 6, 2>(A, lda, 1, B, P, M, K, C, ldc, add, next);
+  if (c == P) return strips<F, STRIP, 64 / VB>(A, lda, 1, B, P, M, K, C, ldc, add, next);
   F t[MC * P];
   if (add)
     for (long r = 0; r < M; r++)
       for (long j = 0; j < P; j++) t[r * P + j] = j < c ? C[r * ldc + j] : F(0);
-  strips<F, 6, 2>(A, lda, 1, B, P, M, K, t, P, add, next);
+  strips<F, STRIP, 64 / VB>(A, lda, 1, B, P, M, K, t, P, add, next);
   for (long r = 0; r < M; r++) memcpy(C + r * ldc, t + r * P, c * sizeof(F));
 }
 

@@ -7,7 +7,10 @@
 // The contract of every kernel is batch invariance: the arithmetic of a row is
 // the same sequence of operations however many rows are computed together, so
 // that a token scored alone, in a batch, packed, or through the cache has the
-// same bits. Different instruction sets may differ from each other.
+// same bits. "avx512" and "avx2" have the same bits, too: an element of a product
+// adds its terms in ascending order with one fused multiply-add each, and a sum over
+// a row has the partial sums of avx2's eight lanes (four of float64) and joins them
+// in its order. "base" has no fused multiply-add and differs in the last bits.
 //
 // Kernels run on the calling thread and are safe for concurrent use on disjoint
 // outputs; parallelism is the caller's. Slices may be Go memory or memory of
@@ -29,7 +32,8 @@ import (
 // Float is an element type that every kernel is compiled for.
 type Float interface{ float32 | float64 }
 
-// ISA names the instruction set in use: "avx2" (with FMA) or "base".
+// ISA names the instruction set in use: "avx512" (F, BW, DQ, VL), "avx2" (with FMA)
+// or "base".
 func ISA() string { return C.GoString(C.ssr_isa()) }
 
 func forceISA(name string) bool {

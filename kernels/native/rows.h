@@ -1,27 +1,23 @@
 // Row-wise and elementwise kernels. R rows, D width, V vocabulary.
 
 template <class F> static F row_sum(const F *x, long n) {
-  constexpr int L = lanes<F>;
-  vec<F> a = {}, b = {};
+  constexpr int L = lanes<F>, step = 64 / sizeof(F);
+  vec<F> a[64 / VB] = {};
   long i = 0;
-  for (; i + 2 * L <= n; i += 2 * L) {
-    a += load(x + i);
-    b += load(x + i + L);
-  }
-  F s = hsum(a + b);
+  for (; i + step <= n; i += step)
+    for (int j = 0; j < step / L; j++) a[j] += load(x + i + j * L);
+  F s = hsum(joined<F>(a));
   for (; i < n; i++) s += x[i];
   return s;
 }
 
 template <class F> static F row_dot(const F *x, const F *y, long n) {
-  constexpr int L = lanes<F>;
-  vec<F> a = {}, b = {};
+  constexpr int L = lanes<F>, step = 64 / sizeof(F);
+  vec<F> a[64 / VB] = {};
   long i = 0;
-  for (; i + 2 * L <= n; i += 2 * L) {
-    a = fma(load(x + i), load(y + i), a);
-    b = fma(load(x + i + L), load(y + i + L), b);
-  }
-  F s = hsum(a + b);
+  for (; i + step <= n; i += step)
+    for (int j = 0; j < step / L; j++) a[j] = fma(load(x + i + j * L), load(y + i + j * L), a[j]);
+  F s = hsum(joined<F>(a));
   for (; i < n; i++) s = fma(x[i], y[i], s);
   return s;
 }
@@ -57,10 +53,10 @@ static void rmsnorm_backward(const F *x, const F *w, const F *rstd, const F *dy,
                              F *dx, F *dw) {
   for (long r = 0; r < R; r++, x += ldx, dx += ldx, dy += ldy) {
     F s = rstd[r], c = 0;
-    constexpr int L = lanes<F>;
-    vec<F> a = {};
+    constexpr int L = lanes<F>, P = 32 / sizeof(F);
+    part<F> a = {};
     long i = 0;
-    for (; i + L <= D; i += L) a = fma(load(x + i) * load(w + i), load(dy + i), a);
+    for (; i + P <= D; i += P) a = fma(load_part(x + i) * load_part(w + i), load_part(dy + i), a);
     c = hsum(a);
     for (; i < D; i++) c = fma(x[i] * w[i], dy[i], c);
     c *= s * s / F(D);
@@ -104,24 +100,13 @@ static void rope(F *x, const int32_t *pos, const F *cos, const F *sin, long R, l
 
 template <class F> INLINE vec<F> vsigmoid(vec<F> x) { return F(1) / (F(1) + vexp(-x)); }
 
+// each goes through a row; its tail goes through the same vector arithmetic, by get and put.
 template <class F, class Body> INLINE void each(long n, const Body &body) {
   constexpr int L = lanes<F>;
   long i = 0;
   for (; i + L <= n; i += L) body(i, L);
   if (i < n) body(i, n - i);
 }
-// The tail of a row goes through the same vector arithmetic as its body.
-template <class F> INLINE vec<F> get(const F *p, long n) {
-  if (n == lanes<F>) return load(p);
-  vec<F> v = {};
-  for (long i = 0; i < n; i++) v[i] = p[i];
-  return v;
-}
-template <class F> INLINE void put(F *p, vec<F> v, long n) {
-  if (n == lanes<F>) return store(p, v);
-  for (long i = 0; i < n; i++) p[i] = v[i];
-}
-
 // y = silu(gate)∘up, all with row strides.
 template <class F>
 static void swiglu(const F *gate, const F *up, long R, long D, long ldg, long ldy, F *y) {
@@ -156,15 +141,15 @@ template <class F> static Softmax<F> softmax_stats(const F *x, long V, bool entr
   const long chunk = 512;
   for (long c = 0; c < V; c += chunk) {
     long n = V - c < chunk ? V - c : chunk;
-    vec<F> s = {}, d = {};
+    part<F> s = {}, d = {};
     each<F>(n, [&](long i, long k) {
       vec<F> z = get(x + c + i, k) - st.max;
       vec<F> e = vexp(z);
       if (k < lanes<F>)
         for (long j = k; j < lanes<F>; j++) e[j] = 0;
-      s += e;
+      fold(s, e);
       // A logit of -inf has weight 0 and no share in the entropy.
-      if (entropy) d += e > F(0) ? e * z : vec<F>{};
+      if (entropy) fold(d, e > F(0) ? e * z : vec<F>{});
     });
     st.sum += hsum(s);
     st.dot += hsum(d);

@@ -1,6 +1,10 @@
 package torch
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+)
 
 // Purpose says what memory is for.
 type Purpose int
@@ -61,4 +65,20 @@ func (a *account) close() {
 		allocated[a.purpose].Add(-a.bytes)
 		total.Add(-a.bytes)
 	}
+}
+
+// largePage is the size of a large page on the processors that have one.
+const largePage = 2 << 20
+
+// largePages asks the system to back memory with large pages as it is touched.
+// Weights and caches are read over and over in an order that small pages make the
+// processor walk the page table for. A system that has none says so; nothing depends
+// on it.
+func largePages(p unsafe.Pointer, bytes uintptr) {
+	skip := -uintptr(p) % largePage
+	if bytes < skip+largePage {
+		return
+	}
+	whole := unsafe.Slice((*byte)(unsafe.Add(p, skip)), (bytes-skip)/largePage*largePage)
+	_ = syscall.Madvise(whole, syscall.MADV_HUGEPAGE)
 }

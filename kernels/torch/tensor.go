@@ -64,10 +64,12 @@ func New(purpose Purpose, dtype DType, shape ...int) *Tensor {
 func alloc(purpose Purpose, dtype DType, shape []int) *Tensor {
 	sizes, n := int64s(shape), elements("New", shape)
 	c := call("empty", func(out *lib.Ctensor) { lib.AtgEmpty(out, sizes, len(sizes), int32(dtype), -1) })
-	return &Tensor{
+	t := &Tensor{
 		c: c, data: lib.AtDataPtr(c), dtype: dtype, shape: slices.Clone(shape), stride: dense(shape),
 		owned: newAccount(purpose, int64(n)*int64(dtype.Size())),
 	}
+	largePages(t.data, uintptr(t.owned.bytes))
+	return t
 }
 
 // Free drops the handle; a second call is a broken invariant and panics.
