@@ -254,3 +254,19 @@ func TestInGit(t *testing.T) {
 		}
 	}
 }
+
+// What names no entry is refused: the folder that it stands for is nobody's to empty.
+func TestRemoveAllOfNoEntry(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.Mkdir("d", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"", ".", "d/.."} {
+		if err := RemoveAll(name); err == nil {
+			t.Errorf("%q was removed", name)
+		}
+	}
+	if _, err := os.Stat("d"); err != nil {
+		t.Error(err)
+	}
+}

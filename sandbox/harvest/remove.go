@@ -20,6 +20,9 @@ const removeDepth = 64
 // RemoveAll removes a tree that a sandbox wrote: also with folders of mode 000
 // and of any depth. It does not follow links. Nothing may be writing to it.
 func RemoveAll(path string) error {
+	if name := filepath.Base(path); name == "." || name == ".." || name == "/" {
+		return fmt.Errorf("remove what a sandbox left: %q names no entry of a folder", path)
+	}
 	parent, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return fmt.Errorf("remove what a sandbox left: %w", err)

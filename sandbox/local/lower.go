@@ -5,7 +5,6 @@ package local
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/ssr-go/ssr/sandbox"
@@ -21,7 +20,7 @@ type lowers struct {
 	state string
 
 	mu    sync.Mutex
-	count int               // names copies, and tells when one was last used
+	count int               // tells when a copy was last used
 	known map[string]*lower // by Spec.Dir, of frozen sources
 }
 
@@ -43,8 +42,7 @@ func (c *lowers) of(spec sandbox.Spec) (*lower, error) {
 	x := c.known[spec.Dir]
 	fresh := !spec.Frozen || x == nil
 	if fresh {
-		c.count++
-		x = &lower{dir: filepath.Join(c.state, fmt.Sprintf("lower-%d-%d", os.Getpid(), c.count)), ready: make(chan struct{})}
+		x = &lower{ready: make(chan struct{})}
 		if spec.Frozen {
 			x.key = spec.Dir
 			c.known[x.key] = x
@@ -53,7 +51,8 @@ func (c *lowers) of(spec sandbox.Spec) (*lower, error) {
 	x.users++
 	c.mu.Unlock()
 	if fresh {
-		if x.err = os.Mkdir(x.dir, 0o700); x.err == nil {
+		// Backends of one process may share a state folder.
+		if x.dir, x.err = os.MkdirTemp(c.state, fmt.Sprintf("lower-%d-", os.Getpid())); x.err == nil {
 			x.base, x.err = harvest.Copy(spec.Dir, x.dir, harvest.Keep)
 		}
 		close(x.ready)
@@ -88,9 +87,7 @@ func (c *lowers) giveBack(x *lower) {
 	}
 	gone = append(gone, c.evictLocked(idleLowers)...)
 	c.mu.Unlock()
-	for _, x := range gone {
-		_ = harvest.RemoveAll(x.dir) // what is left, Sweep removes
-	}
+	removeLowers(gone)
 }
 
 // evictLocked forgets the copies that have been idle longest, but for some.
@@ -119,7 +116,13 @@ func (c *lowers) close() {
 	c.mu.Lock()
 	gone := c.evictLocked(0)
 	c.mu.Unlock()
+	removeLowers(gone)
+}
+
+func removeLowers(gone []*lower) {
 	for _, x := range gone {
-		_ = harvest.RemoveAll(x.dir)
+		if x.dir != "" { // it could be made
+			_ = harvest.RemoveAll(x.dir) // what is left, Sweep removes
+		}
 	}
 }

@@ -259,6 +259,23 @@ func check(t testing.TB, err error) {
 	}
 }
 
+// Backends of one process share a state folder, as those of a trainer's and of
+// an embedder's do where none is configured.
+func TestBackendsShareAStateFolder(t *testing.T) {
+	one := overlayBackend(t)
+	two, err := New(one.opts)
+	check(t, err)
+	defer func() { check(t, two.Close()) }()
+	dir := writeTree(t, map[string]string{"a": "1"})
+	for _, b := range []*Backend{one, two} {
+		for range 2 {
+			if got := run(t, begin(t, b, sandbox.Spec{Dir: dir}), "cat a"); got != "1" {
+				t.Errorf("%q", got)
+			}
+		}
+	}
+}
+
 // Sandboxes of a frozen folder share a copy, which none of them changes; those
 // of another folder see it as it is when they start.
 func TestFrozenFoldersAreCopiedOnce(t *testing.T) {
