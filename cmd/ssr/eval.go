@@ -306,13 +306,15 @@ type evaluations struct {
 	exam   exam
 	every  int
 	done   map[int]bool
+	begin  func(steps int)
 	report func(evaluation)
 }
 
 const evalName = "eval.jsonl"
 
 // newEvaluations reads what a run has measured; nil when it measures nothing.
-func newEvaluations(t *setup, run string, report func(evaluation)) (*evaluations, error) {
+// begin is called ahead of a measurement, report after it.
+func newEvaluations(t *setup, run string, begin func(steps int), report func(evaluation)) (*evaluations, error) {
 	conf := t.conf.Eval
 	x, err := newExam(conf.Bugs, conf.Injections, conf.Attempts)
 	if err != nil {
@@ -321,7 +323,7 @@ func newEvaluations(t *setup, run string, report func(evaluation)) (*evaluations
 	if len(x.bugs)+x.injections == 0 {
 		return nil, nil
 	}
-	e := &evaluations{path: filepath.Join(run, evalName), setup: t, exam: x, every: conf.Every, done: map[int]bool{}, report: report}
+	e := &evaluations{path: filepath.Join(run, evalName), setup: t, exam: x, every: conf.Every, done: map[int]bool{}, begin: begin, report: report}
 	past, err := readEvaluations(e.path)
 	for _, p := range past {
 		e.done[p.Step] = true
@@ -363,6 +365,7 @@ func (e *evaluations) at(ctx context.Context, steps int) error {
 	if e == nil || e.done[steps] {
 		return nil
 	}
+	e.begin(steps)
 	result, _, err := e.setup.evaluate(ctx, e.exam, steps)
 	if err != nil {
 		return err

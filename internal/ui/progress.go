@@ -135,7 +135,7 @@ func (p *Progress) refresh() {
 		return
 	}
 	s := &p.state
-	if now := p.now(); now.Sub(s.notice) >= noticeEvery && s.event.Step > 0 {
+	if now := p.now(); now.Sub(s.notice) >= noticeEvery && s.event.Step > 0 && s.event.Phase != train.PhaseDone {
 		s.notice = now
 		fmt.Fprintf(p.out, "step %d/%d %s\n", s.event.Step, s.event.Steps, s.phaseLine(now, p.flying()))
 	}

@@ -52,6 +52,9 @@ func TestPlainLines(t *testing.T) {
 	v.refresh()
 	m := step(1, 0.25)
 	v.OnEvent(train.Event{Phase: train.PhaseStep, Step: 1, Steps: 3, Metrics: &m})
+	v.OnEvent(train.Event{Phase: train.PhaseDone, Step: 1, Steps: 3})
+	c.t = c.t.Add(noticeEvery)
+	v.refresh() // what follows the last step is not a part of it
 	want := "step 1/3 playing, 30s: 10 episodes in 2 groups finished, 3 in flight, 2,000 tokens/s\n" +
 		"step 1/3  solved 25%  valid 50%  reward injector -0.10, solver -0.50  loss 0.25 grad 0.5 entropy 1 |Δlogprob| 0  500 tokens/s  10s  left 20s\n"
 	if d := cmp.Diff(want, out.String()); d != "" {
