@@ -430,6 +430,7 @@ func (x *run) death() error {
 		}
 		begin := time.Now()
 		cancel()
+		in.Close() // it is not the tree that a blocked reader would be waited for
 		err := <-ended
 		took := time.Since(begin)
 		if !errors.Is(err, context.Canceled) {

@@ -348,6 +348,10 @@ func (p *pipes) run(stdin io.Reader, limit int64) {
 	}()
 }
 
+// readerWait is for a caller's stdin to return from a read that nobody needs any
+// more. One that blocks, such as a terminal, may outlive the command by one read.
+const readerWait = 50 * time.Millisecond
+
 // finish is called when no process is left, so that the streams have ended.
 func (p *pipes) finish() (stdout, stderr []byte) {
 	if p.ours[0] != nil {
@@ -355,7 +359,7 @@ func (p *pipes) finish() (stdout, stderr []byte) {
 	}
 	select {
 	case <-p.fed:
-	case <-time.After(time.Second): // the caller's reader blocks; it may outlive us
+	case <-time.After(readerWait):
 	}
 	p.work.Wait()
 	return p.heads[0], p.heads[1]
