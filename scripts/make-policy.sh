@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the bundled policy and the held-out bugs anew, in DIR: DIR/heldout/bugs
-# and DIR/policy/model are what testdata/heldout and testdata/policy hold. About
-# ten minutes on two cores.
+# and DIR/policy/model are what testdata/heldout and testdata/policy hold. About a
+# quarter of an hour on two cores.
 #   scripts/make-policy.sh DIR
 set -euo pipefail
 [ $# = 1 ] || { echo "usage: scripts/make-policy.sh DIR" >&2; exit 2; }

@@ -60,11 +60,11 @@ func (c config) foretell(o output, dir string) (budget.Plan, error) {
 		if failed != nil && !errors.Is(failed, budget.ErrTooLarge) || less.All() >= p.All() {
 			continue
 		}
-		fits := ""
+		enough := ""
 		if failed == nil && less.All() <= available {
-			fits = ", which fits"
+			enough = ", which fits"
 		}
-		advice = append(advice, fmt.Sprintf("%s makes it %s%s", change.name, budget.Size(less.All()), fits))
+		advice = append(advice, fmt.Sprintf("%s makes it %s%s", change.name, budget.Size(less.All()), enough))
 	}
 	if len(advice) > 0 {
 		err = fmt.Errorf("%w: %s", err, strings.Join(advice, "; "))
