@@ -73,6 +73,9 @@ func (w *walker) finish(err error, looked func(path string) bool) ([]sandbox.Cha
 	if err != nil && !errors.Is(err, errTooMany) {
 		return nil, err
 	}
+	if w.short != nil {
+		return nil, w.short
+	}
 	if err == nil {
 		for path := range w.base.entries {
 			if !w.seen[path] && !inGit(path) && looked(path) && !w.unseen(path) {
@@ -98,6 +101,7 @@ type walker struct {
 	changes []sandbox.Change
 	visited int
 	total   int64
+	short   error // the first entry that could not be read for want of the host's resources
 }
 
 // unseen reports whether path lies in a folder that was not entered.
@@ -153,7 +157,7 @@ func (w *walker) names(fd int, rel string, f func(name, path string) error) erro
 func (w *walker) entry(dir int, name, path string, depth int) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		w.skip(path, "unreadable: "+err.Error())
+		w.unreadable(path, err)
 		return nil
 	}
 	switch st.Mode & unix.S_IFMT {
@@ -184,6 +188,7 @@ func (w *walker) open(dir int, name, path string, depth int) int {
 			return fd
 		}
 		why = "unreadable folder"
+		w.note(path, err)
 	}
 	w.opaque = append(w.opaque, path+"/")
 	w.add(sandbox.Change{Path: path, Skipped: why})
@@ -194,6 +199,20 @@ func (w *walker) open(dir int, name, path string, depth int) int {
 func (w *walker) skip(path, why string) {
 	w.seen[path] = true
 	w.add(sandbox.Change{Path: path, Skipped: why})
+}
+
+// unreadable skips an entry that the folder's owner made so that it cannot be read.
+func (w *walker) unreadable(path string, err error) {
+	w.note(path, err)
+	w.skip(path, "unreadable: "+err.Error())
+}
+
+// note keeps an error that is the host's doing and not that of the folder's
+// owner, who could otherwise lose a file that anyone can read.
+func (w *walker) note(path string, err error) {
+	if w.short == nil && (errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)) {
+		w.short = &fs.PathError{Op: "harvest", Path: path, Err: err}
+	}
 }
 
 func (w *walker) file(dir int, name, path string, st *unix.Stat_t) {
@@ -214,7 +233,7 @@ func (w *walker) file(dir int, name, path string, st *unix.Stat_t) {
 	}
 	data, err := readFile(dir, name, st)
 	if err != nil {
-		w.skip(path, "unreadable: "+err.Error())
+		w.unreadable(path, err)
 		return
 	}
 	w.seen[path] = true
@@ -232,7 +251,7 @@ func (w *walker) link(dir int, name, path string) {
 	buf := make([]byte, 4096)
 	n, err := unix.Readlinkat(dir, name, buf)
 	if err != nil {
-		w.skip(path, "unreadable: "+err.Error())
+		w.unreadable(path, err)
 		return
 	}
 	w.seen[path] = true

@@ -203,6 +203,42 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// Where the host has no descriptor left, a change must not pass as unreadable:
+// the agent's work would be judged without it.
+func TestWantOfDescriptorsIsAnError(t *testing.T) {
+	_, dst, base := copied(t, map[string]string{"a": "1", "b": "2"})
+	write(t, dst, map[string]string{"a": "changed"})
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 128, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	var taken []int
+	for {
+		fd, err := unix.Open(dst, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			break
+		}
+		taken = append(taken, fd)
+	}
+	unix.Close(taken[0]) // for the folder
+	changes, err := base.Changes(t.Context(), dst, Bounds{})
+	for _, fd := range taken[1:] {
+		unix.Close(fd)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(err, unix.EMFILE) {
+		t.Errorf("%v, %v", changes, err)
+	}
+	if changes, err = base.Changes(t.Context(), dst, Bounds{}); err != nil || len(changes) != 1 {
+		t.Errorf("afterwards %v, %v", changes, err)
+	}
+}
+
 func TestRemoveAllOfHostileTrees(t *testing.T) {
 	outside := t.TempDir()
 	write(t, outside, map[string]string{"keep": "x"})
