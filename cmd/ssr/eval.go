@@ -112,6 +112,9 @@ func (c *evalCmd) Run(ctx context.Context, o output) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, t.Close()) }()
+	if err := x.fits(ctx, t.repo); err != nil {
+		return err
+	}
 	result, groups, err := t.evaluate(ctx, x, 0)
 	if err != nil {
 		return err
@@ -146,6 +149,16 @@ func newExam(dir string, injections, attempts int) (exam, error) {
 		return x, fmt.Errorf("%s holds no bug: a bug is a folder with report.json beside its artifact", dir)
 	}
 	return x, nil
+}
+
+// fits returns an error where a bug is none of the repository.
+func (x exam) fits(ctx context.Context, repo *selfplay.Repo) error {
+	for _, bug := range x.bugs {
+		if err := repo.Fits(ctx, bug); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // evaluate has the policy attempt every bug and prompt. The draws depend on the
@@ -314,7 +327,7 @@ const evalName = "eval.jsonl"
 
 // newEvaluations reads what a run has measured; nil when it measures nothing.
 // begin is called ahead of a measurement, report after it.
-func newEvaluations(t *setup, run string, begin func(steps int), report func(evaluation)) (*evaluations, error) {
+func newEvaluations(ctx context.Context, t *setup, run string, begin func(steps int), report func(evaluation)) (*evaluations, error) {
 	conf := t.conf.Eval
 	x, err := newExam(conf.Bugs, conf.Injections, conf.Attempts)
 	if err != nil {
@@ -322,6 +335,9 @@ func newEvaluations(t *setup, run string, begin func(steps int), report func(eva
 	}
 	if len(x.bugs)+x.injections == 0 {
 		return nil, nil
+	}
+	if err := x.fits(ctx, t.repo); err != nil {
+		return nil, fmt.Errorf("eval.bugs: %w", err)
 	}
 	e := &evaluations{path: filepath.Join(run, evalName), setup: t, exam: x, every: conf.Every, done: map[int]bool{}, begin: begin, report: report}
 	past, err := readEvaluations(e.path)

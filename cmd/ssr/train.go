@@ -177,7 +177,7 @@ func (c *trainCmd) train(ctx context.Context, o output, conf config) (sum train.
 	if past, err := ui.ReadMetrics(filepath.Join(conf.Run, "metrics.jsonl")); err == nil {
 		view.Resume(past)
 	}
-	evals, err := newEvaluations(t, conf.Run, func(steps int) {
+	evals, err := newEvaluations(ctx, t, conf.Run, func(steps int) {
 		view.Println(fmt.Sprintf("measuring after step %d", steps))
 	}, func(e evaluation) {
 		view.Println(fmt.Sprintf("measured after step %d: %s, %.0f s", e.Step, e, e.Seconds))

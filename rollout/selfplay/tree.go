@@ -189,6 +189,15 @@ func (r *Repo) SolverTree(ctx context.Context, a Artifact, secondOrder []byte) (
 	})
 }
 
+// Fits returns an error where a bug's diffs do not fit the repository: it was made
+// in another one, or in another version of it.
+func (r *Repo) Fits(ctx context.Context, bug Bug) error {
+	if _, err := r.solverOverlay(ctx, bug.Artifact, bug.Failed); err != nil {
+		return fmt.Errorf("bug %s does not fit the repository; was it made in another one, or in another version? %w", bug.ID, err)
+	}
+	return nil
+}
+
 // solverOverlay is original → bug_inject → test_weaken → failed patch.
 func (r *Repo) solverOverlay(ctx context.Context, a Artifact, secondOrder []byte) (overlay, error) {
 	o, err := r.applyDiff(ctx, nil, BugInjectName, a.BugInject)
