@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 make -s build
 
 scripts/make-world.sh "$dir/quill" quill
-bin/ssr warmstart --repo "$dir/quill" --out "$dir/heldout" --bugs 96 --bugs-only --strategy removal --careful 0 --seed 1001 --in-flight 6
+bin/ssr warmstart --repo "$dir/quill" --out "$dir/heldout" --bugs 96 --bugs-only --strategy removal --careful 1 --slip 0 --seed 1001 --in-flight 6
 # The text and the drills first, then the policy's own turns: these passes leave
 # self-play something to learn and something to learn from. Turns are those of
 # testdata/demo.yaml.

@@ -103,7 +103,11 @@ func (c *chosen) Turn(ctx context.Context, seen string) (string, error) {
 		if !ok {
 			return "", errors.New("no plan")
 		}
-		c.player = c.planner.Injector(plan, token.Plain, Habits{})
+		player, err := c.planner.Injector(plan, token.Plain, Habits{Careful: true})
+		if err != nil {
+			return "", err
+		}
+		c.player = player
 	}
 	return c.player.Turn(ctx, seen)
 }

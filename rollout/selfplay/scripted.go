@@ -37,17 +37,17 @@ type Recipe struct {
 	Rewrite string `json:"rewrite,omitempty" yaml:"rewrite,omitempty"`
 	// Setup writes the test script, the parser and the list of test files.
 	Setup string `json:"setup" yaml:"setup"`
-	// Failing saves the injection's diff, runs the tests and prints the names of
-	// those that fail, one a line, and keeps them.
+	// Failing runs the tests, prints the names of those that fail, one a line, or a
+	// line "none", and keeps them.
 	Failing string `json:"failing" yaml:"failing"`
-	// Weaken deletes one test and saves the weakening's diff.
+	// Weaken deletes Test or, where that is empty, the first that Failing kept, and
+	// saves the diffs of the injection and of the weakening.
 	Weaken string `json:"weaken" yaml:"weaken"`
 	// Check, optional, runs a test file and prints OK as its last line where all of it
-	// passes; Reset undoes what was done to a file and shows the function; Weakened
-	// prints OK where other tests fail than before. Careful players need them.
-	Check    string `json:"check,omitempty" yaml:"check,omitempty"`
-	Reset    string `json:"reset,omitempty" yaml:"reset,omitempty"`
-	Weakened string `json:"weakened,omitempty" yaml:"weakened,omitempty"`
+	// passes; Reset undoes what was done to a file and shows the function. Careful
+	// players need them to mend their work.
+	Check string `json:"check,omitempty" yaml:"check,omitempty"`
+	Reset string `json:"reset,omitempty" yaml:"reset,omitempty"`
 	// Log shows the last change of a function, with the abbreviated name of its commit.
 	Log string `json:"log" yaml:"log"`
 }
@@ -58,7 +58,7 @@ type RecipeData struct {
 	First, Last    int // the function's lines, from 1
 	TestFile       string
 	TestModule     string // TestFile without extension, dots for slashes
-	Test           string // a failing test, for Weaken
+	Test           string // for Weaken
 	Text           string // for Rewrite
 }
 
@@ -86,15 +86,13 @@ import json, re, sys
 log = re.findall(r"(\w+ \(\S+\))(?:\n.*)? \.\.\. (ok|FAIL|ERROR)", sys.stdin.read())
 print(json.dumps({name: "passed" if end == "ok" else "failed" for name, end in log}))
 END`,
-		Failing: `git diff > bug_inject.diff
-bash test_script.sh | python3 test_parser.py | grep -oP '\w+(?= \(\S+": "f)' | tee /tmp/failing | grep . || echo none`,
-		Weaken: `sed -i '/def {{.Test}}(/,/^$/d' {{.TestFile}}
-git diff {{.TestFile}} > test_weaken.diff`,
+		Failing: `bash test_script.sh | python3 test_parser.py | grep -oP '\w+(?= \(\S+": "f)' | tee /tmp/failing | grep . || echo none`,
+		Weaken: `sed -i "/def {{or .Test "$(head -1 /tmp/failing)"}}(/,/^$/d" {{.TestFile}}
+git diff {{.TestFile}} > test_weaken.diff
+git diff {{.File}} > bug_inject.diff`,
 		Check: `python3 -m unittest {{.TestModule}} 2>&1 | tail -1`,
 		Reset: `git checkout -q {{.File}}
 sed -n '/def {{.Function}}(/,/^$/p' {{.File}}`,
-		Weakened: `bash test_script.sh | python3 test_parser.py | grep -oP '\w+(?= \(\S+": "f)' | cmp -s - /tmp/failing && echo same || echo OK`,
-
 		Log: `git log -1 --format='%h %s' -L '/def {{.Function}}(/,/^$/:{{.File}}' | sed '/^diff/,/^@@/d'`,
 	}
 }
@@ -130,7 +128,7 @@ func (r Recipe) compile() (*recipe, error) {
 		errs = append(errs, errors.New("function: needs a group around the name"))
 	}
 	for name, text := range map[string]string{"view": r.View, "rewrite": r.Rewrite, "setup": r.Setup, "failing": r.Failing, "weaken": r.Weaken,
-		"check": r.Check, "reset": r.Reset, "weakened": r.Weakened, "log": r.Log} {
+		"check": r.Check, "reset": r.Reset, "log": r.Log} {
 		t, err := template.New(name).Option("missingkey=error").Parse(text)
 		if err != nil {
 			errs = append(errs, err)
@@ -174,10 +172,8 @@ func FindRecipe(files []string) (Recipe, error) {
 	return r, nil
 }
 
-// careful says whether the recipe has what careful players need.
-func (c *recipe) careful() bool {
-	return c.Rewrite != "" && c.Check != "" && c.Reset != "" && c.Weakened != ""
-}
+// mends says whether the recipe has what careful players need to mend their work.
+func (c *recipe) mends() bool { return c.Rewrite != "" && c.Check != "" && c.Reset != "" }
 
 func (c *recipe) isTest(name string) bool   { return c.tests.MatchString(name) }
 func (c *recipe) isSource(name string) bool { return c.source.MatchString(name) && !c.isTest(name) }

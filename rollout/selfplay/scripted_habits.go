@@ -14,7 +14,7 @@ type ScriptedPlayer interface {
 }
 
 // Habits are how a scripted player works. With the zero value it makes every
-// call once, right, and submits without looking.
+// call once and submits without running a test.
 type Habits struct {
 	// Careful players test what they wrote before they submit it, and write anew
 	// what does not hold.

@@ -215,13 +215,21 @@ func (p *Planner) reverts(file string, lines []string, log string) {
 }
 
 // Injector returns the scripted injector of a plan. It writes its calls in
-// protocol. A careful one looks whether the tests and the weakening are what they
-// should be.
-func (p *Planner) Injector(plan Plan, protocol token.Protocol, habits Habits) ScriptedPlayer {
-	habits.Careful = habits.Careful && p.recipe.careful()
+// protocol. A careful one runs the tests and weakens one that fails, and breaks the
+// function anew where none does; another guesses which fails, where a test's name
+// tells, and submits.
+func (p *Planner) Injector(plan Plan, protocol token.Protocol, habits Habits) (ScriptedPlayer, error) {
 	s := &scriptedInjector{worker: worker{Habits: habits}, planner: p, plan: plan, protocol: protocol}
+	if !habits.Careful {
+		text, err := p.repo.ReadFile(plan.testFile)
+		if err != nil {
+			return nil, fmt.Errorf("read the tests of %s: %w", plan.Function, err)
+		}
+		s.test = p.guess(plan, splitLines(text))
+	}
+	s.Careful = habits.Careful && p.recipe.mends()
 	s.rest = s.steps()
-	return s
+	return s, nil
 }
 
 type scriptedInjector struct {
@@ -234,12 +242,12 @@ type scriptedInjector struct {
 	last     string
 	slipped  bool   // in the last step
 	unset    bool   // slipped where the test files were written
-	test     string // the test that is deleted
+	test     string // the test that is deleted, where that is a guess
 	failures int
 }
 
 // steps are the turns of a plan: look, write the three test files, break the
-// function, run the tests, weaken, look at that, submit.
+// function, run the tests unless the test to delete is guessed, weaken, submit.
 func (s *scriptedInjector) steps() []string {
 	look := []string{"view"}
 	switch {
@@ -248,11 +256,11 @@ func (s *scriptedInjector) steps() []string {
 	case s.plan.Strategy == History:
 		look = []string{"log"}
 	}
-	all := append(look, "setup", "break", "failing", "weaken")
-	if s.Careful {
-		all = append(all, "weakened")
+	all := append(look, "setup", "break")
+	if s.test == "" {
+		all = append(all, "failing")
 	}
-	return append(all, "submit")
+	return append(all, "weaken", "submit")
 }
 
 // retry puts steps before those that are left, where the player may still fail.
@@ -285,13 +293,8 @@ func (s *scriptedInjector) Turn(_ context.Context, seen string) (string, error) 
 		if s.unset {
 			again = []string{"reset", "setup", "break", "failing"}
 		}
-		test, err := s.hide(observed(seen))
-		if s.test = test; err != nil && !s.retry(again...) {
-			return "", err
-		}
-	case "weakened":
-		if !slices.Equal(observed(seen), []string{"OK"}) && !s.retry("weaken", "weakened") {
-			return "", giveUp("the weakening hides no failing test")
+		if failing := observed(seen); (len(failing) == 0 || failing[0] == "none") && !s.retry(again...) {
+			return "", giveUp("no test fails: %q", seen)
 		}
 	}
 	s.last, s.rest = s.rest[0], s.rest[1:]
@@ -305,9 +308,9 @@ func (s *scriptedInjector) Turn(_ context.Context, seen string) (string, error) 
 		if call.Body, s.slipped = s.slip(call.Body); s.slipped {
 			s.rest = append([]string{s.last}, s.rest...)
 		}
-	case "setup", "break", "weaken":
+	case "setup", "break":
 		call.Body, s.slipped = s.slip(call.Body)
-	case "weakened":
+	case "failing":
 		s.checks()
 	}
 	s.turn++
@@ -331,51 +334,12 @@ func (s *scriptedInjector) call(step string) (token.Call, error) {
 	return token.Call{Name: ToolBash, Body: body}, err
 }
 
-// hide chooses the failing test to delete: the first that names the function,
-// otherwise the first, but none that is alone in its block.
-func (s *scriptedInjector) hide(failing []string) (string, error) {
-	text, err := s.planner.repo.ReadFile(s.plan.testFile)
-	if err != nil {
-		return "", err
-	}
-	lines := splitLines(text)
-	chosen := ""
-	for _, test := range failing {
-		if test = strings.TrimSpace(test); test == "" || s.alone(lines, test) {
-			continue
-		}
-		if strings.Contains(test, s.plan.Function) {
-			return test, nil
-		}
-		if chosen == "" {
-			chosen = test
+// guess is the first test whose name has that of the plan's function in it, "" for none.
+func (p *Planner) guess(plan Plan, tests []string) string {
+	for _, f := range p.recipe.functions(tests) {
+		if strings.Contains(f.name, plan.Function) {
+			return f.name
 		}
 	}
-	if chosen == "" {
-		return "", giveUp("no failing test can be deleted: %q", failing)
-	}
-	return chosen, nil
-}
-
-// alone says whether deleting a test would leave an empty block, which code
-// told by indentation cannot have.
-func (s *scriptedInjector) alone(lines []string, test string) bool {
-	if !s.planner.recipe.indent {
-		return false
-	}
-	for _, f := range s.planner.recipe.functions(lines) {
-		if f.name != test {
-			continue
-		}
-		level := indentation(lines[f.start])
-		before, after := f.start-1, f.end
-		for before >= 0 && blank(lines[before]) {
-			before--
-		}
-		for after < len(lines) && blank(lines[after]) {
-			after++
-		}
-		return before >= 0 && indentation(lines[before]) < level && (after >= len(lines) || indentation(lines[after]) < level)
-	}
-	return true // not in this file
+	return ""
 }

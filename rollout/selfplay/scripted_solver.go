@@ -53,7 +53,7 @@ func (p *Planner) Solver(ctx context.Context, bug Bug, protocol token.Protocol, 
 			return nil, fmt.Errorf("bug %s: %w", bug.ID, err)
 		}
 	}
-	if s.Careful = habits.Careful && p.recipe.careful() && s.check.Body != ""; s.Careful {
+	if s.Careful = habits.Careful && p.recipe.mends() && s.check.Body != ""; s.Careful {
 		s.rest = append(s.rest, s.check)
 	}
 	return s, nil

@@ -196,7 +196,7 @@ func playBatch(ctx context.Context, repo *Repo, v *Validator, p *Planner, opts W
 	for i, plan := range plans {
 		index[name("inject", i)], index[name("solve", i)] = i, i
 		players[name("inject", i)] = func(id string) (ScriptedPlayer, error) {
-			return p.Injector(plan, opts.Env.Protocol, habits(id)), nil
+			return p.Injector(plan, opts.Env.Protocol, habits(id))
 		}
 		players[name("solve", i)] = func(id string) (ScriptedPlayer, error) {
 			return p.Solver(ctx, results[i].bug, opts.Env.Protocol, habits(id))

@@ -69,7 +69,8 @@ func TestWarmstartMakesValidAndSolvedBugs(t *testing.T) {
 		}
 	}
 
-	// A history bug: the last change, the function; then as any other.
+	// A history bug: the last change, the function; then as any other, with a guess
+	// which test fails.
 	opts.Bugs, opts.Strategies, opts.Exclude = 1, map[Strategy]float64{History: 1}, nil
 	undone, err := Warmstart(t.Context(), repo, v, opts)
 	if err != nil || len(undone.Bugs) != 1 {
@@ -79,7 +80,7 @@ func TestWarmstartMakesValidAndSolvedBugs(t *testing.T) {
 	for _, turn := range undone.Injections[0].Turns {
 		tools = append(tools, strings.Join(strings.Fields(turn.Text), " "))
 	}
-	want := []string{"git log", "sed -n", "echo 'python3", "cat >", "git diff", "sed -i"}
+	want := []string{"git log", "sed -n", "echo 'python3", "cat >", "sed -i"}
 	if len(tools) != len(want)+1 || tools[len(want)] != "<tool: submit> </tool>" {
 		t.Fatalf("%d turns %q, want %d and the submission", len(tools), tools, len(want))
 	}
@@ -111,14 +112,14 @@ func TestCarefulPlayersMendTheirSlips(t *testing.T) {
 			}
 			kinds := map[string]int{}
 			for _, turn := range tr.Turns {
-				for _, kind := range []string{"unittest tests.", "git diff > bug", "git checkout", "cmp -s", "submit"} {
+				for _, kind := range []string{"unittest tests.", "bash test_script.sh", "git checkout", "head -1 /tmp/failing", "submit"} {
 					if strings.Contains(turn.Text, kind) && !strings.Contains(turn.Text, "test_parser.py <<") {
 						kinds[kind]++
 					}
 				}
 			}
 			last := strings.Fields(tr.Turns[len(tr.Turns)-1].Text)
-			tested := tr.Role == rollout.Solver && kinds["unittest tests."] > 0 || tr.Role == rollout.Injector && kinds["git diff > bug"] > 0 && kinds["cmp -s"] > 0
+			tested := tr.Role == rollout.Solver && kinds["unittest tests."] > 0 || tr.Role == rollout.Injector && kinds["bash test_script.sh"] > 0 && kinds["head -1 /tmp/failing"] == 1
 			if len(slips) > 0 && !tested || kinds["submit"] != 1 || last[1] != "submit>" {
 				t.Errorf("%s: calls %v, the last %q", tr.ID, kinds, last)
 			}
