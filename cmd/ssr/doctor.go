@@ -104,9 +104,12 @@ func probeLocal(ctx context.Context) finding {
 		return f
 	}
 	f.OK, f.Enforced = true, caps.Enforced
-	f.Found = "bubblewrap"
-	if out, err := exec.CommandContext(ctx, "bwrap", "--version").Output(); err == nil {
-		f.Found = strings.TrimSpace(string(out))
+	f.Found = "native launcher"
+	if name, _ := b.Launcher(); name == local.LauncherBwrap { // the notes say why
+		f.Found = "bubblewrap"
+		if out, err := exec.CommandContext(ctx, "bwrap", "--version").Output(); err == nil {
+			f.Found = strings.TrimSpace(string(out))
+		}
 	}
 	f.Advice = strings.Join(caps.Notes, "; ")
 	return f

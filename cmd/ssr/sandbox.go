@@ -13,9 +13,12 @@ import (
 
 // sandboxConfig chooses where untrusted code runs.
 type sandboxConfig struct {
-	// Backend is "local", bubblewrap on this machine, or "docker", containers of an
+	// Backend is "local", namespaces of this machine, or "docker", containers of an
 	// engine on this machine.
 	Backend string `json:"backend" yaml:"backend"`
+	// Launcher makes the namespaces of local: "native", our own, "bwrap", bubblewrap, or
+	// "", the native one where it works.
+	Launcher string `json:"launcher,omitempty" yaml:"launcher,omitempty"`
 	// Rootfs is the folder of the system that local sandboxes see, "" for this machine's.
 	Rootfs string `json:"rootfs,omitempty" yaml:"rootfs,omitempty"`
 	// Image and Runtime are docker's: the image that commands see, which must be
@@ -60,10 +63,10 @@ func (c sandboxConfig) backend() (sandbox.Backend, error) {
 		if c.Image != "" || c.Runtime != "" || c.Engine != "" {
 			return nil, errors.New("sandbox: image, runtime and engine are for backend docker")
 		}
-		return local.New(local.Options{Root: c.Rootfs, StateDir: c.StateDir, ReadOnly: c.ReadOnly, Allow: c.Allow})
+		return local.New(local.Options{Launcher: c.Launcher, Root: c.Rootfs, StateDir: c.StateDir, ReadOnly: c.ReadOnly, Allow: c.Allow})
 	case "docker":
-		if c.Rootfs != "" {
-			return nil, errors.New("sandbox: rootfs is for backend local; give docker an image")
+		if c.Rootfs != "" || c.Launcher != "" {
+			return nil, errors.New("sandbox: rootfs and launcher are for backend local; give docker an image")
 		}
 		return docker.New(docker.Options{
 			Image: c.Image, Runtime: c.Runtime, Host: c.Engine, StateDir: c.StateDir, ReadOnly: c.ReadOnly, Allow: c.Allow,

@@ -19,11 +19,13 @@ type systemFlags struct {
 	Rootfs  string `placeholder:"DIR|FILE.tar" help:"Root folder that local sandboxes show, or a tar file of one; by default this machine's system."`
 	Image   string `help:"Image that docker's sandboxes show."`
 	Runtime string `help:"OCI runtime of docker, such as runsc."`
+
+	Launcher string `default:"" enum:",native,bwrap" help:"What makes the namespaces of local sandboxes: native or bwrap; by default native where it works."`
 }
 
 // config completes a backend's name. done removes what was unpacked.
 func (f systemFlags) config(backend string) (c sandboxConfig, done func() error, err error) {
-	c = sandboxConfig{Backend: backend, Rootfs: f.Rootfs, Image: f.Image, Runtime: f.Runtime}
+	c = sandboxConfig{Backend: backend, Launcher: f.Launcher, Rootfs: f.Rootfs, Image: f.Image, Runtime: f.Runtime}
 	done = func() error { return nil }
 	if f.Rootfs == "" {
 		return c, done, nil

@@ -163,8 +163,6 @@ type containerConfig struct {
 	HostConfig                              hostConfig
 }
 
-const pid1Path = "/.pid1"
-
 // gvisor reports whether an OCI runtime has a kernel of its own, in which case
 // the processes inside are none of this machine's.
 func gvisor(runtime string) bool { return strings.HasPrefix(runtime, "runsc") }
@@ -191,7 +189,7 @@ func (e *engine) create(s local.CellSpec) (containerConfig, error) {
 		MaskedPaths:   []string{"/sys", "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/proc/interrupts", "/proc/kallsyms"},
 		ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		Mounts: []mount{
-			bind(filepath.Join(dir, "pid1"), pid1Path, true),
+			bind(filepath.Join(dir, "pid1"), pid1.ProgramPath, true),
 			bind(filepath.Join(dir, "passwd"), "/etc/passwd", true),
 			bind(filepath.Join(dir, "group"), "/etc/group", true),
 			bind(s.Workspace, sandbox.Workdir, false),
@@ -206,7 +204,7 @@ func (e *engine) create(s local.CellSpec) (containerConfig, error) {
 	}
 	return containerConfig{
 		Image: e.opts.Image, User: fmt.Sprintf("%d:%d", s.UID, s.GID), Hostname: "sandbox", WorkingDir: "/",
-		Entrypoint: []string{pid1Path}, Cmd: []string{pid1.StreamArgument},
+		Entrypoint: []string{pid1.ProgramPath}, Cmd: []string{pid1.StreamArgument},
 		OpenStdin: true, StdinOnce: true, AttachStdin: true, AttachStdout: true, AttachStderr: true,
 		Labels: map[string]string{
 			labelState: s.State, labelSlot: strconv.Itoa(s.Slot), labelOwner: s.Owner,

@@ -51,6 +51,7 @@ func (p phases) report(b *testing.B) {
 func BenchmarkEpisode(b *testing.B) {
 	b.Run("overlay", func(b *testing.B) { benchmarkEpisode(b, Options{}) })
 	b.Run("copy", func(b *testing.B) { benchmarkEpisode(b, Options{Copy: true}) })
+	b.Run("bwrap", func(b *testing.B) { benchmarkEpisode(b, Options{Launcher: LauncherBwrap}) })
 }
 
 func benchmarkEpisode(b *testing.B, opts Options) {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,23 +18,23 @@ import (
 	"github.com/ssr-go/ssr/sandbox/pid1"
 )
 
-// A cell is one bubblewrap: a set of namespaces with our first process in it
-// (sandbox/pid1), which runs commands one after the other. Killing that process
+// A cell is what one launcher makes: a set of namespaces with our first process in
+// it (sandbox/pid1), which runs commands one after the other. Killing that process
 // kills everything in the cell; the workspace stays, and the next command gets
 // a new cell.
 type cell struct {
-	bwrap  *os.Process
-	pid1   *os.Process
-	conn   *net.UnixConn
-	exited chan struct{} // closed when bubblewrap has been reaped
-	once   sync.Once
+	launcher *os.Process
+	pid1     *os.Process
+	conn     *net.UnixConn
+	exited   chan struct{} // closed when the launcher has been reaped
+	once     sync.Once
 }
 
-// startTimeout bounds how long bubblewrap may take to set up a cell.
+// startTimeout bounds how long a launcher may take to set up a cell.
 const startTimeout = 20 * time.Second
 
 // newCell starts a cell for a sandbox.
-func (b *Backend) newCell(ctx context.Context, x *box, cred *syscall.Credential) (*cell, error) {
+func (b *Backend) newCell(ctx context.Context, x *box) (*cell, error) {
 	select {
 	case b.starting <- struct{}{}:
 		defer func() { <-b.starting }()
@@ -59,7 +58,7 @@ func (b *Backend) newCell(ctx context.Context, x *box, cred *syscall.Credential)
 		return nil, infra("socket pair", err)
 	}
 	c := &cell{conn: conn.(*net.UnixConn), exited: make(chan struct{})}
-	if err := c.start(ctx, x, theirs, cred); err != nil {
+	if err := c.start(ctx, x, theirs); err != nil {
 		c.conn.Close()
 		return nil, err
 	}
@@ -69,48 +68,44 @@ func (b *Backend) newCell(ctx context.Context, x *box, cred *syscall.Credential)
 	return c, nil
 }
 
-func (c *cell) start(ctx context.Context, x *box, theirs *os.File, cred *syscall.Credential) error {
+func (c *cell) start(ctx context.Context, x *box, theirs *os.File) error {
 	b := x.backend
+	what := "start a sandbox with launcher " + b.launcher
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		return infra("start bubblewrap", err)
+		return infra(what, err)
 	}
 	defer null.Close()
 	complaints, err := memoryFile("stderr", nil)
 	if err != nil {
-		return infra("start bubblewrap", err)
+		return infra(what, err)
 	}
 	defer complaints.Close()
 	program, err := memoryFile("seccomp", b.filter)
 	if err != nil {
-		return infra("start bubblewrap", err)
+		return infra(what, err)
 	}
 	defer program.Close()
 
-	argv := b.bwrapArgs(x.slot)
-	if !slices.Contains(b.opts.Allow, "syscalls") {
-		argv = append(argv, "--seccomp", "4")
-	}
-	argv = append(argv, "--as-pid-1", "--", pid1Path)
-	// No parent-death signal yet: it would kill bubblewrap while its child waits
-	// to be let go, for ever. Bubblewrap asks for the signal before it lets it go;
-	// when the trainer has died by then, the first process finds its channel closed.
+	// No parent-death signal yet: it would kill a bubblewrap while its child waits
+	// to be let go, for ever. Either launcher asks for the signal itself; when the
+	// trainer has died by then, the first process finds its channel closed.
 	namespace := -1
 	if x.layer != nil {
 		namespace = x.layer.namespace
 	}
-	c.bwrap, err = b.spawn.start(argv, &os.ProcAttr{
+	c.launcher, err = b.spawn.start(b.command(x.slot), &os.ProcAttr{
 		Dir: "/", Env: []string{},
 		Files: []*os.File{null, null, complaints, theirs, program},
-		Sys:   &syscall.SysProcAttr{Setsid: true, Credential: cred},
+		Sys:   &syscall.SysProcAttr{Setsid: true, Credential: x.credential()},
 	}, x.group, namespace)
 	if err != nil {
-		return infra("start bubblewrap", err)
+		return infra(what, err)
 	}
-	theirs.Close() // so that the read below ends when bubblewrap does
+	theirs.Close() // so that the read below ends when the launcher does
 	go func() {
-		awaitEnd(c.bwrap.Pid)
-		c.bwrap.Wait()
+		awaitEnd(c.launcher.Pid)
+		c.launcher.Wait()
 		close(c.exited)
 	}()
 	pid, err := c.hello(ctx)
@@ -121,7 +116,7 @@ func (c *cell) start(ctx context.Context, x *box, theirs *os.File, cred *syscall
 	if err == nil {
 		return nil
 	}
-	c.bwrap.Kill()
+	c.launcher.Kill()
 	<-c.exited
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -131,7 +126,7 @@ func (c *cell) start(ctx context.Context, x *box, theirs *os.File, cred *syscall
 	if said := strings.TrimSpace(string(text[:n])); said != "" {
 		err = explain(said)
 	}
-	return infra("start bubblewrap", err)
+	return infra(what, err)
 }
 
 // awaitEnd waits for a child's end as far as that needs no thread, which
@@ -191,7 +186,7 @@ func (c *cell) Kill() {
 			}
 			c.pid1.Release()
 		}
-		c.bwrap.Kill()
+		c.launcher.Kill()
 		<-c.exited
 		c.conn.Close()
 	})

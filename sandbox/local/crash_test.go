@@ -20,8 +20,9 @@ import (
 
 // The test binary plays a trainer that is killed, or one that is not root.
 const (
-	crashVariable   = "SSR_TEST_CRASH_STATE"
-	nonRootVariable = "SSR_TEST_NON_ROOT"
+	crashVariable    = "SSR_TEST_CRASH_STATE"
+	launcherVariable = "SSR_TEST_CRASH_LAUNCHER"
+	nonRootVariable  = "SSR_TEST_NON_ROOT"
 )
 
 // The sandboxes of the trainer that is killed: with commands that resist, and idle.
@@ -33,7 +34,7 @@ func TestCrashHelper(t *testing.T) {
 	if state == "" {
 		t.Skip("run by TestSweepAfterCrash")
 	}
-	b, err := New(Options{StateDir: state})
+	b, err := New(Options{StateDir: state, Launcher: os.Getenv(launcherVariable)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,8 +66,10 @@ func TestCrashHelper(t *testing.T) {
 	time.Sleep(10 * time.Minute)
 }
 
-func TestSweepAfterCrash(t *testing.T) {
-	b := newBackend(t)
+func TestSweepAfterCrash(t *testing.T) { onBoth(t, testSweepAfterCrash) }
+
+func testSweepAfterCrash(t *testing.T, launcher string) {
+	b := newBackendWith(t, Options{Launcher: launcher})
 	mark := strconv.Itoa(200_000 + os.Getpid())
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -74,7 +77,7 @@ func TestSweepAfterCrash(t *testing.T) {
 	}
 	defer r.Close()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestCrashHelper$")
-	cmd.Env = append(os.Environ(), crashVariable+"="+b.opts.StateDir, "MARK="+mark, "TMPDIR="+t.TempDir())
+	cmd.Env = append(os.Environ(), crashVariable+"="+b.opts.StateDir, launcherVariable+"="+launcher, "MARK="+mark, "TMPDIR="+t.TempDir())
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
@@ -143,13 +146,13 @@ func TestNotRoot(t *testing.T) {
 	copyFile(t, os.Args[0], binary)
 	cmd := exec.Command(binary, "-test.v", "-test.run", os.Getenv(nonRootVariable))
 	if os.Getenv(nonRootVariable) == "" {
-		cmd.Args[len(cmd.Args)-1] = "^TestSuite$/^(Exec|Limits|Escape|Harvest|Life)$/(streams|^processes$|^memory$|^disk|privileges|hostile|close)"
+		cmd.Args[len(cmd.Args)-1] = "^TestSuite$/^(native|bwrap)$/^(Exec|Limits|Escape|Harvest|Life)$/(streams|^processes$|^memory$|^disk|privileges|hostile|close)"
 	}
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + dir, "HOME=" + dir}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65533, Gid: 65533, Groups: []uint32{}}}
 	out, err := cmd.CombinedOutput()
-	if err != nil || strings.Count(string(out), "--- PASS") < 7 {
+	if err != nil || strings.Count(string(out), "--- PASS") < 2*7 {
 		t.Errorf("%v\n%s", err, out)
 	}
 }

@@ -115,7 +115,7 @@ func (x *box) send(ctx context.Context, folder string, args, env []string, p *pi
 }
 
 // overhead is what a cell takes of its control group beside the command:
-// bubblewrap, the first process and, while it starts, the trainer's thread.
+// the launcher, the first process and, while it starts, the trainer's thread.
 const overhead = 3
 
 func (x *box) ensureCell(ctx context.Context) error {
@@ -156,20 +156,16 @@ func (x *box) ensureCell(ctx context.Context) error {
 }
 
 func (x *box) newCell(ctx context.Context) (Cell, error) {
-	uid, gid := x.uid()
 	b := x.backend
 	if b.opts.Engine == nil {
-		var cred *syscall.Credential
-		if b.root {
-			cred = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), Groups: []uint32{}}
-		}
-		return b.newCell(ctx, x, cred)
+		return b.newCell(ctx, x)
 	}
+	uid, gid := x.uid()
 	spec := CellSpec{
 		State: b.opts.StateDir, Slot: x.slot.number, Dir: x.slot.dir, Workspace: x.slot.workspace(), Tmp: x.slot.tmp(),
 		ReadOnly: b.opts.ReadOnly, UID: uid, GID: gid, Limits: x.limits, Owner: x.spec.Owner,
 	}
-	if !slices.Contains(b.opts.Allow, "syscalls") {
+	if b.filtered() {
 		spec.Filter = b.filter
 	}
 	return b.opts.Engine.NewCell(ctx, spec)

@@ -1,7 +1,8 @@
 //go:build linux
 
-// Package local runs sandboxes on this machine with bubblewrap, started as an
-// unprivileged user: one of its own per live sandbox when the trainer is root.
+// Package local runs sandboxes on this machine, in namespaces that a launcher
+// makes as an unprivileged user: one of its own per live sandbox when the trainer
+// is root.
 package local
 
 import (
@@ -11,7 +12,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -38,6 +38,9 @@ type Options struct {
 	// them. By default 1,879,048,192 and 65,536; in a container whose users end
 	// below that, 30,000 and 30,000.
 	FirstUID, UIDs int
+	// Launcher makes the namespaces: LauncherNative, LauncherBwrap or "", which is
+	// the native one where it works.
+	Launcher string
 	// Bwrap is the bubblewrap program, by default the one in PATH.
 	Bwrap string
 	// Root is the folder that holds the system the sandbox sees, by default "/", of
@@ -54,8 +57,8 @@ type Options struct {
 	Allow []string
 	// Copy makes every workspace a copy, also where the kernel can make overlays.
 	Copy bool
-	// Engine makes the cells in place of bubblewrap; nil is bubblewrap. Bwrap and
-	// Root are then void.
+	// Engine makes the cells in place of a launcher. Launcher, Bwrap and Root are
+	// then void.
 	Engine Engine
 	// Bounds of a harvest; zero fields mean harvest.DefaultBounds.
 	Bounds harvest.Bounds
@@ -86,12 +89,14 @@ type Backend struct {
 	root  bool // sandboxes get a uid each
 	spawn spawner
 
+	launcher      string   // LauncherNative or LauncherBwrap
+	refused       error    // why it is not the native one, where nobody asked for the other
 	rootfs        string   // see prepareRoot
 	shown         []string // see Options.shown
 	disableUserns bool     // whether this bubblewrap can forbid user namespaces
 	filter        []byte   // of system calls
 	groups        *cgroups
-	starting      chan struct{} // bounds how many bubblewraps set up at once
+	starting      chan struct{} // bounds how many launchers set up at once
 
 	overlays *overlays // nil where workspaces are copies, for the reason of
 	copied   error
@@ -133,7 +138,7 @@ func New(opts Options) (*Backend, error) {
 		opts.Root = "/"
 	}
 	if opts.Engine == nil {
-		if opts.Bwrap, err = findBwrap(opts.Bwrap); err != nil {
+		if opts, err = opts.withBwrap(); err != nil {
 			return nil, err
 		}
 	}
@@ -160,7 +165,6 @@ func New(opts Options) (*Backend, error) {
 	if b.rootfs, err = prepareRoot(opts); err != nil {
 		return nil, infra("prepare the sandboxes' root folder", err)
 	}
-	b.disableUserns = bwrapKnows(opts.Bwrap, "--disable-userns")
 	b.spawn = spawner{newThread(), -1}
 	switch {
 	case opts.Copy:
@@ -168,19 +172,25 @@ func New(opts Options) (*Backend, error) {
 	case b.groups.parent["memory"] == "":
 		b.copied = errors.New("no writable memory control group bounds a file system in memory")
 	default:
-		b.overlays, b.copied = newOverlays(state, b.rootfs+pid1Path, opts.FirstUID, b.needed())
+		b.overlays, b.copied = newOverlays(state, b.rootfs+pid1.ProgramPath, opts.FirstUID, b.needed())
 	}
 	if b.overlays != nil {
 		b.spawn.home = b.overlays.host
 		b.lowers = &lowers{state: state, known: map[string]*lower{}}
 		b.userns = &userNamespaces{}
 	}
+	if err := b.chooseLauncher(); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
 	return b, nil
 }
 
-// needed are the places of this machine that bubblewrap uses.
+// needed are the places of this machine that a launcher uses.
 func (b *Backend) needed() []string {
-	all := []string{"/dev", "/proc", "/etc", b.opts.Bwrap}
+	all := []string{"/dev", "/proc", "/etc"}
+	if b.opts.Bwrap != "" {
+		all = append(all, b.opts.Bwrap)
+	}
 	for _, name := range systemFolders {
 		all = append(all, "/"+name)
 	}
@@ -188,23 +198,6 @@ func (b *Backend) needed() []string {
 		all = append(all, filepath.Join(b.opts.Root, name))
 	}
 	return append(all, b.opts.ReadOnly...)
-}
-
-func findBwrap(name string) (string, error) {
-	if name == "" {
-		name = "bwrap"
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return "", infra("bubblewrap not found: install it (Debian: apt-get install bubblewrap)", err)
-	}
-	if path, err = filepath.Abs(path); err != nil {
-		return "", infra("bubblewrap", err)
-	}
-	if info, err := os.Stat(path); err == nil && info.Mode()&os.ModeSetuid != 0 {
-		return "", infra("bubblewrap", fmt.Errorf("%s is setuid root: its sandboxes would be made with root's rights; remove the bit (chmod u-s) and allow unprivileged user namespaces", path))
-	}
-	return path, nil
 }
 
 // defaultStateRoom is how much room /dev/shm must have to be preferred.
@@ -325,12 +318,4 @@ func (b *Backend) forget(x *box) {
 	b.mu.Lock()
 	delete(b.live, x)
 	b.mu.Unlock()
-}
-
-// bwrapKnows reports whether this bubblewrap has an option.
-func bwrapKnows(bwrap, option string) bool {
-	cmd := exec.Command(bwrap, "--help")
-	cmd.Env = []string{}
-	help, _ := cmd.CombinedOutput()
-	return strings.Contains(string(help), option)
 }

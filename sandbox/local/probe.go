@@ -5,7 +5,6 @@ package local
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -64,7 +63,7 @@ func (b *Backend) capabilities() sandbox.Capabilities {
 	c := sandbox.Capabilities{
 		Notes: slices.Clone(b.groups.notes),
 		Enforced: map[string]string{
-			"filesystem":     "bubblewrap: mount namespace, read-only system, private workspace and /tmp",
+			"filesystem":     "mount namespace, read-only system, private workspace and /tmp",
 			"network":        "network namespace with its own loopback, and seccomp against other families",
 			"user":           fmt.Sprintf("host uids from %d, one per sandbox, in a user namespace without capabilities", b.opts.FirstUID),
 			"syscalls":       "seccomp filter",
@@ -89,6 +88,9 @@ func (b *Backend) capabilities() sandbox.Capabilities {
 		c.Enforced["unlinked files"] = "workspaces are in memory, which the memory limit covers"
 	default:
 		c.Notes = append(c.Notes, "files that a command deletes and keeps open do not count as disk: only a state folder in memory (/dev/shm with 2 GiB free) with a memory control group bounds them together")
+	}
+	if b.refused != nil {
+		c.Notes = append(c.Notes, fmt.Sprintf("bubblewrap makes the sandboxes: the native launcher, which is faster, does not work here: %v", b.refused))
 	}
 	if b.copied != nil {
 		c.Notes = append(c.Notes, fmt.Sprintf("workspaces are copies and no overlays: %v", b.copied))
@@ -179,20 +181,4 @@ func (b *Backend) verify(pid int, userns bool) error {
 		}
 	}
 	return nil
-}
-
-// explain adds what to do to bubblewrap's own words.
-func explain(said string) error {
-	advice := ""
-	switch {
-	case strings.Contains(said, "uid map"), strings.Contains(said, "new namespace"), strings.Contains(said, "user namespace"), strings.Contains(said, "RTM_NEWADDR"):
-		advice = "; user namespaces are refused to unprivileged users here: set sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces above 0, and kernel.apparmor_restrict_unprivileged_userns=0 (or an AppArmor profile for bwrap); in a container, allow them in its seccomp profile"
-	case strings.Contains(said, "Unknown option"):
-		advice = "; bubblewrap is too old: install 0.8 or later"
-	case strings.Contains(said, "Permission denied"):
-		advice = "; the state folder and its parents must be passable for the sandboxes' uids: choose another with the state folder option"
-	case strings.Contains(said, "SECCOMP"):
-		advice = `; this kernel has no seccomp filters: allow the protection "syscalls" to be missing, or use another kernel`
-	}
-	return errors.New(said + advice)
 }

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/ssr-go/ssr/sandbox"
@@ -67,8 +66,6 @@ var hostEtc = []string{
 	"debian_version", "os-release", "mime.types", "ssl/openssl.cnf", "ssl/certs/ca-certificates.crt",
 }
 
-const pid1Path = "/.pid1"
-
 // prepareRoot makes the root folder, or finds the one that an earlier backend
 // made of the same parts.
 func prepareRoot(opts Options) (string, error) {
@@ -103,7 +100,7 @@ func (r *rootMaker) fill(opts Options) {
 		r.folder(name)
 	}
 	r.link("/tmp", "var/tmp")
-	r.file(pid1Path[1:], pid1.Program(), 0o755)
+	r.file(pid1.ProgramPath[1:], pid1.Program(), 0o755)
 	shown, err := opts.shown()
 	r.check(err)
 	for _, name := range shown {
@@ -217,33 +214,4 @@ func checkReadOnly(paths []string) error {
 		}
 	}
 	return nil
-}
-
-// shmSize is the room in the sandbox's own /dev/shm.
-const shmSize = 64 << 20
-
-// bwrapArgs is bubblewrap's command line up to the program.
-func (b *Backend) bwrapArgs(s slot) []string {
-	a := []string{
-		b.opts.Bwrap,
-		"--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
-		"--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL",
-		"--uid", "1000", "--gid", "1000", "--hostname", "sandbox",
-		"--ro-bind", b.rootfs, "/",
-		"--proc", "/proc",
-		"--dev", "/dev", "--size", strconv.Itoa(shmSize), "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev",
-	}
-	if b.disableUserns {
-		a = append(a, "--disable-userns")
-	}
-	for _, name := range b.shown {
-		host := filepath.Join(b.opts.Root, name)
-		if info, err := os.Lstat(host); err == nil && info.IsDir() {
-			a = append(a, "--ro-bind", host, "/"+name)
-		}
-	}
-	for _, path := range b.opts.ReadOnly {
-		a = append(a, "--ro-bind", path, path)
-	}
-	return append(a, "--bind", s.workspace(), sandbox.Workdir, "--bind", s.tmp(), "/tmp")
 }

@@ -15,11 +15,20 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestSuite(t *testing.T) {
-	sandboxtest.Run(t, sandboxtest.Config{New: func(t testing.TB) sandbox.Backend {
-		b := newBackend(t)
-		t.Cleanup(func() { nothingLeft(t, b) })
-		return b
-	}})
+	onBoth(t, func(t *testing.T, launcher string) {
+		sandboxtest.Run(t, sandboxtest.Config{New: func(t testing.TB) sandbox.Backend {
+			b := newBackendWith(t, Options{Launcher: launcher})
+			t.Cleanup(func() { nothingLeft(t, b) })
+			return b
+		}})
+	})
+}
+
+// onBoth runs a test with each launcher.
+func onBoth(t *testing.T, test func(t *testing.T, launcher string)) {
+	for _, launcher := range []string{LauncherNative, LauncherBwrap} {
+		t.Run(launcher, func(t *testing.T) { test(t, launcher) })
+	}
 }
 
 // What touches files, again where workspaces are copies.

@@ -1,7 +1,8 @@
 //go:build linux
 
-// Package pid1 is the first process of a sandbox (init/pid1.c) and the two ways to
-// talk to it: a socket that passes descriptors, and a stream of frames.
+// Package pid1 is the first process of a sandbox (init/pid1.c), the two ways to
+// talk to it, a socket that passes descriptors and a stream of frames, and the
+// launcher that makes the sandbox's namespaces (init/launch.c), in one program.
 package pid1
 
 import (
@@ -18,6 +19,30 @@ import (
 
 // Program is the static executable for this processor.
 func Program() []byte { return program }
+
+// LaunchCommand is the command line that makes a sandbox: root, a folder with the
+// program at ProgramPath, becomes its root, read-only; workspace and tmp are shown
+// writable, and each of shown read-only. The program must not be started as root, and
+// needs Linux 5.12 and user namespaces for unprivileged users. Descriptor 3 is the
+// channel, 2 is for what failed, and 4 holds the seccomp filter, where there is one.
+func LaunchCommand(root, workspace, tmp string, filtered bool, shown []Shown) []string {
+	filter := "open"
+	if filtered {
+		filter = "filter"
+	}
+	a := []string{root + ProgramPath, "launch", root, workspace, tmp, filter}
+	for _, s := range shown {
+		a = append(a, s.Host, s.Inside)
+	}
+	return a
+}
+
+// ProgramPath of the program inside a sandbox.
+const ProgramPath = "/.pid1"
+
+// Shown is a folder or file of the host and where it is shown, a path below the
+// sandbox's root without the leading slash.
+type Shown struct{ Host, Inside string }
 
 // StreamArgument makes the program serve a Stream on its stdin and stdout.
 const StreamArgument = "stream"

@@ -10,11 +10,15 @@ import (
 	"testing"
 )
 
-// The embedded programs are built from the source beside them.
+// The embedded programs are built from the sources beside them.
 func TestFirstProcessIsBuiltFromItsSource(t *testing.T) {
-	source, err := os.ReadFile("init/pid1.c")
-	if err != nil {
-		t.Fatal(err)
+	var source []byte
+	for _, name := range []string{"sys.h", "launch.c", "pid1.c"} { // as build.sh has them
+		text, err := os.ReadFile("init/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		source = append(source, text...)
 	}
 	want := fmt.Appendf(nil, "pid1 source %x", sha256.Sum256(source))
 	for _, name := range []string{"init/pid1_amd64", "init/pid1_arm64"} {
@@ -23,7 +27,7 @@ func TestFirstProcessIsBuiltFromItsSource(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Contains(program, want) {
-			t.Errorf("%s was built from another pid1.c: run go generate ./sandbox/pid1", name)
+			t.Errorf("%s was built from another source: run go generate ./sandbox/pid1", name)
 		}
 	}
 }

@@ -10,76 +10,28 @@
  * fd 3 is a SOCK_SEQPACKET socket to the trainer. A request is one byte with
  * four descriptors: a memory file (layout below) and the command's stdin,
  * stdout and stderr. The reply is struct reply. When the socket closes, the
- * process ends, and with it the pid namespace. With the argument "stream" it
- * serves a stream instead, see below. With any other it makes a user namespace
- * and ends: until it is reaped, its parent can fill in the namespace's maps and
- * open it. Forking the trainer for that would copy its page tables.
+ * process ends, and with it the pid namespace. With the argument "launch" it
+ * makes the sandbox first, see launch.c. With "stream" it serves a stream
+ * instead, see below. With any other it makes a user namespace and ends: until
+ * it is reaped, its parent can fill in the namespace's maps and open it. Forking
+ * the trainer for that would copy its page tables.
  *
  * The process is not dumpable: what runs inside has the same uid, and could
  * otherwise take the socket from /proc/1/fd and forge a reply. */
 
-typedef unsigned int u32;
-typedef unsigned long u64;
+#include "sys.h"
 
 #if defined(__x86_64__)
-enum {
-	SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_lseek = 8, SYS_mmap = 9, SYS_munmap = 11,
-	SYS_rt_sigprocmask = 14, SYS_getpid = 39, SYS_clock_gettime = 228, SYS_ppoll = 271, SYS_signalfd4 = 289, SYS_pipe2 = 293,
-	SYS_sendto = 44, SYS_recvmsg = 47, SYS_clone = 56, SYS_execve = 59,
-	SYS_wait4 = 61, SYS_kill = 62, SYS_fcntl = 72, SYS_chdir = 80,
-	SYS_umask = 95, SYS_setsid = 112, SYS_prctl = 157, SYS_setrlimit = 160, SYS_unshare = 272,
-	SYS_exit_group = 231, SYS_openat = 257, SYS_dup3 = 292, SYS_close_range = 436,
-};
-static long sys(long n, long a, long b, long c, long d, long e, long f)
-{
-	long r;
-	register long r10 __asm__("r10") = d;
-	register long r8 __asm__("r8") = e;
-	register long r9 __asm__("r9") = f;
-	__asm__ volatile("syscall" : "=a"(r)
-		: "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-		: "rcx", "r11", "memory");
-	return r;
-}
 __asm__(".globl _start\n_start:\n\txor %ebp,%ebp\n\tmov %rsp,%rdi\n\tand $-16,%rsp\n\tcall serve\n\thlt\n");
-#elif defined(__aarch64__)
-enum {
-	SYS_dup3 = 24, SYS_fcntl = 25, SYS_chdir = 49, SYS_openat = 56,
-	SYS_close = 57, SYS_pipe2 = 59, SYS_lseek = 62, SYS_read = 63, SYS_write = 64, SYS_ppoll = 73, SYS_signalfd4 = 74,
-	SYS_clock_gettime = 113, SYS_rt_sigprocmask = 135, SYS_getpid = 172, SYS_exit_group = 94,
-	SYS_kill = 129, SYS_setsid = 157, SYS_setrlimit = 164, SYS_umask = 166,
-	SYS_prctl = 167, SYS_sendto = 206, SYS_recvmsg = 212, SYS_munmap = 215,
-	SYS_close_range = 436, SYS_unshare = 97, SYS_clone = 220, SYS_execve = 221, SYS_mmap = 222, SYS_wait4 = 260,
-};
-static long sys(long n, long a, long b, long c, long d, long e, long f)
-{
-	register long x8 __asm__("x8") = n;
-	register long x0 __asm__("x0") = a;
-	register long x1 __asm__("x1") = b;
-	register long x2 __asm__("x2") = c;
-	register long x3 __asm__("x3") = d;
-	register long x4 __asm__("x4") = e;
-	register long x5 __asm__("x5") = f;
-	__asm__ volatile("svc 0" : "+r"(x0)
-		: "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
-	return x0;
-}
-__asm__(".globl _start\n_start:\n\tmov x29,#0\n\tmov x30,#0\n\tmov x0,sp\n\tbl serve\n");
 #else
-#error "no system calls for this processor"
+__asm__(".globl _start\n_start:\n\tmov x29,#0\n\tmov x30,#0\n\tmov x0,sp\n\tbl serve\n");
 #endif
-#define S(n, a, b, c) sys(n, (long)(a), (long)(b), (long)(c), 0, 0, 0)
 
 enum {
-	EINTR = 4, EAGAIN = 11, ENOENT = 2, ENOTDIR = 20,
-	CHANNEL = 3, NFDS = 4,
-	AT_FDCWD = -100, O_WRONLY = 1, O_RDWR = 2, O_NONBLOCK = 04000, O_CLOEXEC = 02000000,
-	F_SETFD = 2, F_SETFL = 4, FD_CLOEXEC = 1, SEEK_END = 2,
+	EAGAIN = 11, ENOTDIR = 20, NFDS = 4,
+	O_NONBLOCK = 04000, F_SETFD = 2, F_SETFL = 4, FD_CLOEXEC = 1, SEEK_END = 2,
 	PROT_RW = 3, MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20,
-	CLONE_NEWUSER = 0x10000000,
-	SIGKILL = 9, SIGCHLD = 17, SIG_SETMASK = 2, WNOHANG = 1, WALL = 0x40000000,
-	POLLIN = 1, POLLOUT = 4, CLOCK_BOOTTIME = 7,
-	PR_SET_DUMPABLE = 4, PR_SET_SECCOMP = 22, PR_SET_NO_NEW_PRIVS = 38, SECCOMP_MODE_FILTER = 2,
+	SIG_SETMASK = 2, WNOHANG = 1, POLLIN = 1, POLLOUT = 4, CLOCK_BOOTTIME = 7,
 	SOL_SOCKET = 1, SCM_RIGHTS = 1, MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000,
 };
 
@@ -112,22 +64,6 @@ __attribute__((used)) void *memset(void *to, int c, u64 n)
 	for (u64 i = 0; i < n; i++)
 		((char *)to)[i] = c;
 	return to;
-}
-
-static u64 length(const char *s)
-{
-	u64 n = 0;
-	while (s[n])
-		n++;
-	return n;
-}
-
-static void say(const char *s) { S(SYS_write, 2, s, length(s)); }
-
-static _Noreturn void leave(int status)
-{
-	for (;;)
-		S(SYS_exit_group, status, 0, 0);
 }
 
 /* try executes dir/name, and returns the error. */
@@ -258,7 +194,6 @@ enum { CHUNK = 1 << 16, MAX_REQUEST = 1 << 24 };
 
 struct pollfd { int fd; short events, revents; };
 struct timespec { long sec, nsec; };
-struct fprog { unsigned short len, pad[3]; void *filter; };
 
 static char input[CHUNK], output[CHUNK];
 static u64 expires = -1UL; /* by CLOCK_BOOTTIME, in seconds */
@@ -473,10 +408,8 @@ static void stream(void)
 			read_all(&lifetime, n);
 			expires = now() + lifetime;
 		} else if (type == 'F' && n <= sizeof input) {
-			struct fprog prog = {n / 8, {0}, input};
 			read_all(input, n);
-			sys(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0);
-			if (S(SYS_prctl, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) < 0)
+			if (confine(input, n) < 0)
 				leave(1);
 		} else if (type == 'R' && n <= MAX_REQUEST) {
 			void *q = map(n);
@@ -493,8 +426,11 @@ static void stream(void)
 __attribute__((used, noreturn)) void serve(long *stack)
 {
 	int fds[NFDS], null, i;
+	int argc = stack[0];
 	char **argv = (char **)(stack + 1);
-	if (stack[0] > 1 && argv[1][0] != 's')
+	if (argc > 1 && argv[1][0] == 'l')
+		launch(argc, argv);
+	if (argc > 1 && argv[1][0] != 's')
 		leave(S(SYS_unshare, CLONE_NEWUSER, 0, 0) != 0);
 	/* Elsewhere kill(-1) would reach processes that are none of the sandbox's. */
 	if (S(SYS_getpid, 0, 0, 0) != 1)
@@ -502,11 +438,11 @@ __attribute__((used, noreturn)) void serve(long *stack)
 	S(SYS_prctl, PR_SET_DUMPABLE, 0, 0);
 	S(SYS_umask, 022, 0, 0);
 	/* What the trainer's own parent left open is nothing for a sandbox. */
-	i = stack[0] > 1 ? CHANNEL : CHANNEL + 1;
+	i = argc > 1 ? CHANNEL : CHANNEL + 1;
 	if (S(SYS_close_range, i, ~0U, 0) < 0)
 		for (; i < 65536; i++)
 			S(SYS_close, i, 0, 0);
-	if (stack[0] > 1) /* an argument */
+	if (argc > 1) /* an argument */
 		stream();
 	S(SYS_fcntl, CHANNEL, F_SETFD, FD_CLOEXEC);
 	null = sys(SYS_openat, AT_FDCWD, (long)"/dev/null", O_RDWR | O_CLOEXEC, 0, 0, 0);
@@ -514,6 +450,7 @@ __attribute__((used, noreturn)) void serve(long *stack)
 		leave(1);
 	for (i = 0; i < 3; i++)
 		S(SYS_dup3, null, i, 0);
+	S(SYS_close, null, 0, 0);
 	sys(SYS_sendto, CHANNEL, (long)"r", 1, MSG_NOSIGNAL, 0, 0);
 	while (receive(fds) > 0) {
 		struct reply reply = {0};
