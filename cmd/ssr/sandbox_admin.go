@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,45 +72,74 @@ func (c *sandboxBenchCmd) Run(ctx context.Context, o output) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	r, err := bench.Run(ctx, b, bench.Options{Rounds: c.Rounds, Span: c.Span, Alive: c.Alive, Burst: c.Burst})
+	options := bench.Options{Rounds: c.Rounds, Span: c.Span, Alive: c.Alive, Burst: c.Burst}
+	if l, ok := b.(*local.Backend); ok && c.Backend == "local" {
+		config.Launcher = local.LauncherNative
+		if name, _ := l.Launcher(); name == local.LauncherNative {
+			config.Launcher = local.LauncherBwrap
+		}
+		other, missing := config.open()
+		if missing != nil {
+			fmt.Fprintf(o.err, "ssr: not measured: launcher %s: %v\n", config.Launcher, missing)
+		} else {
+			defer func() { err = errors.Join(err, other.Close()) }()
+			options.Beside = other
+		}
+	}
+	r, err := bench.Run(ctx, b, options)
 	if err != nil {
 		return err
 	}
 	if c.JSON {
 		return printJSON(o.out, r)
 	}
+	printBench(o, r)
+	return nil
+}
+
+func printBench(o output, r bench.Report) {
 	fmt.Fprintf(o.out, "%s, %d cores, load %.1f before and %.1f after\n", r.Backend, r.Cores, r.LoadBefore, r.LoadAfter)
 	if r.Busy {
 		fmt.Fprintln(o.out, "The machine was BUSY: these figures are not the backend's.")
 	}
-	for _, l := range []struct {
-		name string
-		t    *bench.Times
-	}{
-		{"create, true, destroy", r.Cold}, {"  bwrap from a shell", r.PlainCold}, {"bash -c true, live", r.Exec}, {"workspace of 2,000 files", r.Workspace},
-		{"  cp -a", r.PlainCopy}, {"fork with 20 changes", r.Fork}, {"harvest of 20 files", r.Harvest}, {"  diff -rN", r.PlainDiff},
-		{"death of 200 processes", r.Death}, {"  in bwrap", r.PlainDeath},
-	} {
-		if l.t != nil {
-			fmt.Fprintf(o.out, "%-26s median %9.2f ms  p95 %9.2f ms  (%d)\n", l.name, l.t.Median, l.t.P95, l.t.Rounds)
+	times := func(name string, t *bench.Times) {
+		if t != nil {
+			fmt.Fprintf(o.out, "%-26s median %9.2f ms  p95 %9.2f ms  (%d)\n", name, t.Median, t.P95, t.Rounds)
 		}
 	}
-	for _, l := range []struct {
-		name string
-		v    float64
-	}{
-		{"created a second", r.PerSecond}, {"  bwrap from a shell", r.PlainPerSecond}, {"execs a second, live", r.ExecPerSecond},
-		{fmt.Sprintf("MiB each of %d alive", r.Options.Alive), r.AliveMiB}, {"  in bwrap", r.PlainAliveMiB},
-		{fmt.Sprintf("s for %d at once", r.Options.Burst), r.BurstSeconds}, {"  bwrap from a shell", r.PlainBurstSeconds},
-	} {
-		if l.v > 0 {
-			fmt.Fprintf(o.out, "%-26s %16.2f\n", l.name, l.v)
+	number := func(name string, v float64) {
+		if v > 0 {
+			fmt.Fprintf(o.out, "%-26s %16.2f\n", name, v)
 		}
 	}
+	for _, l := range []*bench.Launched{&r.Launched, r.Beside} {
+		if l == nil {
+			continue
+		}
+		fmt.Fprintf(o.out, "%s:\n", cmp.Or(l.Launcher, r.Backend))
+		times("create, true, destroy", l.Cold)
+		number("created a second", l.PerSecond)
+		number(fmt.Sprintf("MiB each of %d alive", r.Options.Alive), l.AliveMiB)
+		number(fmt.Sprintf("s for %d at once", r.Options.Burst), l.BurstSeconds)
+		times("death of 200 processes", l.Death)
+	}
+	fmt.Fprintln(o.out, "bwrap from a shell:")
+	times("true", r.PlainCold)
+	number("created a second", r.PlainPerSecond)
+	number(fmt.Sprintf("MiB each of %d alive", r.Options.Alive), r.PlainAliveMiB)
+	number(fmt.Sprintf("s for %d at once", r.Options.Burst), r.PlainBurstSeconds)
+	times("death of 200 processes", r.PlainDeath)
+	fmt.Fprintln(o.out, "in a live sandbox:")
+	times("bash -c true", r.Exec)
+	number("execs a second", r.ExecPerSecond)
+	times("workspace of 2,000 files", r.Workspace)
+	times("  cp -a", r.PlainCopy)
+	times("fork with 20 changes", r.Fork)
+	times("harvest of 20 files", r.Harvest)
+	times("  diff -rN", r.PlainDiff)
 	for _, m := range r.Missing {
 		fmt.Fprintf(o.err, "ssr: not measured: %s\n", m)
 	}
-	return nil
 }
 
 type sandboxDoctorCmd struct{ jsonFlag }

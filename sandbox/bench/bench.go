@@ -36,6 +36,9 @@ type Options struct {
 	Hostile int
 	// Workers side by side in rates.
 	Workers int
+	// Beside, which may be nil, is the same backend with another launcher. What a
+	// launcher has a part in is measured of both, turn about.
+	Beside sandbox.Backend `json:"-"`
 }
 
 // WithDefaults fills in what is not positive.
@@ -62,6 +65,24 @@ type Times struct {
 	Rounds int     `json:"rounds"`
 }
 
+// Launched is what a backend's launcher has a part in.
+type Launched struct {
+	// Launcher is its name, where the backend has any.
+	Launcher string `json:"launcher,omitempty"`
+	// Cold is create, run "true" and destroy; PerSecond how often Options.Workers
+	// side by side do it.
+	Cold      *Times  `json:"cold,omitempty"`
+	PerSecond float64 `json:"created_per_second,omitempty"`
+	// AliveMiB is what each of Options.Alive idle sandboxes takes of the machine's
+	// available memory, the workspace of one small file included.
+	AliveMiB float64 `json:"alive_mib_each,omitempty"`
+	// BurstSeconds until Options.Burst sandboxes, asked for at once, have run "true".
+	BurstSeconds float64 `json:"burst_seconds,omitempty"`
+	// Death is from the end of a command's time until its tree of
+	// Options.Hostile processes is dead.
+	Death *Times `json:"hostile_tree_death,omitempty"`
+}
+
 // Report is a measurement. What failed to run is absent and named in Missing.
 // Plain figures are those of other tools for the same thing: bwrap, with all
 // namespaces but without limits, a filter or a user of its own, from a shell.
@@ -75,14 +96,19 @@ type Report struct {
 	LoadAfter  float64 `json:"load_after"`
 	Busy       bool    `json:"busy"`
 
-	// Cold is create, run "true" and destroy; PerSecond how often Options.Workers
-	// side by side do it.
-	Cold           *Times  `json:"cold,omitempty"`
-	PlainCold      *Times  `json:"plain_bwrap,omitempty"`
-	PerSecond      float64 `json:"created_per_second,omitempty"`
-	PlainPerSecond float64 `json:"plain_bwrap_per_second,omitempty"`
-	Exec           *Times  `json:"live_exec,omitempty"` // bash -c true
-	ExecPerSecond  float64 `json:"live_execs_per_second,omitempty"`
+	Launched
+	// Beside is the same of Options.Beside.
+	Beside         *Launched `json:"beside,omitempty"`
+	PlainCold      *Times    `json:"plain_bwrap,omitempty"`
+	PlainPerSecond float64   `json:"plain_bwrap_per_second,omitempty"`
+	// PlainAliveMiB is that of bwraps with an idle cat.
+	PlainAliveMiB float64 `json:"plain_bwrap_alive_mib_each,omitempty"`
+	// PlainBurstSeconds is that of a shell that starts as many bwraps at once.
+	PlainBurstSeconds float64 `json:"plain_bwrap_burst_seconds,omitempty"`
+	PlainDeath        *Times  `json:"plain_bwrap_tree_death,omitempty"`
+
+	Exec          *Times  `json:"live_exec,omitempty"` // bash -c true
+	ExecPerSecond float64 `json:"live_execs_per_second,omitempty"`
 	// Workspace is a fresh large workspace of a folder that others have used
 	// before, Fork one of a sandbox with Options.Changed changes, each without a
 	// command; PlainCopy is cp -a of the folder.
@@ -90,27 +116,28 @@ type Report struct {
 	Fork      *Times `json:"fork,omitempty"`
 	PlainCopy *Times `json:"plain_cp,omitempty"`
 	// Harvest of Options.Changed files; PlainDiff is diff -rN of the two folders.
-	Harvest   *Times `json:"harvest,omitempty"`
-	PlainDiff *Times `json:"plain_diff,omitempty"`
-	// AliveMiB is what each of Options.Alive idle sandboxes takes of the machine's
-	// available memory, the workspace of one small file included. PlainAliveMiB is
-	// the same of bwraps with an idle cat.
-	AliveMiB      float64 `json:"alive_mib_each,omitempty"`
-	PlainAliveMiB float64 `json:"plain_bwrap_alive_mib_each,omitempty"`
-	// BurstSeconds until Options.Burst sandboxes, asked for at once, have run
-	// "true"; PlainBurstSeconds of a shell that starts as many bwraps at once.
-	BurstSeconds      float64 `json:"burst_seconds,omitempty"`
-	PlainBurstSeconds float64 `json:"plain_bwrap_burst_seconds,omitempty"`
-	// Death is from the end of a command's time until its tree of
-	// Options.Hostile processes is dead.
-	Death      *Times   `json:"hostile_tree_death,omitempty"`
-	PlainDeath *Times   `json:"plain_bwrap_tree_death,omitempty"`
-	Missing    []string `json:"missing,omitempty"`
+	Harvest   *Times   `json:"harvest,omitempty"`
+	PlainDiff *Times   `json:"plain_diff,omitempty"`
+	Missing   []string `json:"missing,omitempty"`
+}
+
+// side is a backend and where its figures go.
+type side struct {
+	b  sandbox.Backend
+	to *Launched
+}
+
+func newSide(b sandbox.Backend, to *Launched) side {
+	if l, ok := b.(interface{ Launcher() (string, error) }); ok {
+		to.Launcher, _ = l.Launcher()
+	}
+	return side{b, to}
 }
 
 type run struct {
 	ctx          context.Context
 	b            sandbox.Backend
+	sides        []side // b, and what is measured beside it
 	o            Options
 	r            *Report
 	small, large string
@@ -127,6 +154,11 @@ func Run(ctx context.Context, b sandbox.Backend, o Options) (Report, error) {
 	}
 	defer os.RemoveAll(dir)
 	x := run{ctx: ctx, b: b, o: o, r: &r, small: filepath.Join(dir, "small"), large: filepath.Join(dir, "large")}
+	x.sides = []side{newSide(b, &r.Launched)}
+	if o.Beside != nil {
+		r.Beside = &Launched{}
+		x.sides = append(x.sides, newSide(o.Beside, r.Beside))
+	}
 	if err := errors.Join(fill(x.small, 1), fill(x.large, o.Files)); err != nil {
 		return r, err
 	}
@@ -136,8 +168,8 @@ func Run(ctx context.Context, b sandbox.Backend, o Options) (Report, error) {
 	}{
 		{"cold", x.cold}, {"plain bwrap", x.plainCold}, {"rate", x.rate}, {"plain bwrap rate", x.plainRate}, {"live exec", x.exec},
 		{"workspace", x.workspace}, {"fork", x.fork}, {"plain cp", x.plainCopy}, {"harvest", x.harvest}, {"plain diff", x.plainDiff},
-		{"alive", x.alive}, {"plain bwrap alive", x.plainAlive}, {"burst", x.burst}, {"plain bwrap burst", x.plainBurst},
-		{"hostile tree", x.death}, {"plain bwrap tree", x.plainDeath},
+		{"alive", x.each(x.alive)}, {"plain bwrap alive", x.plainAlive}, {"burst", x.each(x.burst)}, {"plain bwrap burst", x.plainBurst},
+		{"hostile tree", x.each(x.death)}, {"plain bwrap tree", x.plainDeath},
 	} {
 		err := part.f()
 		if ctx.Err() != nil {
@@ -201,15 +233,27 @@ func summarise(all []time.Duration) *Times {
 	return &Times{ms(all[len(all)/2]), ms(all[(len(all)*95-1)/100]), len(all)}
 }
 
-// rate counts how often workers can do f in the span, a second.
-func (x *run) perSecond(f func(worker int) error) (float64, error) {
+// each measures f of every side.
+func (x *run) each(f func(side) error) func() error {
+	return func() error {
+		for _, s := range x.sides {
+			if err := f(s); err != nil {
+				return fmt.Errorf("%s: %w", s.to.Launcher, err)
+			}
+		}
+		return nil
+	}
+}
+
+// perSecond counts how often workers can do f in the span, a second.
+func (x *run) perSecond(span time.Duration, f func(worker int) error) (float64, error) {
 	var done atomic.Int64
 	var failed atomic.Pointer[error]
 	var work sync.WaitGroup
 	begin := time.Now()
 	for w := range x.o.Workers {
 		work.Go(func() {
-			for time.Since(begin) < x.o.Span && failed.Load() == nil && x.ctx.Err() == nil {
+			for time.Since(begin) < span && failed.Load() == nil && x.ctx.Err() == nil {
 				if err := f(w); err != nil {
 					failed.Store(&err)
 					return
@@ -225,8 +269,8 @@ func (x *run) perSecond(f func(worker int) error) (float64, error) {
 	return float64(done.Load()) / time.Since(begin).Seconds(), nil
 }
 
-func (x *run) start(dir string) (sandbox.Sandbox, error) {
-	return x.b.Start(x.ctx, sandbox.Spec{Dir: dir, Frozen: true, Owner: "ssr-sandbox-bench"})
+func (x *run) start(b sandbox.Backend, dir string) (sandbox.Sandbox, error) {
+	return b.Start(x.ctx, sandbox.Spec{Dir: dir, Frozen: true, Owner: "ssr-sandbox-bench"})
 }
 
 func (x *run) must(s sandbox.Sandbox, args ...string) error {
@@ -237,26 +281,53 @@ func (x *run) must(s sandbox.Sandbox, args ...string) error {
 	return err
 }
 
-func (x *run) episode(dir string) error {
-	s, err := x.start(dir)
+func (x *run) episode(b sandbox.Backend) error {
+	s, err := x.start(b, x.small)
 	if err != nil {
 		return err
 	}
 	return errors.Join(x.must(s, "true"), s.Close())
 }
 
-func (x *run) cold() (err error) {
-	x.r.Cold, err = x.rounds(x.o.Rounds, func(int) (time.Duration, error) { return 0, x.episode(x.small) })
-	return err
+func (x *run) cold() error {
+	all := make([][]time.Duration, len(x.sides))
+	for range x.o.Rounds {
+		for i, s := range x.sides {
+			begin := time.Now()
+			if err := x.episode(s.b); err != nil {
+				return fmt.Errorf("%s: %w", s.to.Launcher, err)
+			}
+			all[i] = append(all[i], time.Since(begin))
+		}
+	}
+	for i, s := range x.sides {
+		s.to.Cold = summarise(all[i])
+	}
+	return nil
 }
 
-func (x *run) rate() (err error) {
-	x.r.PerSecond, err = x.perSecond(func(int) error { return x.episode(x.small) })
-	return err
+// turns is how often a rate is taken of each of two sides in turn.
+const turns = 5
+
+func (x *run) rate() error {
+	n := 1
+	if len(x.sides) > 1 {
+		n = turns
+	}
+	for range n {
+		for _, s := range x.sides {
+			r, err := x.perSecond(x.o.Span/time.Duration(n), func(int) error { return x.episode(s.b) })
+			if err != nil {
+				return fmt.Errorf("%s: %w", s.to.Launcher, err)
+			}
+			s.to.PerSecond += r / float64(n)
+		}
+	}
+	return nil
 }
 
 func (x *run) exec() error {
-	boxes, err := x.many(x.o.Workers, x.o.Workers)
+	boxes, err := x.many(x.b, x.o.Workers, x.o.Workers)
 	defer closeAll(boxes)
 	if err != nil {
 		return err
@@ -264,7 +335,7 @@ func (x *run) exec() error {
 	one := func(s sandbox.Sandbox) error { return x.must(s, "bash", "-c", "true") }
 	x.r.Exec, err = x.rounds(x.o.Rounds, func(int) (time.Duration, error) { return 0, one(boxes[0]) })
 	if err == nil {
-		x.r.ExecPerSecond, err = x.perSecond(func(w int) error { return one(boxes[w]) })
+		x.r.ExecPerSecond, err = x.perSecond(x.o.Span, func(w int) error { return one(boxes[w]) })
 	}
 	return err
 }
@@ -272,7 +343,7 @@ func (x *run) exec() error {
 func (x *run) workspace() (err error) {
 	x.r.Workspace, err = x.rounds(max(1, x.o.Rounds/10), func(int) (time.Duration, error) {
 		begin := time.Now()
-		s, err := x.start(x.large)
+		s, err := x.start(x.b, x.large)
 		took := time.Since(begin)
 		if err == nil {
 			err = s.Close()
@@ -284,7 +355,7 @@ func (x *run) workspace() (err error) {
 
 // changed starts a sandbox on the large folder and changes some of its files.
 func (x *run) changed() (sandbox.Sandbox, error) {
-	s, err := x.start(x.large)
+	s, err := x.start(x.b, x.large)
 	if err != nil {
 		return nil, err
 	}
@@ -331,7 +402,7 @@ func (x *run) harvest() error {
 }
 
 // many starts n sandboxes that have run a command, some at once.
-func (x *run) many(n, atOnce int) ([]sandbox.Sandbox, error) {
+func (x *run) many(b sandbox.Backend, n, atOnce int) ([]sandbox.Sandbox, error) {
 	boxes := make([]sandbox.Sandbox, n)
 	errs := make([]error, n)
 	turn := make(chan struct{}, atOnce)
@@ -340,7 +411,7 @@ func (x *run) many(n, atOnce int) ([]sandbox.Sandbox, error) {
 		work.Go(func() {
 			turn <- struct{}{}
 			defer func() { <-turn }()
-			s, err := x.start(x.small)
+			s, err := x.start(b, x.small)
 			if err == nil {
 				boxes[i] = s
 				err = x.must(s, "true")
@@ -360,18 +431,18 @@ func closeAll(boxes []sandbox.Sandbox) {
 	}
 }
 
-func (x *run) alive() error {
+func (x *run) alive(s side) error {
 	before, err := availableMiB()
 	if err != nil {
 		return err
 	}
-	boxes, err := x.many(x.o.Alive, 2*x.o.Workers)
+	boxes, err := x.many(s.b, x.o.Alive, 2*x.o.Workers)
 	defer closeAll(boxes)
 	if err != nil {
 		return err
 	}
 	after, err := availableMiB()
-	x.r.AliveMiB = (before - after) / float64(x.o.Alive)
+	s.to.AliveMiB = (before - after) / float64(x.o.Alive)
 	return err
 }
 
@@ -389,13 +460,13 @@ func availableMiB() (float64, error) {
 	return 0, errors.New("/proc/meminfo does not tell MemAvailable")
 }
 
-func (x *run) burst() error {
+func (x *run) burst(s side) error {
 	begin := time.Now()
-	boxes, err := x.many(x.o.Burst, x.o.Burst)
+	boxes, err := x.many(s.b, x.o.Burst, x.o.Burst)
 	took := time.Since(begin)
 	closeAll(boxes)
 	if err == nil {
-		x.r.BurstSeconds = took.Seconds()
+		s.to.BurstSeconds = took.Seconds()
 	}
 	return err
 }
@@ -403,13 +474,13 @@ func (x *run) burst() error {
 // hostileTree is a tree of $0 processes that ignore signals; when its cat reads, it is up.
 const hostileTree = `trap "" TERM HUP INT; for ((i = 1; i < $0; i++)); do (trap "" TERM HUP INT; exec setsid sleep 1000) & done; cat`
 
-func (x *run) death() error {
-	s, err := x.b.Start(x.ctx, sandbox.Spec{Dir: x.small, Frozen: true, Owner: "ssr-sandbox-bench", Limits: sandbox.Limits{Processes: 2 * x.o.Hostile}})
+func (x *run) death(of side) error {
+	s, err := of.b.Start(x.ctx, sandbox.Spec{Dir: x.small, Frozen: true, Owner: "ssr-sandbox-bench", Limits: sandbox.Limits{Processes: 2 * x.o.Hostile}})
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	x.r.Death, err = x.rounds(max(1, x.o.Rounds/20), func(int) (time.Duration, error) {
+	of.to.Death, err = x.rounds(max(1, x.o.Rounds/20), func(int) (time.Duration, error) {
 		ctx, cancel := context.WithCancel(x.ctx)
 		defer cancel()
 		ended, up := make(chan error, 1), make(chan struct{})

@@ -29,8 +29,18 @@ func TestSummarise(t *testing.T) {
 	}
 }
 
-// Every part runs on a backend that takes known times, and leaves nothing.
+// Every part runs on a backend that takes known times, and leaves nothing; another
+// beside it is measured for itself.
 func TestRun(t *testing.T) {
+	slow := fake.New(func(ctx context.Context, s *fake.Sandbox, cmd sandbox.Cmd) (sandbox.Result, error) {
+		if cmd.Args[0] == "bash" {
+			io.ReadFull(cmd.Stdin, make([]byte, 1<<20))
+			<-ctx.Done()
+			return sandbox.Result{}, ctx.Err()
+		}
+		time.Sleep(40 * time.Millisecond)
+		return sandbox.Result{}, nil
+	})
 	b := fake.New(func(ctx context.Context, s *fake.Sandbox, cmd sandbox.Cmd) (sandbox.Result, error) {
 		if cmd.Args[0] == "bash" && len(cmd.Args) == 4 { // the hostile tree
 			io.ReadFull(cmd.Stdin, make([]byte, 1<<20))
@@ -40,7 +50,7 @@ func TestRun(t *testing.T) {
 		time.Sleep(2 * time.Millisecond)
 		return sandbox.Result{}, nil
 	})
-	r, err := Run(t.Context(), b, Options{Rounds: 20, Span: 50 * time.Millisecond, Files: 60, Changed: 5, Alive: 10, Burst: 20, Hostile: 4, Workers: 2})
+	r, err := Run(t.Context(), b, Options{Rounds: 20, Span: 50 * time.Millisecond, Files: 60, Changed: 5, Alive: 10, Burst: 20, Hostile: 4, Workers: 2, Beside: slow})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,8 +71,11 @@ func TestRun(t *testing.T) {
 	if r.PlainDiff == nil || r.Workspace == nil || r.Fork == nil || r.Harvest == nil || r.Death == nil || r.PlainCopy == nil || r.PerSecond <= 0 || r.PerSecond > 1000 || r.ExecPerSecond > 1000 || r.BurstSeconds < 0.002 {
 		t.Errorf("%+v", r)
 	}
-	if b.Live() != 0 {
-		t.Errorf("%d sandboxes are left", b.Live())
+	if o := r.Beside; o == nil || o.Cold == nil || o.Cold.Median < 40 || o.PerSecond <= 0 || o.PerSecond > 50 || o.BurstSeconds < 0.04 || o.Death == nil {
+		t.Errorf("beside: %+v", o)
+	}
+	if b.Live() != 0 || slow.Live() != 0 {
+		t.Errorf("%d and %d sandboxes are left", b.Live(), slow.Live())
 	}
 }
 

@@ -35,7 +35,7 @@ func (x *run) plainCold() (err error) {
 }
 
 func (x *run) plainRate() (err error) {
-	x.r.PlainPerSecond, err = x.perSecond(func(int) error { return x.plainEpisode() })
+	x.r.PlainPerSecond, err = x.perSecond(x.o.Span, func(int) error { return x.plainEpisode() })
 	return err
 }
 
