@@ -104,7 +104,7 @@ func probeLocal(ctx context.Context) finding {
 		return f
 	}
 	f.OK, f.Enforced = true, caps.Enforced
-	f.Found = "native launcher"
+	f.Found = "native launcher, which was tried and works"
 	if name, _ := b.Launcher(); name == local.LauncherBwrap { // the notes say why
 		f.Found = "bubblewrap"
 		if out, err := exec.CommandContext(ctx, "bwrap", "--version").Output(); err == nil {

@@ -117,7 +117,8 @@ static void devices(void)
 		for (u64 c = 0; names[i][c]; c++)
 			path[5 + c] = names[i][c];
 		must(path, sys(SYS_mknodat, dev, (long)names[i], S_IFREG | 0666, 0, 0, 0));
-		put(tree(path, NOSUID | NOEXEC), dev, names[i]);
+		/* A device takes data all the same; its file on the host stays as it is. */
+		put(tree(path, RDONLY | NOSUID | NOEXEC), dev, names[i]);
 	}
 	for (int i = 0; links[i]; i += 2)
 		must(links[i + 1], S(SYS_symlinkat, links[i], dev, links[i + 1]));
