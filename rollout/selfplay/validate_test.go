@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -17,12 +16,9 @@ import (
 	"github.com/ssr-go/ssr/sandbox/local"
 )
 
-// localBackend is the real backend; the test is skipped where it cannot run.
+// localBackend is the real backend.
 func localBackend(t testing.TB) sandbox.Backend {
 	t.Helper()
-	if _, err := exec.LookPath("bwrap"); err != nil {
-		t.Skip("needs bubblewrap (Debian: apt-get install bubblewrap)")
-	}
 	b, err := local.New(local.Options{})
 	if err != nil {
 		t.Fatal(err)
