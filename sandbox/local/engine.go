@@ -9,7 +9,7 @@ import (
 	"github.com/ssr-go/ssr/sandbox/pid1"
 )
 
-// Engine makes the cells of a backend in place of bubblewrap. The workspaces
+// Engine makes the cells of a backend in place of a launcher. The workspaces
 // stay folders of this machine, and with them files, harvests and forks, so an
 // engine must run on this machine too. Its methods may be called from any goroutine.
 type Engine interface {

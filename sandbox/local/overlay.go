@@ -34,7 +34,7 @@ import (
 //	<slot>/workspace     the overlay
 //	<slot>/tmp           seen as /tmp
 //
-// bubblewrap is started in that namespace. The host's own namespace sees none of
+// A launcher is started in that namespace. The host's own namespace sees none of
 // it, and when the trainer ends, however it does, the kernel takes it down.
 //
 // The overlay is made by root, outside the sandbox's user namespace: its
@@ -48,7 +48,7 @@ type overlays struct {
 }
 
 // newOverlays gets ready to make overlays and tries one out in the folder dir.
-// needed are the places of this machine that bubblewrap shows in sandboxes.
+// needed are the places of this machine that a launcher shows in sandboxes.
 func newOverlays(dir, helper string, uid int, needed []string) (*overlays, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("the trainer is not root")
@@ -124,7 +124,8 @@ func (o *overlays) close() {
 
 // unmountBut takes away what this thread's mount namespace has on the way
 // neither to what is needed nor below it: the namespace of each sandbox is a copy
-// of this one, and bubblewrap reads the list of mounts once for each of its own.
+// of this one, which its launcher copies once more, and bubblewrap reads the list of
+// mounts for each of its own.
 // What covers a part of a needed place stays.
 func unmountBut(needed []string) {
 	for i, name := range needed {

@@ -382,7 +382,7 @@ func TestMountsAreTheSandboxsOwn(t *testing.T) {
 	}
 }
 
-// The namespace that bubblewrap starts in has what is shown, and nothing else
+// The namespace that the launcher starts in has what is shown, and nothing else
 // of this machine.
 func TestOnlyNeededMountsAreCopied(t *testing.T) {
 	b := overlayBackend(t)

@@ -116,7 +116,7 @@ func (b *Backend) sweepSlot(s slot) error {
 	return s.release()
 }
 
-// processesOf finds the bubblewrap of a slot by its command line and, where
+// processesOf finds the launcher of a slot by its command line and, where
 // the slot has a uid of its own, everything that runs as it.
 func (b *Backend) processesOf(s slot) []int {
 	var found []int

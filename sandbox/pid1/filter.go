@@ -52,7 +52,7 @@ var absent = []uint32{
 // AF_VSOCK, which reaches the hypervisor.
 var families = []uint32{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK}
 
-// Filter is the seccomp filter of a sandbox as bubblewrap and the stream read
+// Filter is the seccomp filter of a sandbox as the launchers and the stream read
 // it: an array of struct sock_filter. It denies what is listed and allows the rest.
 func Filter() []byte {
 	var p filter
