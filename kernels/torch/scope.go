@@ -9,15 +9,14 @@ const slabBytes = 16 << 20
 // goroutine at a time.
 type Arena struct {
 	books   Meter
+	device  Device
 	purpose Purpose
 	slabs   []*Tensor
 	open    []*Scope
 }
 
-// NewArena returns an arena that holds no memory yet.
-func NewArena(purpose Purpose, dtype DType) *Arena {
-	return &Arena{books: Meter{dtype: dtype}, purpose: purpose}
-}
+// NewArena returns an arena that holds no memory yet, of the CPU's.
+func NewArena(purpose Purpose, dtype DType) *Arena { return CPU.NewArena(purpose, dtype) }
 
 // Free returns the memory; all scopes must be closed.
 func (a *Arena) Free() {
@@ -34,7 +33,7 @@ func (a *Arena) Free() {
 func (a *Arena) take(n int) (*Tensor, int) {
 	slab, offset := a.books.Take(n)
 	if slab == len(a.slabs) {
-		a.slabs = append(a.slabs, alloc(a.purpose, a.books.dtype, []int{a.books.sizes[slab]}))
+		a.slabs = append(a.slabs, a.device.alloc(a.purpose, a.books.dtype, []int{a.books.sizes[slab]}))
 	}
 	return a.slabs[slab], offset
 }

@@ -15,6 +15,8 @@ const (
 	Float32  DType = 6
 	Float64  DType = 7
 	BFloat16 DType = 15
+	// Int64 is of indices alone; see Device.Indices.
+	Int64 DType = 4
 )
 
 // Size is the bytes of one element.
@@ -22,7 +24,7 @@ func (d DType) Size() int {
 	switch d {
 	case Float32:
 		return 4
-	case Float64:
+	case Float64, Int64:
 		return 8
 	case BFloat16:
 		return 2
@@ -38,6 +40,8 @@ func (d DType) String() string {
 		return "float64"
 	case BFloat16:
 		return "bfloat16"
+	case Int64:
+		return "int64"
 	}
 	return fmt.Sprintf("dtype(%d)", int32(d))
 }
@@ -48,28 +52,16 @@ type Tensor struct {
 	c      lib.Ctensor
 	data   unsafe.Pointer
 	dtype  DType
+	device Device
 	shape  []int
 	stride []int
 	offset int      // of the first element in the storage
 	owned  *account // nil for a view
 }
 
-// New allocates a tensor of zeros, counted under purpose until Free.
+// New allocates a tensor of zeros on the CPU, counted under purpose until Free.
 func New(purpose Purpose, dtype DType, shape ...int) *Tensor {
-	t := alloc(purpose, dtype, shape)
-	t.Zero()
-	return t
-}
-
-func alloc(purpose Purpose, dtype DType, shape []int) *Tensor {
-	sizes, n := int64s(shape), elements("New", shape)
-	c := call("empty", func(out *lib.Ctensor) { lib.AtgEmpty(out, sizes, len(sizes), int32(dtype), -1) })
-	t := &Tensor{
-		c: c, data: lib.AtDataPtr(c), dtype: dtype, shape: slices.Clone(shape), stride: dense(shape),
-		owned: newAccount(purpose, int64(n)*int64(dtype.Size())),
-	}
-	largePages(t.data, uintptr(t.owned.bytes))
-	return t
+	return CPU.New(purpose, dtype, shape...)
 }
 
 // Free drops the handle; a second call is a broken invariant and panics.
@@ -82,7 +74,8 @@ func (t *Tensor) Free() {
 	t.c, t.data = nil, nil
 }
 
-func (t *Tensor) DType() DType { return t.dtype }
+func (t *Tensor) DType() DType   { return t.dtype }
+func (t *Tensor) Device() Device { return t.device }
 
 // Shape must not be modified.
 func (t *Tensor) Shape() []int { return t.shape }
@@ -93,7 +86,12 @@ func (t *Tensor) Len() int { return elements("Len", t.shape) }
 // Dense says whether the elements are contiguous in row-major order.
 func (t *Tensor) Dense() bool { return slices.Equal(t.stride, dense(t.shape)) }
 
-func (t *Tensor) String() string { return fmt.Sprintf("%v%v", t.dtype, t.shape) }
+func (t *Tensor) String() string {
+	if t.device != CPU {
+		return fmt.Sprintf("%v%v on %v", t.dtype, t.shape, t.device)
+	}
+	return fmt.Sprintf("%v%v", t.dtype, t.shape)
+}
 
 // View is the tensor's memory from element offset on, in another shape with
 // dense rows. The tensor must be dense.
@@ -137,7 +135,7 @@ func (t *Tensor) strided(offset int, shape, stride []int) *Tensor {
 		lib.AtgAsStrided(out, t.c, sizes, len(sizes), strides, len(strides), int64(t.offset+offset), 0)
 	})
 	return &Tensor{
-		c: c, data: unsafe.Add(t.data, offset*t.dtype.Size()), dtype: t.dtype,
+		c: c, data: unsafe.Add(t.data, offset*t.dtype.Size()), dtype: t.dtype, device: t.device,
 		shape: slices.Clone(shape), stride: slices.Clone(stride), offset: t.offset + offset,
 	}
 }
@@ -155,6 +153,7 @@ func Data[F float32 | float64](t *Tensor) []F {
 // Memory is as Data for a tensor of any strides: the slice begins at its first
 // element and reaches to its last, whatever lies between.
 func Memory[F float32 | float64](t *Tensor) []F {
+	t.needCPU("Data")
 	if int(unsafe.Sizeof(*new(F))) != t.dtype.Size() {
 		failf("Data", "%v read as elements of %d bytes", t, unsafe.Sizeof(*new(F)))
 	}
@@ -170,10 +169,23 @@ func Memory[F float32 | float64](t *Tensor) []F {
 
 // Bytes is the memory of a dense tensor of any dtype, little-endian.
 func (t *Tensor) Bytes() []byte {
+	t.needCPU("Bytes")
 	if !t.Dense() {
 		failf("Bytes", "%v has strides %v", t, t.stride)
 	}
 	return unsafe.Slice((*byte)(t.data), t.Len()*t.dtype.Size())
+}
+
+// hostInts is Data of indices.
+func hostInts(t *Tensor) []int64 {
+	t.needCPU("Data")
+	return unsafe.Slice((*int64)(t.data), t.Len())
+}
+
+func (t *Tensor) needCPU(op string) {
+	if t.device != CPU {
+		failf(op, "%v is not in memory that Go may read; copy it first", t)
+	}
 }
 
 func int64s(s []int) []int64 {

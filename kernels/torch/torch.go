@@ -2,10 +2,11 @@
 // gotch's libtch, with the few operations that the policy needs, memory that is
 // freed by scope, and bytes counted by purpose.
 //
-// Tensors here are dense float matrices and vectors on the CPU. Nothing builds
+// Tensors here are dense float matrices and vectors on a Device. Nothing builds
 // an autograd graph: the model writes its own backward pass. What libtorch does
-// not have, or does not promise enough about, is in kernels/native, which works
-// on the same memory (see Data).
+// not have, or does not promise enough about, is for the CPU in kernels/native, which
+// works on the same memory (see Data). On other devices everything is an operation of
+// this package: those of a transformer are in transformer.go.
 //
 // Wrong shapes and failures of libtorch panic with *Error. A caller that faces
 // users turns them into an error with Catch.
