@@ -173,7 +173,7 @@ func assemble(all []*Policy, param Parameter, of func(*Policy) *torch.Tensor) *t
 			continue
 		}
 		if whole == nil {
-			whole = torch.New(torch.Optimizer, p.flat.DType(), param.shape...)
+			whole = p.options.Device.New(torch.Optimizer, p.flat.DType(), param.shape...)
 		}
 		first, _, _ := p.Shard()
 		from, to := of(p).View(lo, hi-lo), whole.View(first+lo-param.offset, hi-lo)
@@ -214,9 +214,9 @@ func (p *Policy) save(dir string, storage torch.DType, from func(Parameter) *tor
 }
 
 // stored describes a dense tensor for the file, without a copy unless it is
-// converted.
+// converted or not in this process's memory.
 func stored(name string, t *torch.Tensor, bf16 bool) safetensors.Tensor {
-	out := safetensors.Tensor{Name: name, DType: safetensors.F32, Data: t.Bytes()}
+	out := safetensors.Tensor{Name: name, DType: safetensors.F32}
 	for _, n := range t.Shape() {
 		out.Shape = append(out.Shape, int64(n))
 	}
@@ -226,9 +226,15 @@ func stored(name string, t *torch.Tensor, bf16 bool) safetensors.Tensor {
 		torch.Copy(half, t)
 		out.DType, out.Data = safetensors.BF16, slices.Clone(half.Bytes())
 		half.Free()
+		return out
 	case t.DType() == torch.Float64:
 		out.DType = safetensors.F64
 	}
+	onHost(t, false, func(host *torch.Tensor) {
+		if out.Data = host.Bytes(); host != t {
+			out.Data = slices.Clone(out.Data)
+		}
+	})
 	return out
 }
 

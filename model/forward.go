@@ -9,8 +9,8 @@ import (
 // dimension, I intermediate width, V vocabulary.
 
 // Attend computes one layer's attention. Each row of qkv is a token's queries
-// [H, D], keys [K, D] and values [K, D], rotated already; out is [T, H, D].
-type Attend[F float] func(layer int, qkv, out []F)
+// [H, D], keys [K, D] and values [K, D], rotated already; out is [T, H·D].
+type Attend func(layer int, qkv, out *torch.Tensor)
 
 // Forward runs tokens through the layers and the final norm and returns the
 // hidden states [T, C], owned by the scope. Positions count from 0 in each
@@ -18,39 +18,41 @@ type Attend[F float] func(layer int, qkv, out []F)
 // but for what attend does, so any mix of sequences may be in them.
 //
 // It runs on the calling goroutine, which holds the weights through Read.
-// F is float64 for a policy of that dtype, else float32.
-func Forward[F float](p *Policy, s *torch.Scope, tokens, positions []int32, attend Attend[F]) *torch.Tensor {
-	x := p.embed(s, tokens)
+func Forward(p *Policy, s *torch.Scope, tokens, positions []int32, attend Attend) *torch.Tensor {
+	x := p.embed(s, p.ops.indices(s, tokens))
+	at := p.ops.indices(s, positions)
 	for i := range p.weights.Layers {
 		inner := s.Nest()
-		layerForward(p, inner, i, x, positions, attend, p.newActivations(inner, len(tokens), false))
+		layerForward(p, inner, i, x, at, attend, p.newActivations(inner, len(tokens), false))
 		inner.Close()
 	}
-	rms[F](p, x, p.weights.Norm, x, nil)
+	p.ops.rms(x, p.weights.Norm, x, nil)
 	return x
 }
 
 // ForwardRows is Forward for who wants the hidden states of some rows only:
-// [len(rows), C], with the bits that Forward gives them. What the last layer does
-// after its keys and values is left out for the others; of its attention, only
+// [len(rows), C], on a CPU with the bits that Forward gives them. What the last layer
+// does after its keys and values is left out for the others; of its attention, only
 // the output of these rows is used.
-func ForwardRows[F float](p *Policy, s *torch.Scope, tokens, positions []int32, rows []int, attend Attend[F]) *torch.Tensor {
+func ForwardRows(p *Policy, s *torch.Scope, tokens, positions, rows []int32, attend Attend) *torch.Tensor {
 	out := s.Empty(len(rows), p.config.Hidden)
 	inner := s.Nest()
-	x := p.embed(inner, tokens)
+	x := p.embed(inner, p.ops.indices(inner, tokens))
+	at := p.ops.indices(inner, positions)
 	last := len(p.weights.Layers) - 1
 	for i := range last {
 		s := inner.Nest()
-		layerForward(p, s, i, x, positions, attend, p.newActivations(s, len(tokens), false))
+		layerForward(p, s, i, x, at, attend, p.newActivations(s, len(tokens), false))
 		s.Close()
 	}
 	a := p.newActivations(inner, len(tokens), false)
-	attentionForward(p, inner, last, x, positions, attend, a)
+	attentionForward(p, inner, last, x, at, attend, a)
 	if len(rows) > 0 {
-		gatherInto[F](out, x, rows)
-		chosen := &activations{att: gather[F](inner, a.att, rows), gateUp: inner.Empty(len(rows), 2*p.config.Intermediate)}
-		mlpForward[F](p, inner, last, out, chosen)
-		rms[F](p, out, p.weights.Norm, out, nil)
+		wanted := p.ops.indices(inner, rows)
+		p.ops.gather(out, x, wanted)
+		chosen := &activations{att: p.gather(inner, a.att, wanted), gateUp: inner.Empty(len(rows), 2*p.config.Intermediate)}
+		mlpForward(p, inner, last, out, chosen)
+		p.ops.rms(out, p.weights.Norm, out, nil)
 	}
 	inner.Close()
 	return out
@@ -59,28 +61,18 @@ func ForwardRows[F float](p *Policy, s *torch.Scope, tokens, positions []int32, 
 // Logits is hidden [R, C] times the head: [R, V], owned by the scope.
 func Logits(p *Policy, s *torch.Scope, hidden *torch.Tensor) *torch.Tensor {
 	out := s.Empty(hidden.Shape()[0], p.config.VocabSize)
-	if p.flat.DType() == torch.Float64 {
-		project[float64](p, out, hidden)
-	} else {
-		project[float32](p, out, hidden)
-	}
+	p.project(out, hidden)
 	return out
 }
 
-func project[F float](p *Policy, out, hidden *torch.Tensor) {
-	apply[F](p.weights.Head, hidden, out, false)
-	p.round(out)
+func (p *Policy) project(out, hidden *torch.Tensor) {
+	p.ops.linear(p.weights.Head, hidden, out, false)
+	p.ops.round(out)
 }
 
 // embed gathers the rows of tokens: [T, C].
-func (p *Policy) embed(s *torch.Scope, tokens []int32) *torch.Tensor {
-	x := s.Empty(len(tokens), p.config.Hidden)
-	row := p.config.Hidden * x.DType().Size()
-	dst, src := x.Bytes(), p.weights.Embedding.Bytes()
-	for i, t := range tokens {
-		copy(dst[i*row:(i+1)*row], src[int(t)*row:])
-	}
-	return x
+func (p *Policy) embed(s *torch.Scope, tokens indices) *torch.Tensor {
+	return p.gather(s, p.weights.Embedding, tokens)
 }
 
 // activations are what one layer's backward pass needs of its forward pass.
@@ -117,123 +109,60 @@ func (p *Policy) newActivations(s *torch.Scope, rows int, training bool) *activa
 
 // layerForward replaces the residual stream x [T, C] by the layer's output and
 // fills a. Temporary memory comes from s.
-func layerForward[F float](p *Policy, s *torch.Scope, layer int, x *torch.Tensor, positions []int32, attend Attend[F], a *activations) {
+func layerForward(p *Policy, s *torch.Scope, layer int, x *torch.Tensor, positions indices, attend Attend, a *activations) {
 	attentionForward(p, s, layer, x, positions, attend, a)
-	mlpForward[F](p, s, layer, x, a)
+	mlpForward(p, s, layer, x, a)
 }
 
 // attentionForward fills a up to a.att from the residual stream.
-func attentionForward[F float](p *Policy, s *torch.Scope, layer int, x *torch.Tensor, positions []int32, attend Attend[F], a *activations) {
+func attentionForward(p *Policy, s *torch.Scope, layer int, x *torch.Tensor, positions indices, attend Attend, a *activations) {
 	w := &p.weights.Layers[layer]
 	if a.input != nil {
 		torch.Copy(a.input, x)
 	}
 	norm := s.Empty(x.Shape()...)
-	rms[F](p, x, w.InputNorm, norm, a.rstd1)
-	apply[F](w.QKV, norm, a.qkv, false)
-	p.round(a.qkv)
+	p.ops.rms(x, w.InputNorm, norm, a.rstd1)
+	p.ops.linear(w.QKV, norm, a.qkv, false)
+	p.ops.round(a.qkv)
 	if w.QNorm != nil {
 		if a.raw != nil {
 			torch.Copy(a.raw, a.qkv)
 		}
-		normHeads[F](p, w, a)
+		p.ops.normHeads(w, a)
 	}
-	if p.options.DType == torch.BFloat16 {
-		rotate(p, a.qkv, positions, rotateBF16)
-	} else {
-		rotate(p, a.qkv, positions, native.Rope[F])
-	}
-	attend(layer, torch.Data[F](a.qkv), torch.Data[F](a.att))
+	p.ops.rotate(a.qkv, positions, false)
+	attend(layer, a.qkv, a.att)
 }
 
 // mlpForward adds to the residual stream x what attention found, a.att, and then
 // what the MLP makes of the sum.
-func mlpForward[F float](p *Policy, s *torch.Scope, layer int, x *torch.Tensor, a *activations) {
+func mlpForward(p *Policy, s *torch.Scope, layer int, x *torch.Tensor, a *activations) {
 	w := &p.weights.Layers[layer]
-	p.round(a.att)
-	addProduct[F](p, s, x, a.att, w.Out)
+	p.ops.round(a.att)
+	addProduct(p, s, x, a.att, w.Out)
 	if a.middle != nil {
 		torch.Copy(a.middle, x)
 	}
 	norm := s.Empty(x.Shape()...)
-	rms[F](p, x, w.PostNorm, norm, a.rstd2)
-	apply[F](w.GateUp, norm, a.gateUp, false)
-	p.round(a.gateUp)
+	p.ops.rms(x, w.PostNorm, norm, a.rstd2)
+	p.ops.linear(w.GateUp, norm, a.gateUp, false)
+	p.ops.round(a.gateUp)
 	act := s.Empty(x.Shape()[0], p.config.Intermediate)
-	swiglu[F](p, a.gateUp, act)
-	addProduct[F](p, s, x, act, w.Down)
+	p.ops.swiglu(a.gateUp, act)
+	addProduct(p, s, x, act, w.Down)
 }
 
 // addProduct adds y @ Wᵀ to the residual stream.
-func addProduct[F float](p *Policy, s *torch.Scope, x, y *torch.Tensor, l Linear) {
-	if p.options.DType != torch.BFloat16 {
-		apply[F](l, y, x, true)
+func addProduct(p *Policy, s *torch.Scope, x, y *torch.Tensor, l Linear) {
+	if !p.rounds() {
+		p.ops.linear(l, y, x, true)
 		return
 	}
 	out := s.Empty(x.Shape()...)
-	apply[F](l, y, out, false)
-	p.round(out)
+	p.ops.linear(l, y, out, false)
+	p.ops.round(out)
 	x.Add(out)
-	p.round(x)
-}
-
-func rms[F float](p *Policy, x, weight, y, rstd *torch.Tensor) {
-	var r []F
-	if rstd != nil {
-		r = torch.Data[F](rstd)
-	}
-	rmsRows(p, torch.Data[F](x), torch.Data[F](weight), x.Shape()[0], 0, torch.Data[F](y), r)
-}
-
-// rmsRows normalises rows at a stride; y may be x.
-func rmsRows[F float](p *Policy, x, weight []F, rows, stride int, y, rstd []F) {
-	if p.options.DType == torch.BFloat16 {
-		// F is float32 then.
-		rmsBF16(any(x).([]float32), any(weight).([]float32), rows, stride, p.config.NormEps, any(y).([]float32), any(rstd).([]float32))
-		return
-	}
-	native.RMSNorm(x, weight, rows, stride, stride, p.config.NormEps, y, rstd)
-}
-
-// normHeads normalises each head of the queries and keys in a.qkv.
-func normHeads[F float](p *Policy, w *Layer, a *activations) {
-	rows, qkv := a.qkv.Shape()[0], torch.Data[F](a.qkv)
-	eachHead(p.config, w, func(head, first int, weight *torch.Tensor) {
-		var rstd []F
-		if a.rstdHeads != nil {
-			rstd = torch.Data[F](a.rstdHeads)[head*rows:][:rows]
-		}
-		rmsRows(p, qkv[first:], torch.Data[F](weight), rows, a.qkv.Shape()[1], qkv[first:], rstd)
-	})
-}
-
-// eachHead calls f for every query and key head with where it begins in a row of
-// qkv and its norm in w.
-func eachHead(c Config, w *Layer, f func(head, first int, weight *torch.Tensor)) {
-	for head := range c.Heads + c.KVHeads {
-		weight := w.QNorm
-		if head >= c.Heads {
-			weight = w.KNorm
-		}
-		f(head, head*c.HeadDim, weight)
-	}
-}
-
-// rotate applies turn (native.Rope or its inverse) to the queries and keys.
-func rotate[F float](p *Policy, qkv *torch.Tensor, positions []int32, turn func(x []F, positions []int32, cos, sin []F, heads, dim, ldx int)) {
-	c, r := p.config, rotaryOf[F](p)
-	width := qkv.Shape()[1]
-	// Queries and keys are adjacent: H + K heads that rotate alike.
-	turn(torch.Data[F](qkv), positions, r.cos, r.sin, c.Heads+c.KVHeads, c.HeadDim, width)
-}
-
-func swiglu[F float](p *Policy, gateUp, act *torch.Tensor) {
-	if p.options.DType == torch.BFloat16 {
-		swigluBF16(gateUp, act)
-		return
-	}
-	gu, d := torch.Data[F](gateUp), p.config.Intermediate
-	native.SwiGLU(gu, gu[d:], gateUp.Shape()[0], d, 2*d, 0, torch.Data[F](act))
+	p.ops.round(x)
 }
 
 // Attention is the kernels' description of a layer's attention over rows of qkv
@@ -253,17 +182,7 @@ func SplitQKV[F float](p *Policy, qkv []F) (q, k, v []F) {
 	return qkv, qkv[c.Heads*c.HeadDim:], qkv[(c.Heads+c.KVHeads)*c.HeadDim:]
 }
 
-func rotaryOf[F float](p *Policy) rotary[F] {
-	var r any = p.rope32
-	if p.flat.DType() == torch.Float64 {
-		r = p.rope64
-	}
-	return r.(rotary[F])
-}
+// rounds says whether the policy scores as a bfloat16 model does; see Options.DType.
+func (p *Policy) rounds() bool { return p.options.rounds() }
 
-// round rounds to bfloat16 where the policy computes in it.
-func (p *Policy) round(t *torch.Tensor) {
-	if p.options.DType == torch.BFloat16 {
-		roundBF16(torch.Data[float32](t))
-	}
-}
+func (o Options) rounds() bool { return o.DType == torch.BFloat16 && o.Device == torch.CPU }

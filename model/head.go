@@ -3,7 +3,6 @@ package model
 import (
 	"iter"
 
-	"github.com/ssr-go/ssr/kernels/native"
 	"github.com/ssr-go/ssr/kernels/torch"
 )
 
@@ -17,7 +16,7 @@ const (
 
 // headChunks yields the bounds of the chunks of n rows.
 func (p *Policy) headChunks(n int) iter.Seq2[int, int] {
-	size := max(headElements/p.config.VocabSize, headRows)
+	size := max(p.options.pick(headElements, deviceElements)/p.config.VocabSize, headRows)
 	return func(yield func(lo, hi int) bool) {
 		for lo := 0; lo < n && yield(lo, min(lo+size, n)); lo += size {
 		}
@@ -33,25 +32,26 @@ func (p *Policy) keepsLogits() bool {
 	return !p.options.Recompute && c.VocabSize <= layer
 }
 
-// scores are what the head says about the targets of a segment: the natural log
-// of their probability, the entropy (nats) and the log of the denominator.
-type scores[F float] struct{ logprobs, entropies, lse []F }
+// scores are what the head says about the targets of a segment, a vector each: the
+// natural log of their probability, the entropy (nats) and the log of the denominator.
+type scores struct{ logprobs, entropies, lse *torch.Tensor }
 
-// score runs the head over the given rows of hidden [T, C], a chunk at a time.
-// kept, if not nil, receives the logits [len(rows), V].
-func score[F float](p *Policy, scratch *torch.Scope, hidden *torch.Tensor, rows []int, targets []int32, kept *torch.Tensor) scores[F] {
-	n := len(rows)
-	out := scores[F]{make([]F, n), make([]F, n), make([]F, n)}
+// score runs the head over the given rows of hidden [T, C], a chunk at a time. The
+// result is the scope's. kept, if not nil, receives the logits [len(rows), V].
+func score(p *Policy, scope *torch.Scope, hidden *torch.Tensor, rows, targets indices, kept *torch.Tensor) scores {
+	n := len(rows.host)
+	out := scores{scope.Empty(n), scope.Empty(n), scope.Empty(n)}
 	for lo, hi := range p.headChunks(n) {
-		s := scratch.Nest()
+		s := scope.Nest()
 		var logits *torch.Tensor
 		if kept != nil {
 			logits = s.Own(kept.Rows(lo, hi))
 		} else {
 			logits = s.Empty(hi-lo, p.config.VocabSize)
 		}
-		project[F](p, logits, gather[F](s, hidden, rows[lo:hi]))
-		native.Logprob(torch.Data[F](logits), targets[lo:hi], p.config.VocabSize, out.logprobs[lo:hi], out.entropies[lo:hi], out.lse[lo:hi])
+		p.project(logits, p.gather(s, hidden, rows.part(s, lo, hi)))
+		part := func(t *torch.Tensor) *torch.Tensor { return s.Own(t.Rows(lo, hi)) }
+		p.ops.logprob(logits, targets.part(s, lo, hi), part(out.logprobs), part(out.entropies), part(out.lse))
 		s.Close()
 	}
 	return out
@@ -60,48 +60,25 @@ func score[F float](p *Policy, scratch *torch.Scope, hidden *torch.Tensor, rows 
 // scoreBackward writes the gradient of the hidden states into dhidden [T, C],
 // given that of the log-probabilities, and adds the head's to grad. Logits that
 // score did not keep are computed again.
-func (t *tape[F]) scoreBackward(p *Policy, scratch *torch.Scope, grad *Weights, dlogprobs []F, dhidden *torch.Tensor) {
+func (t *tape) scoreBackward(p *Policy, scope *torch.Scope, grad *Weights, dlogprobs, dhidden *torch.Tensor) {
 	dhidden.Zero()
-	for lo, hi := range p.headChunks(len(t.rows)) {
-		s := scratch.Nest()
-		h := gather[F](s, t.hidden, t.rows[lo:hi])
+	for lo, hi := range p.headChunks(len(t.rows.host)) {
+		s := scope.Nest()
+		rows := t.rows.part(s, lo, hi)
+		h := p.gather(s, t.hidden, rows)
 		var logits *torch.Tensor
 		if t.logits != nil {
 			logits = s.Own(t.logits.Rows(lo, hi))
 		} else {
 			logits = s.Empty(hi-lo, p.config.VocabSize)
-			project[F](p, logits, h)
+			p.project(logits, h)
 		}
-		native.LogprobBackward(torch.Data[F](logits), t.targets[lo:hi], p.config.VocabSize, t.scores.lse[lo:hi], dlogprobs[lo:hi])
+		p.ops.logprobBackward(logits, t.targets.part(s, lo, hi), s.Own(t.scores.lse.Rows(lo, hi)), s.Own(dlogprobs.Rows(lo, hi)))
 		if grad.Head.W != nil {
-			torch.AddMatMul(grad.Head.W, s.Own(logits.T()), h)
+			p.ops.weightGradient(grad.Head.W, logits, h)
 		}
-		torch.MatMul(h, logits, p.weights.Head.W)
-		scatter[F](dhidden, h, t.rows[lo:hi])
+		p.ops.inputGradient(p.weights.Head, logits, h)
+		p.ops.scatter(dhidden, h, rows)
 		s.Close()
-	}
-}
-
-// gather copies rows of a matrix together.
-func gather[F float](s *torch.Scope, from *torch.Tensor, rows []int) *torch.Tensor {
-	out := s.Empty(len(rows), from.Shape()[1])
-	gatherInto[F](out, from, rows)
-	return out
-}
-
-func gatherInto[F float](out, from *torch.Tensor, rows []int) {
-	width := from.Shape()[1]
-	dst, src := torch.Data[F](out), torch.Data[F](from)
-	for i, r := range rows {
-		copy(dst[i*width:(i+1)*width], src[r*width:])
-	}
-}
-
-// scatter is the inverse of gather.
-func scatter[F float](to, from *torch.Tensor, rows []int) {
-	width := to.Shape()[1]
-	dst, src := torch.Data[F](to), torch.Data[F](from)
-	for i, r := range rows {
-		copy(dst[r*width:(r+1)*width], src[i*width:])
 	}
 }

@@ -166,14 +166,14 @@ func TestForwardRows(t *testing.T) {
 		for _, c := range []Config{tiny("qwen2", true), tiny("qwen3", true), tiny("mistral", false)} {
 			p := random(t, c, o)
 			tokens, offsets := packed(c, 17, 1, 30)
-			seg := segments(tokens, offsets, 1)[0][0]
+			seg := segments(tokens, offsets, 1, segmentTokens)[0][0]
 			arena := torch.NewArena(torch.Activations, torch.Float32)
 			s := arena.Scope()
-			want := torch.Data[float32](Forward(p, s, tokens, seg.positions, attendWithin[float32](p, seg, nil)))
-			for _, rows := range [][]int{{0, 16, 17, 47}, {30}, {}} {
-				got := torch.Data[float32](ForwardRows(p, s, tokens, seg.positions, rows, attendWithin[float32](p, seg, nil)))
+			want := torch.Data[float32](Forward(p, s, tokens, seg.positions, attendWithin(p, seg, nil)))
+			for _, rows := range [][]int32{{0, 16, 17, 47}, {30}, {}} {
+				got := torch.Data[float32](ForwardRows(p, s, tokens, seg.positions, rows, attendWithin(p, seg, nil)))
 				for i, r := range rows {
-					if !slices.Equal(got[i*c.Hidden:(i+1)*c.Hidden], want[r*c.Hidden:(r+1)*c.Hidden]) {
+					if !slices.Equal(got[i*c.Hidden:(i+1)*c.Hidden], want[int(r)*c.Hidden:(int(r)+1)*c.Hidden]) {
 						t.Errorf("%s: row %d of %v has other bits than among all rows", c.ModelType, r, rows)
 					}
 				}

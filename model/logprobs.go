@@ -18,21 +18,14 @@ func (p *Policy) Logprobs(ctx context.Context, tokens []int32, offsets []int) ([
 	}
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	if p.flat.DType() == torch.Float64 {
-		return logprobs[float64](ctx, p, tokens, offsets)
-	}
-	return logprobs[float32](ctx, p, tokens, offsets)
-}
-
-func logprobs[F float](ctx context.Context, p *Policy, tokens []int32, offsets []int) ([]float64, error) {
 	out := make([]float64, len(tokens))
-	dealt := segments(tokens, offsets, p.pool.Size())
+	dealt := segments(tokens, offsets, p.pool.Size(), p.options.segmentTokens())
 	err := p.each(ctx, func(worker int) error {
 		for _, seg := range dealt[worker] {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			scoreSegment[F](p, p.lanes[worker].scratch, seg, out)
+			scoreSegment(p, p.lanes[worker].scratch, seg, out)
 		}
 		return nil
 	})
@@ -43,14 +36,14 @@ func logprobs[F float](ctx context.Context, p *Policy, tokens []int32, offsets [
 }
 
 // scoreSegment fills in a segment's part of the batch's log-probabilities.
-func scoreSegment[F float](p *Policy, scratch *torch.Arena, seg segment, out []float64) {
+func scoreSegment(p *Policy, scratch *torch.Arena, seg segment, out []float64) {
 	s := scratch.Scope()
 	defer s.Close()
-	hidden := Forward(p, s, seg.tokens, seg.positions, attendWithin[F](p, seg, nil))
+	hidden := Forward(p, s, seg.tokens, seg.positions, attendWithin(p, seg, nil))
 	rows, targets := seg.predicted(nil)
-	sc := score[F](p, s, hidden, rows, targets, nil)
-	for i, r := range rows {
-		out[seg.first+r+1] = float64(sc.logprobs[i])
+	sc := score(p, s, hidden, p.ops.indices(s, rows), p.ops.indices(s, targets), nil)
+	for i, lp := range read(sc.logprobs) {
+		out[seg.first+int(rows[i])+1] = lp
 	}
 }
 
@@ -87,16 +80,13 @@ func (p *Policy) AccumulateMasked(ctx context.Context, tokens []int32, offsets [
 	if err := p.needGradients(); err != nil {
 		return err
 	}
-	if p.flat.DType() == torch.Float64 {
-		return accumulate[float64](ctx, p, tokens, offsets, mask, fn)
-	}
-	return accumulate[float32](ctx, p, tokens, offsets, mask, fn)
+	return accumulate(ctx, p, tokens, offsets, mask, fn)
 }
 
-func accumulate[F float](ctx context.Context, p *Policy, tokens []int32, offsets []int, mask []bool,
+func accumulate(ctx context.Context, p *Policy, tokens []int32, offsets []int, mask []bool,
 	fn func(logprobs, entropies []float64) ([]float64, error)) (err error) {
-	dealt := segments(tokens, offsets, p.pool.Size())
-	tapes := make([][]*tape[F], p.pool.Size())
+	dealt := segments(tokens, offsets, p.pool.Size(), p.options.segmentTokens())
+	tapes := make([][]*tape, p.pool.Size())
 	for _, l := range p.lanes {
 		// Closes, on every way out, the scopes of the tapes too.
 		defer l.training.Scope().Close()
@@ -108,11 +98,12 @@ func accumulate[F float](ctx context.Context, p *Policy, tokens []int32, offsets
 				return err
 			}
 			scope := p.lanes[worker].training.Scope()
-			t := record[F](p, scope, seg, mask)
+			t := record(p, scope, seg, mask)
 			tapes[worker] = append(tapes[worker], t)
-			for i, r := range t.rows {
-				logprobs[seg.first+r+1] = float64(t.scores.logprobs[i])
-				entropies[seg.first+r+1] = float64(t.scores.entropies[i])
+			lp, entropy := read(t.scores.logprobs), read(t.scores.entropies)
+			for i, r := range t.rows.host {
+				logprobs[seg.first+int(r)+1] = lp[i]
+				entropies[seg.first+int(r)+1] = entropy[i]
 			}
 		}
 		return nil
@@ -137,9 +128,9 @@ func accumulate[F float](ctx context.Context, p *Policy, tokens []int32, offsets
 	err = p.each(context.WithoutCancel(ctx), func(worker int) error {
 		for i := len(tapes[worker]) - 1; i >= 0; i-- {
 			t := tapes[worker][i]
-			dlogprobs, any := make([]F, len(t.rows)), false
-			for i, r := range t.rows {
-				dlogprobs[i] = F(grad[t.seg.first+r+1])
+			dlogprobs, any := make([]float64, len(t.rows.host)), false
+			for i, r := range t.rows.host {
+				dlogprobs[i] = grad[t.seg.first+int(r)+1]
 				any = any || dlogprobs[i] != 0
 			}
 			if any {
@@ -160,7 +151,7 @@ func (p *Policy) needGradients() (err error) {
 	defer torch.Catch(&err)
 	for i := range p.lanes {
 		if l := &p.lanes[i]; l.grad == nil {
-			l.grad = torch.New(torch.Gradients, p.flat.DType(), p.live.Len())
+			l.grad = p.options.Device.New(torch.Gradients, p.flat.DType(), p.live.Len())
 			l.weights = p.newGradient(l.grad)
 		}
 	}

@@ -145,7 +145,7 @@ func (w *Weights) keepBase() {
 			a := &l.adapters[i]
 			rows := l.W.Rows(a.lo, a.hi)
 			if a.base == nil {
-				a.base = torch.New(torch.Weights, l.W.DType(), rows.Shape()...)
+				a.base = l.W.Device().New(torch.Weights, l.W.DType(), rows.Shape()...)
 				w.views = append(w.views, a.base)
 			}
 			torch.Copy(a.base, rows)
@@ -155,31 +155,28 @@ func (w *Weights) keepBase() {
 }
 
 // merge computes l.W from its base and adapters.
-func merge[F float](s *torch.Scope, scale float64, l *Linear) {
+func merge(s *torch.Scope, scale float64, l *Linear) {
 	for _, a := range l.adapters {
 		rows := s.Own(l.W.Rows(a.lo, a.hi))
 		torch.Copy(rows, a.base)
-		torch.AddMatMul(rows, scaled[F](s, a.b, scale), a.a)
+		torch.AddMatMul(rows, scaled(s, a.b, scale), a.a)
 	}
 }
 
 // adapterBackward adds to g the gradient of an adapter, given that of the output of
 // its rows dy [T, hi-lo] and their input x [T, in]: with u = x·Aᵀ and v = dy·B,
 // dB = scale·dyᵀ·u and dA = scale·vᵀ·x.
-func adapterBackward[F float](s *torch.Scope, scale float64, a, g adapter, dy, x *torch.Tensor) {
+func adapterBackward(s *torch.Scope, scale float64, a, g adapter, dy, x *torch.Tensor) {
 	rows, rank := x.Shape()[0], a.a.Shape()[0]
 	u, v := s.Empty(rows, rank), s.Empty(rows, rank)
 	torch.MatMul(u, x, s.Own(a.a.T()))
 	torch.MatMul(v, dy, a.b)
-	torch.AddMatMul(g.b, s.Own(dy.T()), scaled[F](s, u, scale))
-	torch.AddMatMul(g.a, s.Own(scaled[F](s, v, scale).T()), x)
+	torch.AddMatMul(g.b, s.Own(dy.T()), scaled(s, u, scale))
+	torch.AddMatMul(g.a, s.Own(scaled(s, v, scale).T()), x)
 }
 
-func scaled[F float](s *torch.Scope, t *torch.Tensor, by float64) *torch.Tensor {
+func scaled(s *torch.Scope, t *torch.Tensor, by float64) *torch.Tensor {
 	out := s.Empty(t.Shape()...)
-	dst := torch.Data[F](out)
-	for i, v := range torch.Data[F](t) {
-		dst[i] = v * F(by)
-	}
+	torch.Scaled(out, t, by)
 	return out
 }

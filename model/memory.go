@@ -1,9 +1,6 @@
 package model
 
-import (
-	"github.com/ssr-go/ssr/kernels/native"
-	"github.com/ssr-go/ssr/kernels/torch"
-)
+import "github.com/ssr-go/ssr/kernels/torch"
 
 // Footprint is the most memory that a policy's tensors hold at a time, in bytes.
 type Footprint struct {
@@ -26,16 +23,20 @@ func TrainingMemory(c Config, o Options, workers int, lengths []int) (f Footprin
 	if err := o.validate(c); err != nil {
 		return f, err
 	}
-	size := int64(4)
-	if o.DType == torch.Float64 {
-		size = 8
-	}
+	size := int64(o.size())
 	params, total := layout(c)
 	weights, live := total, total
 	shapes := newShapes(c)
-	for _, l := range shapes.linears {
-		weights += native.PackedLen(l[1], l[0])
+	packed, half := 0, 0
+	if dtype, length := o.packing(torch.Float32); length != nil {
+		for _, l := range shapes.linears {
+			packed += length(l[1], l[0])
+		}
+		if dtype == torch.BFloat16 {
+			packed, half = 0, packed
+		}
 	}
+	weights += packed
 	switch {
 	case o.LoRA != nil:
 		_, live = adapterLayout(c, o.LoRA, o.FreezeLayers)
@@ -47,19 +48,23 @@ func TrainingMemory(c Config, o Options, workers int, lengths []int) (f Footprin
 		live = total - params[firstTrained(c, params, o.FreezeLayers)].offset
 	}
 	kept := 2
-	if o.DType == torch.BFloat16 {
+	if o.rounds() {
 		kept++
 	}
 	if o.EMA > 0 {
 		kept++
 	}
+	if o.Device != torch.CPU {
+		workers = 1
+		weights += c.MaxPositions * c.HeadDim // of cosines and sines
+	}
 	lo, hi := o.Shard.bounds(live)
-	f = Footprint{Weights: size * int64(weights), Gradients: size * int64(workers*live), Optimizer: size * int64(kept*(hi-lo))}
+	f = Footprint{Weights: size*int64(weights) + 2*int64(half), Gradients: size * int64(workers*live), Optimizer: size * int64(kept*(hi-lo))}
 	offsets := make([]int, len(lengths)+1)
 	for i, n := range lengths {
 		offsets[i+1] = offsets[i] + n
 	}
-	for _, dealt := range segments(make([]int32, offsets[len(lengths)]), offsets, workers) {
+	for _, dealt := range segments(make([]int32, offsets[len(lengths)]), offsets, workers, o.segmentTokens()) {
 		m := newMeter(c, o)
 		m.train(dealt)
 		f.Activations += m.Held()
@@ -69,7 +74,32 @@ func TrainingMemory(c Config, o Options, workers int, lengths []int) (f Footprin
 			f.Activations += m.Held()
 		}
 	}
+	rows := o.segmentTokens()
+	for _, n := range lengths {
+		rows = max(rows, n)
+	}
+	f.Activations += o.beside(c, min(rows, offsets[len(lengths)]), 4)
 	return f, nil
+}
+
+// beside estimates the most bytes that libtorch takes beside the tensors of a policy on
+// a device, in an operation over so many rows: copies of its operands, or of a chunk of
+// the logits, of the attention's scores, or of what the optimizer updates.
+func (o Options) beside(c Config, rows, logits int) int64 {
+	if o.Device == torch.CPU {
+		return 0
+	}
+	width := max(2*c.Intermediate, newShapes(c).qkv, c.Hidden)
+	elements := max(4*rows*width, logits*max(deviceElements, headRows*c.VocabSize), 4*torch.Scores, 4*torch.Updated)
+	return int64(elements) * int64(o.size())
+}
+
+// size is the bytes of an element that is computed with.
+func (o Options) size() int {
+	if o.DType == torch.Float64 {
+		return 8
+	}
+	return 4
 }
 
 // SamplingMemory foretells the activations of a generation step of so many rows, of
@@ -83,7 +113,14 @@ func SamplingMemory(c Config, o Options, rows, sampled, logits int) int64 {
 	m.forward(rows)
 	m.Release(mark)
 	m.Take(logits * c.VocabSize)
-	return m.Held()
+	held := m.Held()
+	if o.Device != torch.CPU {
+		// Sampling has fourteen arrays like the logits; attention has the keys and values
+		// that it gathers, and their copies.
+		gathered := 3 * max(pagedElements, c.MaxPositions*2*c.KVHeads*c.HeadDim)
+		held += max(o.beside(c, rows, 14), int64(gathered)*int64(o.size()))
+	}
+	return held
 }
 
 // CacheBlock is the bytes of a block of native.BlockTokens tokens in a KV cache over all
@@ -148,11 +185,15 @@ func (m meter) train(dealt []segment) {
 		if m.p.keepsLogits() {
 			m.Take(predicted * c.VocabSize)
 		}
+		for range 3 { // scores
+			m.Take(predicted)
+		}
 		m.head(predicted)
 	}
 	for i := len(dealt) - 1; i >= 0; i-- {
 		n, predicted := len(dealt[i].tokens), len(dealt[i].tokens)-len(dealt[i].offsets)+1
 		m.Take(n * c.Hidden)
+		m.Take(predicted)
 		m.head(predicted)
 		if m.p.options.FreezeLayers < c.Layers {
 			m.backward(n)
@@ -197,7 +238,7 @@ func (m meter) activations(rows int, training bool) {
 // forward books what layerForward takes beside the activations.
 func (m meter) forward(rows int) {
 	c := m.p.config
-	half := m.p.options.DType == torch.BFloat16
+	half := m.p.rounds()
 	m.Take(rows * c.Hidden)
 	if half {
 		m.Take(rows * c.Hidden)

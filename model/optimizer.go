@@ -154,19 +154,13 @@ func (p *Policy) owned(param Parameter) (lo, hi int) {
 	return max(param.offset, first) - first, min(param.offset+param.len(), last) - first
 }
 
-func (p *Policy) squares() float64 {
-	if p.flat.DType() == torch.Float64 {
-		return squares[float64](p)
-	}
-	return squares[float32](p)
-}
-
-func squares[F float](p *Policy) (total float64) {
-	first, last, _ := p.Shard()
-	grad := torch.Data[F](p.lanes[0].grad)[first:last]
+func (p *Policy) squares() (total float64) {
+	first, _, _ := p.Shard()
 	for _, param := range p.trained {
 		if lo, hi := p.owned(param); lo < hi {
-			total += native.SumSquares(grad[lo:hi])
+			part := p.lanes[0].grad.Rows(first+lo, first+hi)
+			total += p.ops.squares(part)
+			part.Free()
 		}
 	}
 	return total
@@ -176,12 +170,7 @@ func (p *Policy) update(o AdamW, scale float64, share func(*torch.Tensor) error)
 	p.needOptimizer()
 	p.moments.steps++
 	u := native.AdamW{LR: o.LR, Beta1: o.Beta1, Beta2: o.Beta2, Eps: o.Eps, GradScale: scale, Step: int(p.moments.steps)}
-	if p.flat.DType() == torch.Float64 {
-		err = updateShard[float64](p, u, o.WeightDecay)
-	} else {
-		err = updateShard[float32](p, u, o.WeightDecay)
-	}
-	if err == nil {
+	if err = p.updateShard(u, o.WeightDecay); err == nil {
 		err = share(p.live)
 	}
 	if err == nil {
@@ -194,15 +183,16 @@ func (p *Policy) update(o AdamW, scale float64, share func(*torch.Tensor) error)
 	return nil
 }
 
-func updateShard[F float](p *Policy, update native.AdamW, decay float64) error {
+func (p *Policy) updateShard(update native.AdamW, decay float64) error {
 	first, last, _ := p.Shard()
-	live, grad := torch.Data[F](p.live)[first:last], torch.Data[F](p.lanes[0].grad)[first:last]
-	mean, square := torch.Data[F](p.moments.mean), torch.Data[F](p.moments.square)
+	live, grad := p.live.Rows(first, last), p.lanes[0].grad.Rows(first, last)
+	defer live.Free()
+	defer grad.Free()
 	exact := live
 	if p.master != nil {
-		exact = torch.Data[F](p.master)
+		exact = p.master
 	}
-	return p.pool.Each(context.Background(), func(worker int) error {
+	return p.each(context.Background(), func(worker int) error {
 		for i, param := range p.trained {
 			lo, hi := p.owned(param)
 			if i%p.pool.Size() != worker || lo >= hi {
@@ -212,13 +202,14 @@ func updateShard[F float](p *Policy, update native.AdamW, decay float64) error {
 			if param.Decay {
 				u.WeightDecay = decay
 			}
-			native.Update(u, exact[lo:hi], grad[lo:hi], mean[lo:hi], square[lo:hi])
+			p.ops.adamw(u, exact, grad, p.moments.mean, p.moments.square, lo, hi)
 			if p.mean != nil {
-				follow(torch.Data[F](p.mean)[lo:hi], exact[lo:hi], p.options.EMA)
+				p.ops.follow(p.mean, exact, p.options.EMA, lo, hi)
 			}
 			if p.master != nil {
-				copy(live[lo:hi], exact[lo:hi])
-				roundBF16(any(live[lo:hi]).([]float32))
+				rounded := torch.Data[float32](live)[lo:hi]
+				copy(rounded, torch.Data[float32](p.master)[lo:hi])
+				roundBF16(rounded)
 			}
 		}
 		return nil
@@ -229,7 +220,7 @@ func updateShard[F float](p *Policy, update native.AdamW, decay float64) error {
 // loaded, the exact weights and their mean begin as the weights.
 func (p *Policy) needOptimizer() {
 	lo, hi, _ := p.Shard()
-	empty := func() *torch.Tensor { return torch.New(torch.Optimizer, p.flat.DType(), hi-lo) }
+	empty := func() *torch.Tensor { return p.options.Device.New(torch.Optimizer, p.flat.DType(), hi-lo) }
 	if p.moments == nil {
 		p.moments = &moments{mean: empty(), square: empty()}
 	}
@@ -242,7 +233,7 @@ func (p *Policy) needOptimizer() {
 		}
 	}
 	exact := weights
-	if p.options.DType == torch.BFloat16 {
+	if p.rounds() {
 		begin(&p.master, weights)
 		exact = p.master
 	}
@@ -258,13 +249,5 @@ func (p *Policy) dropFollowers() {
 			(*t).Free()
 			*t = nil
 		}
-	}
-}
-
-// follow moves a running mean towards x.
-func follow[F float](mean, x []F, decay float64) {
-	d, step := F(decay), F(1-decay)
-	for i, v := range x {
-		mean[i] = d*mean[i] + step*v
 	}
 }

@@ -6,10 +6,15 @@ import (
 	"slices"
 )
 
-// segmentTokens is how many tokens go through the layers together: enough rows
-// for the matrix products, few enough that a layer's rows stay in the cache. A
-// longer sequence is a segment by itself.
-const segmentTokens = 512
+// How many tokens go through the layers together: on a CPU enough rows for the matrix
+// products, few enough that a layer's rows stay in the cache; on a device enough to
+// fill it. A longer sequence is a segment by itself.
+const (
+	segmentTokens = 512
+	deviceSegment = 4096
+)
+
+func (o Options) segmentTokens() int { return o.pick(segmentTokens, deviceSegment) }
 
 // segment is a run of whole sequences of a packed batch.
 type segment struct {
@@ -40,17 +45,17 @@ func (p *Policy) checkPacked(tokens []int32, offsets []int) error {
 	return nil
 }
 
-// segments cuts a packed batch and deals the segments to n workers: the most
-// work first, each to the worker with the least. It depends on nothing but its
-// arguments.
-func segments(tokens []int32, offsets []int, n int) [][]segment {
+// segments cuts a packed batch into segments of at most size tokens, or one sequence,
+// and deals them to n workers: the most work first, each to the worker with the least.
+// It depends on nothing but its arguments.
+func segments(tokens []int32, offsets []int, n, size int) [][]segment {
 	var all []segment
 	for i := 0; i+1 < len(offsets); i++ {
 		lo, hi := offsets[i], offsets[i+1]
 		if lo == hi {
 			continue
 		}
-		if len(all) == 0 || len(all[len(all)-1].tokens)+hi-lo > segmentTokens {
+		if len(all) == 0 || len(all[len(all)-1].tokens)+hi-lo > size {
 			all = append(all, segment{first: lo, offsets: []int32{0}})
 		}
 		s := &all[len(all)-1]
@@ -83,10 +88,10 @@ func (s segment) work() int {
 
 // predicted lists the rows whose hidden state predicts a token that want admits
 // (nil: every token but a sequence's first), and those tokens.
-func (s segment) predicted(want []bool) (rows []int, targets []int32) {
+func (s segment) predicted(want []bool) (rows, targets []int32) {
 	for i := 1; i < len(s.tokens); i++ {
 		if s.positions[i] > 0 && (want == nil || want[s.first+i]) {
-			rows = append(rows, i-1)
+			rows = append(rows, int32(i-1))
 			targets = append(targets, s.tokens[i])
 		}
 	}

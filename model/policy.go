@@ -34,9 +34,14 @@ type Options struct {
 	// trained with float32 weights beside the rounded ones, and float32 gradients
 	// and moments.
 	DType torch.DType
+	// Device is where the weights are and everything is computed; the zero value is
+	// the CPU and its own kernels. On another, in bfloat16 the products are of that
+	// type and all else is float32.
+	Device torch.Device
 	// Workers is the number of CPU workers, each on one thread; 0 means one per
 	// core. Gradients are summed per worker and then over workers in their
 	// order: results do not depend on timing, but, in the last bits, on Workers.
+	// Another device has one.
 	Workers int
 	// Recompute keeps only each layer's input for the backward pass and computes
 	// the layer again: a third more work, a tenth of the memory.
@@ -86,8 +91,7 @@ type Policy struct {
 	trained []Parameter
 	live    *torch.Tensor
 	pool    *device.Pool
-	rope32  rotary[float32]
-	rope64  rotary[float64]
+	ops     operations
 
 	// mu: readers hold it while they use the weights.
 	mu      sync.RWMutex
@@ -154,45 +158,42 @@ func (p *Policy) Refresh() error {
 func (p *Policy) refresh() error {
 	return p.each(context.Background(), func(worker int) error {
 		for i, l := range p.weights.linears() {
-			switch {
-			case i%p.pool.Size() != worker:
-			case p.flat.DType() == torch.Float64:
-				refreshLinear[float64](p, worker, l)
-			default:
-				refreshLinear[float32](p, worker, l)
+			if i%p.pool.Size() != worker {
+				continue
 			}
+			if len(l.adapters) > 0 {
+				s := p.lanes[worker].scratch.Scope()
+				merge(s, p.options.LoRA.scale(), l)
+				s.Close()
+			}
+			p.ops.repack(l)
 		}
 		return nil
 	})
 }
 
-func refreshLinear[F float](p *Policy, worker int, l *Linear) {
-	if len(l.adapters) > 0 {
-		s := p.lanes[worker].scratch.Scope()
-		merge[F](s, p.options.LoRA.scale(), l)
-		s.Close()
-	}
-	pack[F](l)
-}
-
 // fill writes weights.
 func (p *Policy) fill(t *torch.Tensor, next func() float64) {
-	fill(t, next)
-	if p.options.DType == torch.BFloat16 {
-		roundBF16(torch.Data[float32](t))
+	if p.rounds() {
+		exact := next
+		next = func() float64 { return float64(bf16(float32(exact()))) }
 	}
+	fill(t, next)
 }
 
+// fill writes all elements of a dense tensor, wherever it is.
 func fill(t *torch.Tensor, next func() float64) {
-	if t.DType() == torch.Float64 {
-		for i, d := 0, torch.Data[float64](t); i < len(d); i++ {
-			d[i] = next()
+	onHost(t, true, func(t *torch.Tensor) {
+		if t.DType() == torch.Float64 {
+			for i, d := 0, torch.Data[float64](t); i < len(d); i++ {
+				d[i] = next()
+			}
+			return
 		}
-		return
-	}
-	for i, d := 0, torch.Data[float32](t); i < len(d); i++ {
-		d[i] = float32(next())
-	}
+		for i, d := 0, torch.Data[float32](t); i < len(d); i++ {
+			d[i] = float32(next())
+		}
+	})
 }
 
 func newPolicy(c Config, o Options) (p *Policy, err error) {
@@ -213,29 +214,47 @@ func newPolicy(c Config, o Options) (p *Policy, err error) {
 	default:
 		return nil, fmt.Errorf("model: dtype %v is not supported; want float32, float64 or bfloat16", o.DType)
 	}
+	if o.Device != torch.CPU {
+		o.Workers = 1
+	}
 	params, total := layout(c)
-	p = &Policy{config: c, options: o, params: params, flat: torch.New(torch.Weights, compute, total), pool: device.NewPool(o.Workers)}
+	flat, err := newFlat(o.Device, compute, total)
+	if err != nil {
+		return nil, fmt.Errorf("model: %w", err)
+	}
+	p = &Policy{config: c, options: o, params: params, flat: flat, pool: device.NewPool(o.Workers)}
 	for i := range params {
 		params[i].Tensor = p.flat.View(params[i].offset, params[i].shape...)
 	}
 	p.weights = newWeights(c, params, p.flat, 0)
-	p.weights.needPacked()
+	p.weights.needPacked(o)
 	p.setTrained()
-	if compute == torch.Float64 {
-		p.rope64 = newRotary[float64](c)
-	} else {
-		p.rope32 = newRotary[float32](c)
-		if o.DType == torch.BFloat16 {
-			roundBF16(p.rope32.cos)
-			roundBF16(p.rope32.sin)
-		}
+	switch {
+	case o.Device != torch.CPU:
+		p.ops = newOnDevice(p)
+	case compute == torch.Float64:
+		p.ops = newOnCPU[float64](p)
+	default:
+		p.ops = newOnCPU[float32](p)
 	}
 	for range p.pool.Size() {
 		p.lanes = append(p.lanes, lane{
-			scratch: torch.NewArena(torch.Activations, compute), training: torch.NewArena(torch.Activations, compute),
+			scratch: p.NewArena(), training: p.NewArena(),
 		})
 	}
 	return p, nil
+}
+
+// newFlat takes the memory of the weights, the first that a policy takes: the device
+// may have too little, or not be there.
+func newFlat(d torch.Device, dtype torch.DType, n int) (t *torch.Tensor, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%d weights on %v: %w", n, d, err)
+		}
+	}()
+	defer torch.Catch(&err)
+	return d.New(torch.Weights, dtype, n), nil
 }
 
 // Close frees the tensors and ends the workers; nothing may use the policy any more.
@@ -257,6 +276,9 @@ func (p *Policy) Close() {
 			t.Free()
 		}
 	}
+	if o, ok := p.ops.(*onDevice); ok {
+		o.free()
+	}
 	p.weights.free()
 	for _, param := range p.params {
 		param.Tensor.Free()
@@ -275,7 +297,7 @@ func (p *Policy) setTrained() {
 	if l := p.options.LoRA; l != nil {
 		var total int
 		p.trained, total = adapterLayout(p.config, l, p.options.FreezeLayers)
-		p.live = torch.New(torch.Weights, p.flat.DType(), total)
+		p.live = p.options.Device.New(torch.Weights, p.flat.DType(), total)
 		for i := range p.trained {
 			t := &p.trained[i]
 			t.Tensor = p.live.View(t.offset, t.shape...)
@@ -316,6 +338,9 @@ func (p *Policy) newGradient(buffer *torch.Tensor) *Weights {
 
 // Config is the policy's shape.
 func (p *Policy) Config() Config { return p.config }
+
+// Device is where the policy's tensors are.
+func (p *Policy) Device() torch.Device { return p.options.Device }
 
 // Version counts the updates of the weights, unless
 // LoadOptimizer or SetVersion said otherwise.

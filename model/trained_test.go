@@ -260,8 +260,8 @@ func TestHeadInChunks(t *testing.T) {
 	defer arena.Free()
 	s := arena.Scope()
 	defer s.Close()
-	seg := segments(tokens, offsets, 1)[0][0]
-	hidden := Forward(p, s, tokens, seg.positions, attendWithin[float64](p, seg, nil))
+	seg := segments(tokens, offsets, 1, segmentTokens)[0][0]
+	hidden := Forward(p, s, tokens, seg.positions, attendWithin(p, seg, nil))
 	logits, h := torch.Data[float64](Logits(p, s, hidden)), torch.Data[float64](hidden)
 	V, C := c.VocabSize, c.Hidden
 	want := make([]float64, V*C)

@@ -35,22 +35,12 @@ type Linear struct {
 	W *torch.Tensor // [out, in]
 	// Bias is [out], or nil.
 	Bias *torch.Tensor
-	// packed is W again in the layout of native.Linear; nil in a gradient.
+	// packed is W again as the policy's products take it, in the layout of native.Linear
+	// or in bfloat16; nil in a gradient, and where they take W itself.
 	packed *torch.Tensor
 	// adapters change W, which has them in it; see LoRA. In a gradient they hold
 	// that of their matrices.
 	adapters []adapter
-}
-
-// apply computes y = x @ Wᵀ + Bias, or adds it to y. Its rows have the same bits
-// in any batch, which a product through libtorch's BLAS has not.
-func apply[F float](l Linear, x, y *torch.Tensor, add bool) {
-	var bias []F
-	if l.Bias != nil {
-		bias = torch.Data[F](l.Bias)
-	}
-	out, in := l.W.Shape()[0], l.W.Shape()[1]
-	native.Linear(torch.Data[F](x), torch.Data[F](l.packed), bias, x.Shape()[0], in, out, 0, 0, torch.Data[F](y), add)
 }
 
 // Layer holds the weights of one decoder layer. The three attention projections
@@ -192,24 +182,39 @@ func (w *Weights) linears() []*Linear {
 
 // needPacked allocates the packed copies, one after another, so that they share
 // large pages.
-func (w *Weights) needPacked() {
-	length := func(l *Linear) int { return native.PackedLen(l.W.Shape()[1], l.W.Shape()[0]) }
+func (w *Weights) needPacked(o Options) {
+	dtype, length := o.packing(w.Head.W.DType())
+	if length == nil {
+		return
+	}
 	total := 0
 	for _, l := range w.linears() {
-		total += length(l)
+		total += length(l.W.Shape()[1], l.W.Shape()[0])
 	}
-	all := torch.New(torch.Weights, w.Head.W.DType(), total)
+	all := o.Device.New(torch.Weights, dtype, total)
 	w.views = append(w.views, all)
 	at := 0
 	for _, l := range w.linears() {
-		l.packed = all.View(at, length(l))
+		n, shape := length(l.W.Shape()[1], l.W.Shape()[0]), l.W.Shape()
+		if o.Device == torch.CPU {
+			shape = []int{n}
+		}
+		l.packed = all.View(at, shape...)
 		w.views = append(w.views, l.packed)
-		at += length(l)
+		at += n
 	}
 }
 
-func pack[F float](l *Linear) {
-	native.Pack(torch.Data[F](l.W), l.W.Shape()[0], l.W.Shape()[1], torch.Data[F](l.packed))
+// packing is the dtype of packed copies and how many elements one takes of a matrix
+// [out, in]; length is nil where there are none.
+func (o Options) packing(compute torch.DType) (dtype torch.DType, length func(in, out int) int) {
+	switch {
+	case o.Device == torch.CPU:
+		return compute, native.PackedLen
+	case o.DType == torch.BFloat16:
+		return torch.BFloat16, func(in, out int) int { return in * out }
+	}
+	return 0, nil
 }
 
 func (w *Weights) free() {

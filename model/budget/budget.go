@@ -60,7 +60,7 @@ func Make(r Run) (p Plan, err error) {
 		return p, fmt.Errorf("budget: %w", err)
 	}
 	if r.Reference {
-		frozen := model.Options{}
+		frozen := model.Options{Device: r.Options.Device}
 		f, err := model.TrainingMemory(r.Model, frozen, w, []int{1})
 		if err != nil {
 			return p, fmt.Errorf("budget: %w", err)

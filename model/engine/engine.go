@@ -82,9 +82,7 @@ type Engine struct {
 	// Owned by the loop.
 	sched  *sched.Scheduler
 	active map[sched.Ticket]*call
-	cache  []([]float32) // one per layer, [blocks, block]
-	memory *torch.Arena
-	scope  *torch.Scope
+	cache  *model.Cache
 }
 
 // New starts an engine over a policy, which must outlive it. Close ends it. The
@@ -111,14 +109,10 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 	e = &Engine{
 		policy: p, config: c, opts: o, sched: s, active: map[sched.Ticket]*call{},
 		wake: make(chan struct{}, 1), ended: make(chan struct{}),
-		memory: torch.NewArena(torch.Cache, torch.Float32),
-	}
-	e.scope = e.memory.Scope()
-	for range c.Layers {
-		e.cache = append(e.cache, torch.Data[float32](e.scope.Empty(blocks*block)))
+		cache: p.NewCache(blocks),
 	}
 	for range workers {
-		e.shards = append(e.shards, &shard{arena: torch.NewArena(torch.Activations, torch.Float32)})
+		e.shards = append(e.shards, &shard{arena: p.NewArena()})
 	}
 	go e.loop()
 	return e, nil
@@ -129,7 +123,7 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 func Memory(c model.Config, m model.Options, workers int, o Options) (cache, activations int64) {
 	o = o.withDefaults()
 	rows := o.MaxSequences/workers + 1 + max(o.StepTokens, native.BlockTokens)
-	step := model.SamplingMemory(c, m, rows, o.MaxSequences/workers+1, max(logitElements/c.VocabSize, 8))
+	step := model.SamplingMemory(c, m, rows, o.MaxSequences/workers+1, max(m.LogitElements()/c.VocabSize, 8))
 	return o.CacheBytes, int64(workers) * step
 }
 
@@ -212,8 +206,7 @@ func (e *Engine) Close() {
 	if !first {
 		return
 	}
-	e.scope.Close()
-	e.memory.Free()
+	e.cache.Free()
 	for _, s := range e.shards {
 		s.arena.Free()
 	}

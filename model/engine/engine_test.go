@@ -237,9 +237,9 @@ func naive(t *testing.T, p *model.Policy, tokens []int32, n int) (out []int32) {
 		for i := range positions {
 			positions[i] = int32(i)
 		}
-		hidden := model.Forward(p, s, tokens, positions, func(_ int, qkv, att []float32) {
-			q, k, v := model.SplitQKV(p, qkv)
-			native.AttentionForward(shape, q, k, v, []int32{0, int32(len(tokens))}, att, nil)
+		hidden := model.Forward(p, s, tokens, positions, func(_ int, qkv, att *torch.Tensor) {
+			q, k, v := model.SplitQKV(p, torch.Data[float32](qkv))
+			native.AttentionForward(shape, q, k, v, []int32{0, int32(len(tokens))}, torch.Data[float32](att), nil)
 		})
 		logits := torch.Data[float32](model.Logits(p, s, hidden))
 		last := logits[(len(tokens)-1)*vocab:]

@@ -19,7 +19,7 @@ type shard struct {
 	segments                 []native.Segment
 	last                     []native.Segment // the sampled rows alone, one a segment
 	sampled                  []sched.Work     // the works that ask for a token
-	rows                     []int            // and the row whose logits give it
+	rows                     []int32          // and the row whose logits give it
 	calls                    []*call
 	draws                    []draw
 }
@@ -61,19 +61,15 @@ func (s *shard) layOut(active map[sched.Ticket]*call) {
 		s.table = append(s.table, w.Table...)
 		if w.Sample {
 			s.sampled = append(s.sampled, w)
-			row := len(s.tokens) - 1
+			row := int32(len(s.tokens) - 1)
 			s.rows = append(s.rows, row)
 			s.last = append(s.last, native.Segment{
-				Row: int32(row), Rows: 1, Past: int32(w.Start + len(w.Tokens) - 1), Table: s.segments[len(s.segments)-1].Table,
+				Row: row, Rows: 1, Past: int32(w.Start + len(w.Tokens) - 1), Table: s.segments[len(s.segments)-1].Table,
 			})
 			s.calls = append(s.calls, active[w.Ticket])
 		}
 	}
 }
-
-// logitElements bounds the logits that a worker holds at a time; they then stay
-// in its cache between the product and the draw.
-const logitElements = 256 << 10
 
 // run computes the shard on the worker's thread.
 func (s *shard) run(e *Engine) (err error) {
@@ -82,34 +78,27 @@ func (s *shard) run(e *Engine) (err error) {
 		return nil
 	}
 	scope := s.arena.Scope()
+	defer scope.Close()
 	p := e.policy
-	hidden := model.ForwardRows(p, scope, s.tokens, s.positions, s.rows, func(layer int, qkv, out []float32) {
-		q, k, v := model.SplitQKV(p, qkv)
-		shape, queries := p.Attention(layer), s.segments
-		if layer == e.config.Layers-1 {
-			queries = s.last
-		}
-		native.CacheAppend(shape, k, v, s.segments, s.table, e.cache[layer])
-		native.AttentionExtend(shape, q, queries, s.table, e.cache[layer], out, nil)
-	})
-	vocab := e.config.VocabSize
-	size := max(logitElements/vocab, 8)
+	hidden := model.ForwardRows(p, scope, s.tokens, s.positions, s.rows, e.cache.Attend(scope, s.segments, s.last, s.table))
+	size := max(p.LogitElements()/e.config.VocabSize, 8)
 	for lo := 0; lo < len(s.rows); lo += size {
 		hi := min(lo+size, len(s.rows))
 		inner := scope.Nest()
-		logits := torch.Data[float32](model.Logits(p, inner, inner.Own(hidden.Rows(lo, hi))))
+		logits := model.Logits(p, inner, inner.Own(hidden.Rows(lo, hi)))
+		var draws []model.Draw
+		for _, c := range s.calls[lo:hi] {
+			draws = append(draws, model.Draw{Sampling: c.sampling, U: c.stream.Uniform(c.position())})
+		}
+		tokens, logprobs, sampled := p.Sample(logits, draws)
 		for i, c := range s.calls[lo:hi] {
-			var d draw
-			row := logits[i*vocab : (i+1)*vocab]
-			d.token, d.logprob, d.sampling = native.Sample(row, c.sampling, c.stream.Uniform(c.position()))
-			d.oldest = s.sampled[lo+i].Oldest
+			d := draw{token: tokens[i], logprob: logprobs[i], sampling: sampled[i], oldest: s.sampled[lo+i].Oldest}
 			if n := c.req.Alternatives; n > 0 && d.token >= 0 {
-				d.alternatives = alternatives(row, n, d.token, d.logprob)
+				d.alternatives = alternatives(model.Row(logits, i), n, d.token, d.logprob)
 			}
 			s.draws = append(s.draws, d)
 		}
 		inner.Close()
 	}
-	scope.Close()
 	return nil
 }

@@ -1,0 +1,86 @@
+package model
+
+import (
+	"github.com/ssr-go/ssr/kernels/native"
+	"github.com/ssr-go/ssr/kernels/torch"
+)
+
+// Cache holds the keys and values of tokens of several sequences, in blocks of
+// native.BlockTokens, on the policy's device.
+type Cache struct {
+	p      *Policy
+	memory *torch.Arena
+	scope  *torch.Scope
+	layers []*torch.Tensor // [blocks, elements of a block]
+}
+
+// NewCache takes the memory of a cache of so many blocks. Free gives it back.
+func (p *Policy) NewCache(blocks int) *Cache {
+	c := &Cache{p: p, memory: p.options.Device.NewArena(torch.Cache, p.flat.DType())}
+	c.scope = c.memory.Scope()
+	for range p.config.Layers {
+		t := c.scope.Empty(blocks * p.Attention(0).CacheBlock())
+		if p.options.Device != torch.CPU {
+			t.Zero() // what no query sees is multiplied by 0 there
+		}
+		c.layers = append(c.layers, t)
+	}
+	return c
+}
+
+// Free ends the cache.
+func (c *Cache) Free() {
+	c.scope.Close()
+	c.memory.Free()
+}
+
+// Attend is attention for Forward whose rows are those of segs: it adds their keys and
+// values to the cache and attends to all that is there of their sequences. In the last
+// layer it gives the rows of last alone. table is of numbers of blocks, see
+// native.Segment. It is valid while s is open.
+func (c *Cache) Attend(s *torch.Scope, segs, last []native.Segment, table []int32) Attend {
+	return c.p.ops.attendCached(s, c.layers, segs, last, table)
+}
+
+// Draw is how one row of logits is sampled, at U in [0, 1).
+type Draw struct {
+	native.Sampling
+	U float64
+}
+
+// Sample draws a token for each row of logits [R, V], as native.Sample does.
+func (p *Policy) Sample(logits *torch.Tensor, draws []Draw) (tokens []int32, logprobs, sampled []float32) {
+	return p.ops.sample(logits, draws)
+}
+
+// Row copies row i of float32 logits.
+func Row(logits *torch.Tensor, i int) []float32 {
+	row := logits.Rows(i, i+1)
+	defer row.Free()
+	out := make([]float32, row.Len())
+	onHost(row, false, func(t *torch.Tensor) { copy(out, torch.Data[float32](t)) })
+	return out
+}
+
+// NewArena is scratch memory for Forward on the policy's device, one for each
+// goroutine. Free gives it back.
+func (p *Policy) NewArena() *torch.Arena {
+	return p.options.Device.NewArena(torch.Activations, p.flat.DType())
+}
+
+// LogitElements is how many logits are best computed at a time: few enough that they
+// stay in a CPU's cache from the product to the draw, many enough to fill a GPU.
+func (o Options) LogitElements() int { return o.pick(256<<10, deviceElements) }
+
+// LogitElements are those of the policy's options.
+func (p *Policy) LogitElements() int { return p.options.LogitElements() }
+
+const deviceElements = 16 << 20
+
+// pick chooses a size by where the policy is.
+func (o Options) pick(cpu, device int) int {
+	if o.Device == torch.CPU {
+		return cpu
+	}
+	return device
+}

@@ -1,0 +1,301 @@
+package model
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/ssr-go/ssr/kernels/torch"
+)
+
+// accelerator is the device that tests of devices run on: the one that SSR_TEST_DEVICE
+// names, or what stands for any.
+func accelerator(t *testing.T) torch.Device {
+	t.Helper()
+	d, err := torch.ParseDevice(cmp.Or(os.Getenv("SSR_TEST_DEVICE"), "generic"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// families with everything in them.
+func everyFamily() []Config {
+	return []Config{tiny("qwen2", true), tiny("qwen3", false), tiny("llama", false), tiny("mistral", false), tiny("cwm", false)}
+}
+
+// differ is the largest difference of two vectors, relative to 1 or the second's.
+func differ(t *testing.T, got, want []float64) (most float64) {
+	t.Helper()
+	if len(got) != len(want) {
+		t.Fatalf("%d values, want %d", len(got), len(want))
+	}
+	for i, w := range want {
+		d := math.Abs(got[i]-w) / max(1, math.Abs(w))
+		if math.IsNaN(d) {
+			t.Fatalf("value %d is %v, want %v", i, got[i], w)
+		}
+		most = max(most, d)
+	}
+	return most
+}
+
+// TestDeviceIsTheCPU: log-probabilities, entropies, gradients and three steps of a policy
+// on a device are those of the CPU's kernels, in every family and option.
+func TestDeviceIsTheCPU(t *testing.T) {
+	for _, c := range everyFamily() {
+		for name, o := range map[string]Options{
+			"float64": {DType: torch.Float64}, "float32": {}, "recompute": {Recompute: true},
+			"frozen": {FreezeLayers: 1, EMA: 0.9}, "adapters": {LoRA: &LoRA{Rank: 3, Alpha: 5}},
+		} {
+			t.Run(c.ModelType+"/"+name, func(t *testing.T) {
+				tolerance := 1e-5
+				if o.DType == torch.Float64 {
+					tolerance = 1e-11
+				}
+				most := 0.0
+				near := func(what string, got, want []float64) {
+					t.Helper()
+					d := differ(t, got, want)
+					if most = max(most, d); !(d <= tolerance) {
+						t.Errorf("%s: off by %.3g; want %g at most", what, d, tolerance)
+					}
+				}
+				defer func() { t.Logf("off by %.2g at most", most) }()
+				dir := t.TempDir()
+				o.Workers = 1
+				cpu := adapted(t, c, o, dir)
+				o.Device = accelerator(t)
+				other := adapted(t, c, o, dir)
+				tokens, offsets := packed(c, 30, 1, 21, 9, 60)
+				near("log-probabilities", mustLogprobs(t, other, tokens, offsets), mustLogprobs(t, cpu, tokens, offsets))
+				for step := range 3 {
+					var lp, entropy [2][]float64
+					var grad [2][]float64
+					for i, p := range []*Policy{cpu, other} {
+						err := p.Accumulate(t.Context(), tokens, offsets, func(l, e []float64) ([]float64, error) {
+							lp[i], entropy[i] = slices.Clone(l), slices.Clone(e)
+							_, g := objective(l)
+							for j := range g {
+								g[j] /= float64(len(g))
+							}
+							return g, nil
+						})
+						if err != nil {
+							t.Fatal(err)
+						}
+						grad[i] = read(sumLanes(p))
+					}
+					near("log-probabilities in training", lp[1], lp[0])
+					near("entropies", entropy[1], entropy[0])
+					near(fmt.Sprintf("gradient of step %d", step), grad[1], grad[0])
+					var norms [2]float64
+					for i, p := range []*Policy{cpu, other} {
+						var err error
+						// Adam divides by the gradient's own size: where that is rounding, so is the step.
+						if norms[i], err = p.Step(AdamW{LR: 1e-3, Beta1: 0.9, Beta2: 0.95, Eps: 1e-3, WeightDecay: 0.1}, 0.1); err != nil {
+							t.Fatal(err)
+						}
+					}
+					near("norm", norms[1:], norms[:1])
+					near("weights", read(other.flat), read(cpu.flat))
+				}
+				if o.EMA > 0 {
+					near("mean of the weights", read(other.mean), read(cpu.mean))
+				}
+			})
+		}
+	}
+}
+
+// TestDeviceGradient compares the gradient along a random direction with the central
+// difference of the loss, all on the device.
+func TestDeviceGradient(t *testing.T) {
+	for _, c := range everyFamily() {
+		p := random(t, c, Options{DType: torch.Float64, Device: accelerator(t)})
+		tokens, offsets := packed(c, 19, 1, 24, 5)
+		accumulateAll(t, p, tokens, offsets)
+		grad, weights := read(sumLanes(p)), read(p.flat)
+		r := rand.New(rand.NewPCG(5, 6))
+		along, want := make([]float64, len(grad)), 0.0
+		for i := range along {
+			along[i] = r.NormFloat64()
+			want += along[i] * grad[i]
+		}
+		const h = 1e-6
+		at := func(x float64) float64 {
+			i := -1
+			fill(p.flat, func() float64 { i++; return weights[i] + x*along[i] })
+			if err := p.Refresh(); err != nil {
+				t.Fatal(err)
+			}
+			loss, _ := objective(mustLogprobs(t, p, tokens, offsets))
+			return loss
+		}
+		got := (at(h) - at(-h)) / (2 * h)
+		t.Logf("%s: gradient %.10g, central difference %.10g", c.ModelType, want, got)
+		if math.Abs(got-want) > 1e-5*(1+math.Abs(want)) {
+			t.Errorf("%s: gradient %.10g along a direction, central difference %.10g", c.ModelType, want, got)
+		}
+	}
+}
+
+// TestDeviceMatchesTransformers holds the device against the same figures as the CPU.
+func TestDeviceMatchesTransformers(t *testing.T) {
+	for _, name := range goldenCases {
+		for dtype, most := range map[torch.DType]float64{torch.Float32: 2e-5, torch.Float64: 2e-5, torch.BFloat16: 0.3} {
+			p, g := loadGolden(t, name, Options{DType: dtype, Device: accelerator(t)})
+			want := g.Logprobs
+			if dtype == torch.BFloat16 {
+				want = g.BFloat16
+			}
+			tokens, offsets := join(g.Sequences)
+			worst := 0.0
+			for i, lp := range mustLogprobs(t, p, tokens, offsets) {
+				worst = max(worst, math.Abs(lp-flatten(want)[i]))
+			}
+			t.Logf("%s, %v: largest difference %.3g", name, dtype, worst)
+			if !(worst < most) {
+				t.Errorf("%s, %v: largest difference %.3g; want less than %g", name, dtype, worst, most)
+			}
+		}
+	}
+}
+
+// TestHalfProducts: with products of bfloat16 the gradient points where that of float32
+// does, and the weights that are trained are exact ones.
+func TestHalfProducts(t *testing.T) {
+	c := tiny("qwen3", true)
+	single, half := random(t, c, Options{Device: accelerator(t)}), random(t, c, Options{Device: accelerator(t), DType: torch.BFloat16})
+	if d := differ(t, read(half.flat), read(single.flat)); d != 0 {
+		t.Errorf("weights differ by %g; want the same", d)
+	}
+	tokens, offsets := packed(c, 30, 21, 9)
+	var grad [2][]float64
+	for i, p := range []*Policy{single, half} {
+		accumulateAll(t, p, tokens, offsets)
+		grad[i] = read(sumLanes(p))
+	}
+	var dot, a, b float64
+	for i := range grad[0] {
+		dot, a, b = dot+grad[0][i]*grad[1][i], a+grad[0][i]*grad[0][i], b+grad[1][i]*grad[1][i]
+	}
+	cosine := dot / math.Sqrt(a*b)
+	t.Logf("cosine %v, norms %v and %v", cosine, math.Sqrt(a), math.Sqrt(b))
+	if !(cosine > 0.999) || cosine == 1 {
+		t.Errorf("the cosine between the gradients is %v; want over 0.999, and not the same numbers", cosine)
+	}
+	// The copies that products take follow the weights.
+	before := mustLogprobs(t, half, tokens, offsets)
+	if _, err := half.Step(AdamW{LR: 0.01, Beta1: 0.9, Beta2: 0.95, Eps: 1e-8}, 1); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := half.Save(dir, torch.Float32); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Load(dir, Options{Device: accelerator(t), DType: torch.BFloat16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	after := mustLogprobs(t, half, tokens, offsets)
+	if d := differ(t, mustLogprobs(t, again, tokens, offsets), after); d != 0 {
+		t.Errorf("a policy loaded from the trained weights scores %g differently", d)
+	}
+	if d := differ(t, after, before); d == 0 {
+		t.Error("a step changed no log-probability")
+	}
+}
+
+// TestDeviceCheckpoint: what a policy on a device saves, the CPU goes on with, and the
+// other way round.
+func TestDeviceCheckpoint(t *testing.T) {
+	c := tiny("llama", false)
+	tokens, offsets := packed(c, 30, 21, 9)
+	step := func(p *Policy) {
+		t.Helper()
+		accumulateAll(t, p, tokens, offsets)
+		if _, err := p.Step(AdamW{LR: 1e-3, Beta1: 0.9, Beta2: 0.95, Eps: 1e-3}, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	there := map[torch.Device]torch.Device{torch.CPU: accelerator(t), accelerator(t): torch.CPU}
+	for from := range there {
+		a := random(t, c, Options{Device: from, Workers: 1, EMA: 0.5})
+		step(a)
+		dir := t.TempDir()
+		optimizer := filepath.Join(dir, "optimizer.safetensors")
+		if err := a.Save(dir, torch.Float32); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.SaveOptimizer(optimizer); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.SaveMean(filepath.Join(dir, "mean"), torch.BFloat16, ""); err != nil {
+			t.Fatal(err)
+		}
+		b, err := Load(dir, Options{Device: there[from], Workers: 1, EMA: 0.5})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		if err := b.LoadOptimizer(optimizer); err != nil {
+			t.Fatal(err)
+		}
+		if d := differ(t, read(b.flat), read(a.flat)); d != 0 || b.Version() != 1 {
+			t.Errorf("from %v to %v: version %d, weights off by %g", from, b.Device(), b.Version(), d)
+		}
+		step(a)
+		step(b)
+		if d := differ(t, read(b.flat), read(a.flat)); d > 1e-6 {
+			t.Errorf("from %v to %v: a step later the weights are off by %g", from, b.Device(), d)
+		}
+	}
+}
+
+func TestNoSuchDevice(t *testing.T) {
+	_, err := New(tiny("qwen2", true), 1, Options{Device: torch.CUDA(99)})
+	if err == nil || !strings.Contains(err.Error(), "cuda:99") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestDeviceMemory compares what is foretold of a device, but for what libtorch takes
+// beside, with what tensors own at most over a step.
+func TestDeviceMemory(t *testing.T) {
+	lengths := []int{400, 300, 80, 20}
+	for name, o := range map[string]Options{
+		"single": {}, "half": {DType: torch.BFloat16, Recompute: true}, "adapters": {LoRA: &LoRA{Rank: 8}},
+	} {
+		o.Device = accelerator(t)
+		before := torch.Allocated()
+		p, err := New(small, 1, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens, offsets := packed(small, lengths...)
+		accumulateAll(t, p, tokens, offsets)
+		if _, err := p.Step(AdamW{LR: 1e-4, Beta1: 0.9, Beta2: 0.95, Eps: 1e-8}, 1); err != nil {
+			t.Fatal(err)
+		}
+		f, err := TrainingMemory(small, o, 1, lengths)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Activations -= o.beside(small, 800, 4)
+		after := torch.Allocated()
+		for purpose, want := range map[torch.Purpose]int64{
+			torch.Weights: f.Weights, torch.Gradients: f.Gradients, torch.Optimizer: f.Optimizer, torch.Activations: f.Activations,
+		} {
+			near(t, name+", "+purpose.String(), after[purpose]-before[purpose], want)
+		}
+		p.Close()
+	}
+}
