@@ -21,7 +21,9 @@ import (
 )
 
 type benchCmd struct {
-	Model   string        `type:"existingdir" help:"A model; by default 2 million random parameters in Qwen2's shape."`
+	Model   string        `type:"existingdir" help:"A model; a config.json alone gets random weights; by default 2 million of them in Qwen2's shape."`
+	Device  string        `default:"cpu" help:"What computes: cpu, cuda:0 and so on, or generic, a GPU's operations on the CPU."`
+	DType   string        `name:"dtype" default:"float32" enum:"float32,bfloat16" help:"What it computes in."`
 	Batch   int           `default:"128" help:"Sequences that generate side by side."`
 	Prompt  int           `default:"128" help:"Tokens of each prompt."`
 	New     int           `default:"64" help:"New tokens of each sequence."`
@@ -36,8 +38,9 @@ type benchCmd struct {
 
 // benchmark is the result; a part that was not measured is absent.
 type benchmark struct {
-	Parameters int `json:"parameters"`
-	Workers    int `json:"workers"`
+	Device     string `json:"device"`
+	Parameters int    `json:"parameters"`
+	Workers    int    `json:"workers"`
 	// FirstToken is the time from the start of the process to the first sampled
 	// token: loading, a prompt and one step.
 	FirstToken float64 `json:"first_token_seconds,omitempty"`
@@ -56,7 +59,7 @@ func (c *benchCmd) Run(ctx context.Context, o output) (err error) {
 		return err
 	}
 	defer p.Close()
-	b.Workers = p.Workers().Size()
+	b.Device, b.Workers = p.Device().String(), p.Workers().Size()
 	for _, param := range p.Parameters() {
 		b.Parameters += param.Tensor.Len()
 	}
@@ -76,7 +79,7 @@ func (c *benchCmd) Run(ctx context.Context, o output) (err error) {
 	if c.JSON {
 		return printJSON(o.out, b)
 	}
-	fmt.Fprintf(o.out, "%d parameters, %d workers\n", b.Parameters, b.Workers)
+	fmt.Fprintf(o.out, "%d parameters on %s, %d workers\n", b.Parameters, b.Device, b.Workers)
 	for _, l := range []struct {
 		name string
 		v    float64
@@ -92,9 +95,25 @@ func (c *benchCmd) Run(ctx context.Context, o output) (err error) {
 }
 
 func (c *benchCmd) model() (*model.Policy, error) {
-	o := model.Options{Workers: c.Workers}
+	d, err := dtype(c.DType)
+	if err != nil {
+		return nil, err
+	}
+	on, err := openDevice(c.Device)
+	if err != nil {
+		return nil, err
+	}
+	o := model.Options{Workers: c.Workers, Device: on, DType: d}
 	if c.Model != "" {
-		return model.Load(c.Model, o)
+		weights, err := filepath.Glob(filepath.Join(c.Model, "*.safetensors*"))
+		if err != nil || len(weights) > 0 {
+			return model.Load(c.Model, o)
+		}
+		shape, err := model.ReadConfig(c.Model)
+		if err != nil {
+			return nil, err
+		}
+		return model.New(shape, 1, o)
 	}
 	return model.New(model.Config{
 		ModelType: "qwen2", VocabSize: 2048, Hidden: 192, Intermediate: 512, Layers: 4, Heads: 6, KVHeads: 2, HeadDim: 32,

@@ -13,6 +13,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
 	"github.com/ssr-go/ssr/model/gen"
 	"github.com/ssr-go/ssr/rl"
@@ -47,6 +48,10 @@ type policyConfig struct {
 	// of the episodes and computes a share of every update; the optimizer's state is
 	// split among them. Results depend on it in their last bits.
 	Replicas int `yaml:"replicas"`
+	// Device computes: cpu, cuda:0 and so on in a program built with CUDA, or generic,
+	// which is what a GPU runs, on the CPU and slowly. Results depend on it in their last
+	// bits.
+	Device string `yaml:"device,omitempty"`
 	// Workers of each replica on the CPU, one thread each; 0 shares the cores out
 	// among the replicas. Results depend on it in their last bits.
 	Workers int `yaml:"workers"`
@@ -67,8 +72,8 @@ type policyConfig struct {
 	CacheBytes int64 `yaml:"cache_bytes"`
 	// DeviceBytes is the memory of one replica's device. Training that needs more is
 	// refused, and unless CacheBytes says otherwise the cache gets what all else
-	// leaves. 0 is unknown: the replicas together are held against the free memory of
-	// the machine.
+	// leaves. 0 is what is free of a GPU; of the CPU it is unknown: the replicas together
+	// are held against the free memory of the machine.
 	DeviceBytes int64 `yaml:"device_bytes,omitempty"`
 	// Remote is the policy's name on the server, where model is a URL.
 	Remote string `yaml:"remote,omitempty"`
@@ -83,14 +88,24 @@ func (c policyConfig) options() (model.Options, error) {
 	if err != nil {
 		return model.Options{}, fmt.Errorf("policy.dtype: %w", err)
 	}
+	on, err := openDevice(c.Device)
+	if err != nil {
+		return model.Options{}, fmt.Errorf("policy.device: %w", err)
+	}
+	if on != torch.CPU && c.Replicas > 1 {
+		return model.Options{}, fmt.Errorf("policy.replicas is %d; several replicas train on the CPU alone, not on %v", c.Replicas, on)
+	}
 	return model.Options{
-		DType: d, Workers: c.workers(), Recompute: c.Recompute, LoRA: c.LoRA, FreezeLayers: c.FreezeLayers, EMA: c.EMA,
+		DType: d, Device: on, Workers: c.workers(), Recompute: c.Recompute, LoRA: c.LoRA, FreezeLayers: c.FreezeLayers, EMA: c.EMA,
 		Shard: model.Shard{Of: c.Replicas},
 	}, nil
 }
 
 // workers of each replica.
 func (c policyConfig) workers() int {
+	if c.Device != "" && c.Device != torch.CPU.String() {
+		return 1 // which queues the device's work
+	}
 	if c.Workers > 0 {
 		return c.Workers
 	}
@@ -365,6 +380,8 @@ func (c config) check() error {
 		"episodes: temperature %g and top_k %d must not be negative, top_p %g and min_p %g must lie in [0, 1]",
 		c.Episodes.Temperature, c.Episodes.TopK, c.Episodes.TopP, c.Episodes.MinP)
 	need(c.Policy.Replicas > 0, "policy.replicas is %d; it must be positive", c.Policy.Replicas)
+	_, err := torch.ParseDevice(c.Policy.Device)
+	need(err == nil, "policy.device: %w", err)
 	need(c.Policy.DeviceBytes >= 0, "policy.device_bytes is %d; it must not be negative", c.Policy.DeviceBytes)
 	need(c.Policy.MaxStale >= 0, "policy.max_stale is %d; it must not be negative", c.Policy.MaxStale)
 	need(c.Eval.Injections >= 0, "eval.injections is %d; it must not be negative", c.Eval.Injections)

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/ssr-go/ssr/kernels/cuda/gpu"
 	"github.com/ssr-go/ssr/model"
 	"github.com/ssr-go/ssr/model/budget"
 	"github.com/ssr-go/ssr/model/engine"
@@ -29,11 +30,28 @@ func (c config) memory(shape model.Config) (budget.Plan, error) {
 	if err != nil {
 		return budget.Plan{}, err
 	}
+	device, err := c.Policy.deviceBytes()
+	if err != nil {
+		return budget.Plan{}, err
+	}
 	return budget.Make(budget.Run{
 		Model: shape, Options: o, Replicas: c.Policy.Replicas, MicroBatch: c.Train.TokenBudget, Longest: c.Episodes.Limits.Context,
 		Engine:    &engine.Options{MaxSequences: c.Policy.Batch, CacheBytes: c.Policy.CacheBytes},
-		Reference: c.Train.Loss.KLCoef != 0, Device: c.Policy.DeviceBytes,
+		Reference: c.Train.Loss.KLCoef != 0, Device: device,
 	})
+}
+
+// deviceBytes is the memory of a replica's device: as configured, or what is free of a
+// GPU; 0 is unknown.
+func (c policyConfig) deviceBytes() (int64, error) {
+	d, err := openDevice(c.Device)
+	if err != nil || c.DeviceBytes > 0 {
+		return c.DeviceBytes, err
+	}
+	if number, ok := d.GPU(); ok {
+		return gpu.Free(number)
+	}
+	return 0, nil
 }
 
 // foretell says how much memory the run will need, and refuses one that does not
@@ -47,7 +65,10 @@ func (c config) foretell(o output, dir string) (budget.Plan, error) {
 	if err != nil && !errors.Is(err, budget.ErrTooLarge) {
 		return p, err
 	}
-	available := availableMemory()
+	available, unknown := c.available()
+	if unknown != nil {
+		return p, unknown
+	}
 	if without := fits(o, p, available); err == nil {
 		err = without
 	}
@@ -70,6 +91,19 @@ func (c config) foretell(o output, dir string) (budget.Plan, error) {
 		err = fmt.Errorf("%w: %s", err, strings.Join(advice, "; "))
 	}
 	return p, err
+}
+
+// available is the memory that the plan may take: of the GPU that computes, or else of
+// the machine; 0 is unknown.
+func (c config) available() (int64, error) {
+	d, err := openDevice(c.Policy.Device)
+	if err != nil {
+		return 0, fmt.Errorf("policy.device: %w", err)
+	}
+	if _, ok := d.GPU(); ok {
+		return c.Policy.deviceBytes()
+	}
+	return availableMemory(), nil
 }
 
 type reduction struct {

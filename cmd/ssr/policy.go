@@ -33,7 +33,9 @@ func (p *policy) Close() {
 
 // openPolicy loads a model folder; the caller closes it.
 func openPolicy(dir string, o model.Options) (*policy, error) {
-	warnCPU()
+	if o.Device == torch.CPU {
+		warnCPU()
+	}
 	t, err := token.Load(dir)
 	if err != nil {
 		return nil, err

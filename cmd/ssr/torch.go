@@ -19,7 +19,7 @@ func probeLibtorch(context.Context) finding {
 
 // probeCUDA says whether this program can use a GPU, and which.
 func probeCUDA(context.Context) finding {
-	f := finding{Name: "CUDA", Advice: "optional: policies compute on the CPU"}
+	f := finding{Name: "CUDA", Advice: "optional: without it policies compute on the CPU"}
 	devices, why := gpu.Devices()
 	if len(devices) == 0 {
 		f.Found = why
@@ -30,7 +30,7 @@ func probeCUDA(context.Context) finding {
 		names[i] = d.String()
 	}
 	f.OK, f.Found = true, strings.Join(names, "; ")
-	f.Advice = "the kernels run on these; policies still compute on the CPU (docs/cuda.md)"
+	f.Advice = "a policy computes on one with policy.device: cuda:0 (docs/cuda.md)"
 	return f
 }
 
@@ -42,7 +42,27 @@ var warnCPU = sync.OnceFunc(func() {
 	}
 	devices, why := gpu.Devices()
 	if len(devices) > 0 {
-		why = "policies do not use GPUs yet (docs/cuda.md)"
+		why = "for a GPU set policy.device: cuda:0 (docs/cuda.md)"
 	}
 	fmt.Fprintln(os.Stderr, "computing on the CPU: "+why)
 })
+
+// openDevice reads the name of a device and says why there is none of that name.
+func openDevice(name string) (torch.Device, error) {
+	d, err := torch.ParseDevice(name)
+	if err != nil {
+		return d, err
+	}
+	number, ok := d.GPU()
+	if !ok {
+		return d, nil
+	}
+	devices, why := gpu.Devices()
+	if number < len(devices) {
+		return d, nil
+	}
+	if len(devices) > 0 {
+		why = fmt.Sprintf("there are %d GPUs, which count from 0", len(devices))
+	}
+	return d, fmt.Errorf("no %v: %s", d, why)
+}

@@ -230,7 +230,7 @@ func newLearner(t *setup, conf config) (train.Learner, func(), error) {
 	if conf.Train.Loss.KLCoef == 0 {
 		return l, func() {}, nil
 	}
-	frozen, err := model.Load(conf.Model, model.Options{Workers: conf.Policy.workers()})
+	frozen, err := model.Load(conf.Model, model.Options{Workers: conf.Policy.workers(), Device: t.policy.Device()})
 	if err != nil {
 		return nil, nil, fmt.Errorf("reference policy of train.loss.kl_coef: %w", err)
 	}

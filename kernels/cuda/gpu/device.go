@@ -40,6 +40,22 @@ func Devices() (devices []Info, why string) {
 	return devices, why
 }
 
+// Free is the bytes that nobody has taken of a device's memory. It makes libtorch's
+// context there, which takes some itself.
+func Free(device int) (bytes int64, err error) {
+	if devices, why := Devices(); device >= len(devices) {
+		return 0, fmt.Errorf("gpu: no GPU number %d: %s", device, why)
+	}
+	err = (&Machine{device: device}).on(func(cu.Stream) (err error) {
+		bytes, _, err = cu.MemInfo()
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("gpu: device %d: its free memory: %w", device, err)
+	}
+	return bytes, nil
+}
+
 func describe(ordinal int) (info Info, err error) {
 	d, err := cu.GetDevice(ordinal)
 	if err != nil {

@@ -2,10 +2,17 @@
 
 package gpu
 
+import "errors"
+
 // Built says whether this program can use GPUs.
 const Built = false
 
 // Devices lists the GPUs; where there are none, why says so.
 func Devices() (devices []Info, why string) {
-	return nil, "this program was built without CUDA; build it with make CUDA=1"
+	return nil, without
 }
+
+// Free is the bytes that nobody has taken of a device's memory.
+func Free(int) (bytes int64, err error) { return 0, errors.New(without) }
+
+const without = "this program was built without CUDA; build it with make CUDA=1"

@@ -68,13 +68,18 @@ func NewReplicated(policies []*model.Policy, t *token.Tokenizer) (*Learner, erro
 		return nil, errors.New("learner: no policy")
 	}
 	for i, p := range policies[1:] {
+		if d := p.Device(); d != torch.CPU || policies[0].Device() != torch.CPU {
+			return nil, fmt.Errorf("learner: %d replicas, number %d on %v; several train on the CPU alone", len(policies), i+1, d)
+		}
 		if name := difference(policies[0], p); name != "" {
 			return nil, fmt.Errorf("learner: %s of replica %d is not that of replica 0; load all from one folder", name, i+1)
 		}
 	}
 	l := &Learner{policies: policies, tokenizer: t}
 	var err error
-	if policies[0].Parameters()[0].Tensor.DType() == torch.Float64 {
+	if policies[0].Device() != torch.CPU {
+		l.group, err = newAlone(policies[0])
+	} else if policies[0].Parameters()[0].Tensor.DType() == torch.Float64 {
 		l.group, err = newGroup[float64](policies)
 	} else {
 		l.group, err = newGroup[float32](policies)

@@ -70,6 +70,7 @@ func TestSaveAndLoadAreExact(t *testing.T) {
 	for name, o := range map[string]model.Options{
 		"float32": {Workers: 2}, "bfloat16": {Workers: 2, DType: torch.BFloat16, EMA: 0.9},
 		"adapters": {Workers: 2, EMA: 0.5, LoRA: &model.LoRA{Rank: 2}}, "frozen": {Workers: 2, FreezeLayers: 1},
+		"device": {Device: torch.Generic, EMA: 0.9}, "half products": {Device: torch.Generic, DType: torch.BFloat16},
 	} {
 		t.Run(name, func(t *testing.T) { testSaveAndLoad(t, o) })
 	}

@@ -412,9 +412,9 @@ func TestFailingReplica(t *testing.T) {
 			_, _, calm := trained(t, 3, model.Options{}, 1)
 			_, before, l := trained(t, 3, model.Options{}, 1)
 			lost := errors.New("device lost")
-			broken := &faulty{Replica: replica[float32]{l.policies[1]}, at: at, err: lost}
+			broken := &faulty{Replica: replica[[]float32]{l.policies[1], torch.Data[float32]}, at: at, err: lost}
 			var err error
-			l.group, err = replicas.New([]replicas.Replica[[]float32]{replica[float32]{l.policies[0]}, broken, replica[float32]{l.policies[2]}},
+			l.group, err = replicas.New([]replicas.Replica[[]float32]{replica[[]float32]{l.policies[0], torch.Data[float32]}, broken, replica[[]float32]{l.policies[2], torch.Data[float32]}},
 				collective.NewLocal[float32](3))
 			if err != nil {
 				t.Fatal(err)
