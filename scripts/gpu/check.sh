@@ -1,59 +1,100 @@
 #!/usr/bin/env bash
-# Everything of this project that needs a GPU, in one command of at most ten minutes:
-# builds against the libtorch of the machine's PyTorch (or $LIBTORCH), runs the
-# kernels' suite on the GPU, measures them against the bandwidth of a copy, and
-# leaves a report in docs/results/gpu (or $OUT).
-#   scripts/gpu/check.sh [FILE.tar.xz]     of pack.sh, where there is no Go
+# Everything of this project that needs a GPU, in one command: builds against the
+# libtorch of the machine's PyTorch (or $LIBTORCH), runs the tests of kernels, policies
+# and the engine on the GPU, measures, and leaves a report in Markdown and in JSON in
+# docs/results/gpu (or $OUT). Where there is no GPU it takes the same steps on the CPU,
+# at the size of a toy, and the reports say "no device": a rehearsal.
+#   scripts/gpu/check.sh
+# In the folder that pack.sh's file unpacks to it needs neither Go nor a network.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-export CUDA=1
+die() { echo "check: $1" >&2; exit 1; }
 
-if [ $# -gt 0 ]; then
-  [ ! -e vendor ] || { echo "check: there is a vendor folder already; remove it first" >&2; exit 1; }
-  mkdir -p .toolchain
-  tar -C .toolchain -xf "$1" || exit 1
-  export GOROOT=$PWD/.toolchain/go PATH=$PWD/.toolchain/go/bin:$PATH GOFLAGS="-mod=vendor -buildvcs=false" GOTOOLCHAIN=local GOPROXY=off
-  mv .toolchain/vendor vendor
-  trap 'rm -rf vendor' EXIT
+if [ -x .toolchain/go/bin/go ]; then
+  export GOROOT=$PWD/.toolchain/go PATH=$PWD/.toolchain/go/bin:$PATH GOTOOLCHAIN=local
 fi
-command -v go >/dev/null || { echo "check: no Go on this machine; give the file that scripts/gpu/pack.sh makes" >&2; exit 1; }
-if [ -z "${LIBTORCH:-}" ]; then
-  LIBTORCH=$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))') ||
-    { echo "check: python3 has no torch; set LIBTORCH to a CUDA libtorch" >&2; exit 1; }
-  export LIBTORCH
+if [ -d vendor ]; then export GOFLAGS="-mod=vendor -buildvcs=false ${GOFLAGS:-}" GOPROXY=off; fi
+command -v go >/dev/null || die "no Go on this machine; unpack the file that scripts/gpu/pack.sh makes"
+command -v python3 >/dev/null || die "no python3, which writes the reports"
+
+device=cuda:0
+if ! gpus=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null); then
+  device=generic gpus='no device'
+  echo "check: nvidia-smi finds no GPU; this is a rehearsal on the CPU" >&2
 fi
-gpus=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader) ||
-  { echo "check: nvidia-smi finds no GPU on this machine" >&2; exit 1; }
+if [ -z "${LIBTORCH:-}" ] && found=$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))' 2>/dev/null); then
+  export LIBTORCH=$found
+fi
+library=${LIBTORCH:-none}
+# The CUDA build that setup.sh unpacks has no cuDNN: it is for rehearsals.
+if [ "$device" = generic ]; then library=${LIBTORCH:-.toolchain/cuda}; fi
+if [ -e "$library/lib/libtorch_cuda.so" ]; then
+  export CUDA=1
+elif [ "$device" != generic ]; then
+  die "no libtorch with CUDA: python3 has no torch for this GPU; set LIBTORCH to a folder with include/ and lib/"
+fi
+tags=(${CUDA:+-tags gpu})
 
 out=${OUT:-docs/results/gpu}
-mkdir -p "$out"
-report=$out/$(head -1 <<<"$gpus" | cut -d, -f1 | tr -c 'A-Za-z0-9\n' - | tr A-Z a-z).md
+mkdir -p "$out" bin
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 failed=0
-section() { # section TITLE COMMAND...: runs it with its output in the report
-  local title=$1 status began=$SECONDS
+# section TITLE COMMAND...: runs it with its output in the report.
+section() {
+  local title=$1 status began=$SECONDS log
   shift
-  printf '\n## %s\n\n```\n' "$title" >>"$report"
-  timeout 420 "$@" 2>&1 | tee -a "$report"
-  status=${PIPESTATUS[0]}
-  printf '```\n\n%s in %d s.\n' "$([ "$status" = 0 ] && echo passed || echo "FAILED with status $status")" $((SECONDS - began)) >>"$report"
+  log=$(mktemp -p "$work")
+  echo "== $title" >&2
+  timeout 420 "$@" >"$log" 2>&1
+  status=$?
+  tail -3 "$log" >&2
+  printf '%s\t%s\t%s\t%s\t%s\n' "$title" "$status" $((SECONDS - began)) "$log" "$*" >>"$work/sections"
   [ "$status" = 0 ] || failed=1
 }
 
-{
-  echo "# $(head -1 <<<"$gpus" | cut -d, -f1)"
-  echo
-  echo "$(date -u +%F), $(nproc) cores, commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown), made by scripts/gpu/check.sh."
-  echo
-  sed 's/^/- GPU: /' <<<"$gpus"
-  echo "- libtorch $(. scripts/libtorch.sh && libtorch_version "$LIBTORCH/include")"
-} >"$report"
 flags=$(scripts/env.sh) || exit 1
 eval "$flags"
-mkdir -p bin
-section build go build -tags gpu -o bin/ssr-cuda ./cmd/ssr
-section doctor bin/ssr-cuda doctor
-section 'what this libtorch lacks' go test -tags gpu -count=1 -v -run Lacks ./kernels/torch
-section kernels go test -tags gpu -count=1 -v ./kernels/cuda/gpu
-section 'kernels against a copy' go test -tags gpu -count=1 -run '^$' -bench . -benchtime 20x ./kernels/cuda/gpu
-echo "report: $report"
+ssr=bin/ssr-check
+section build go build "${tags[@]}" -o $ssr ./cmd/ssr
+section doctor $ssr doctor
+section 'what this libtorch lacks' go test "${tags[@]}" -count=1 -v -run Lacks ./kernels/torch
+if [ -n "${CUDA:-}" ]; then
+  section 'kernels on a GPU' go test "${tags[@]}" -count=1 -v ./kernels/cuda/gpu
+else
+  section 'kernels, emulated: this libtorch has no CUDA' go test -count=1 ./kernels/cuda/emulate
+fi
+export SSR_TEST_DEVICE=$device
+section "operations on $device" go test "${tags[@]}" -count=1 -v -run 'Attention|Sample|Device' ./kernels/torch
+section "policies on $device" go test "${tags[@]}" -count=1 -v -run 'Device|Half' ./model
+section "generation on $device" go test "${tags[@]}" -count=1 -v -run Device ./model/engine
+
+# bench TITLE FLAGS...: figures of ssr bench, each in a section of its own.
+bench() {
+  local title=$1
+  shift
+  section "$title" $ssr bench --json --device "$device" "$@"
+}
+if [ "$device" = generic ]; then
+  bench 'sampling, toy' --parts sampling --batch 4 --prompt 40 --new 8 --seconds 1s
+  bench 'training, toy' --parts training --train 2 --length 64 --seconds 1s
+else
+  section 'kernels against a copy' go test "${tags[@]}" -count=1 -run '^$' -bench . -benchtime 20x ./kernels/cuda/gpu
+  for shape in qwen2.5-0.5b qwen2.5-1.5b; do
+    for batch in 1 16 64 256; do
+      bench "sampling, $shape, batch $batch, context 1k" --parts sampling --model scripts/gpu/shapes/$shape --dtype bfloat16 \
+        --batch $batch --prompt 960 --new 64 --seconds 5s
+    done
+  done
+  bench 'sampling, qwen2.5-0.5b, batch 16, context 8k' --parts sampling --model scripts/gpu/shapes/qwen2.5-0.5b --dtype bfloat16 \
+    --batch 16 --prompt 8128 --new 64 --seconds 5s
+  for dtype in float32 bfloat16; do
+    bench "training, qwen3-0.6b, 16 x 1k, $dtype" --parts training --model scripts/gpu/shapes/qwen3-0.6b --dtype $dtype --train 16 \
+      --length 1024 --seconds 10s
+  done
+fi
+
+commit=$(git rev-parse --short HEAD 2>/dev/null || cat COMMIT 2>/dev/null || echo unknown)
+version=$(sed -n '/^passed/d; s/.*libtorch \([0-9.]*\) lacks.*/\1/p' "$work"/tmp.* | head -1)
+python3 scripts/gpu/report.py "$work/sections" "$out" "$gpus" "$commit" "${version:-unknown}" "$(nproc)" || exit 1
 exit $failed
