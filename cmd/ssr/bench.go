@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/ssr-go/ssr/kernels/native"
 	"github.com/ssr-go/ssr/model"
 	"github.com/ssr-go/ssr/model/engine"
 	"github.com/ssr-go/ssr/model/gen"
@@ -132,7 +133,10 @@ func (c *benchCmd) tokens(r *rand.Rand, p *model.Policy, n int) []int32 {
 
 // sampling keeps the batch full: a sequence that ends is replaced, as in play.
 func (c *benchCmd) sampling(ctx context.Context, p *model.Policy, b *benchmark) error {
-	e, err := engine.New(p, engine.Options{MaxSequences: c.Batch})
+	// All sequences fit, and a block more than they fill.
+	blocks := c.Batch * ((c.Prompt+c.New)/native.BlockTokens + 2)
+	cache := max(int64(blocks)*model.CacheBlock(p.Config()), 512<<20)
+	e, err := engine.New(p, engine.Options{MaxSequences: c.Batch, CacheBytes: cache})
 	if err != nil {
 		return err
 	}

@@ -80,14 +80,13 @@ if [ "$device" = generic ]; then
   bench 'training, toy' --parts training --train 2 --length 64 --seconds 1s
 else
   section 'kernels against a copy' go test "${tags[@]}" -count=1 -run '^$' -bench . -benchtime 20x ./kernels/cuda/gpu
-  for shape in qwen2.5-0.5b qwen2.5-1.5b; do
-    for batch in 1 16 64 256; do
-      bench "sampling, $shape, batch $batch, context 1k" --parts sampling --model scripts/gpu/shapes/$shape --dtype bfloat16 \
-        --batch $batch --prompt 960 --new 64 --seconds 5s
-    done
-  done
-  bench 'sampling, qwen2.5-0.5b, batch 16, context 8k' --parts sampling --model scripts/gpu/shapes/qwen2.5-0.5b --dtype bfloat16 \
-    --batch 16 --prompt 8128 --new 64 --seconds 5s
+  sampling() { # sampling SHAPE BATCH PROMPT
+    bench "sampling, $1, batch $2, prompts of $3" --parts sampling --model scripts/gpu/shapes/$1 --dtype bfloat16 --batch $2 --prompt $3 \
+      --new 64 --seconds 5s
+  }
+  for batch in 1 16 64 256; do sampling qwen2.5-0.5b $batch 960; done
+  sampling qwen2.5-0.5b 16 8128
+  sampling qwen2.5-1.5b 64 960
   for dtype in float32 bfloat16; do
     bench "training, qwen3-0.6b, 16 x 1k, $dtype" --parts training --model scripts/gpu/shapes/qwen3-0.6b --dtype $dtype --train 16 \
       --length 1024 --seconds 10s
