@@ -30,6 +30,7 @@ var Rooms = []Room{
 	{Path: "kernels/native"},
 	{Path: "kernels/torch", May: []string{"kernels/device", "kernels/native"}},
 	{Path: "kernels/collective", Pure: true},
+	{Path: "kernels/collective/c10d", May: []string{"kernels/collective"}},
 	{Path: "kernels/cuda", Pure: true},
 	{Path: "kernels/cuda/cudatest", Pure: true, May: []string{"kernels/cuda"}},
 	{Path: "kernels/cuda/emulate", May: []string{"kernels/cuda"}},
@@ -71,7 +72,7 @@ var Rooms = []Room{
 	{Path: "rl/train/replicas", Pure: true, May: []string{"rl", "rl/train"}},
 	// What joins the loop and the policy.
 	{Path: "rl/train/learner", May: []string{
-		"kernels/collective", "kernels/torch", "model", "model/token", "rl", "rl/train", "rl/train/replicas",
+		"kernels/collective", "kernels/collective/c10d", "kernels/torch", "model", "model/token", "rl", "rl/train", "rl/train/replicas",
 	}},
 
 	// Wiring.
