@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
@@ -31,10 +32,17 @@ const (
 // loaded again over the policy's own weights.
 type Learner struct {
 	group
-	policies  []*model.Policy // the replicas
+	policies  []*model.Policy // the replicas in this process
+	elsewhere []elsewhere     // those after them
 	tokenizer *token.Tokenizer
 	// Base names, for the readers of a saved adapter, the model it belongs to.
 	Base string
+}
+
+// elsewhere is a replica in another process; first is the policy of rank 0.
+type elsewhere interface {
+	load(dir string, first *model.Policy) error
+	standIn(first *model.Policy) (q *model.Policy, free func(), err error)
 }
 
 // group is a replicas.Group of either precision.
@@ -108,7 +116,15 @@ func difference(a, b *model.Policy) string {
 
 // Save writes the model and the optimizer's state into dir.
 func (l *Learner) Save(dir string) error {
-	first, others := l.policies[0], l.policies[1:]
+	first, others := l.policies[0], slices.Clone(l.policies[1:])
+	for _, e := range l.elsewhere {
+		q, free, err := e.standIn(first)
+		if err != nil {
+			return err
+		}
+		defer free()
+		others = append(others, q)
+	}
 	err := errors.Join(
 		first.Save(dir, torch.Float32),
 		l.tokenizer.Save(dir),
@@ -131,20 +147,30 @@ func (l *Learner) Save(dir string) error {
 // tensors.
 func (l *Learner) Load(dir string) error {
 	for _, p := range l.policies {
-		var err error
-		if p.LoRA() != nil {
-			err = p.LoadAdapter(filepath.Join(dir, adapterDir))
-		} else {
-			err = p.LoadWeights(dir)
+		if err := load(p, dir); err != nil {
+			return err
 		}
-		if err == nil {
-			err = p.LoadOptimizer(filepath.Join(dir, optimizerFile))
-		}
-		if err != nil {
+	}
+	for _, e := range l.elsewhere {
+		if err := e.load(dir, l.policies[0]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// load reads one policy back.
+func load(p *model.Policy, dir string) error {
+	var err error
+	if p.LoRA() != nil {
+		err = p.LoadAdapter(filepath.Join(dir, adapterDir))
+	} else {
+		err = p.LoadWeights(dir)
+	}
+	if err != nil {
+		return err
+	}
+	return p.LoadOptimizer(filepath.Join(dir, optimizerFile))
 }
 
 // WithReference is a Learner that can also score under a frozen policy, which

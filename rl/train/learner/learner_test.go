@@ -18,7 +18,7 @@ func fresh(t *testing.T) *Learner { return freshWith(t, model.Options{Workers: 2
 
 func freshWith(t *testing.T, o model.Options) *Learner {
 	t.Helper()
-	tok, err := token.Train([]string{"x"}, token.TrainOptions{VocabSize: 259, Specials: token.ChatMLSpecials})
+	tok, err := tokenizer()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,8 +14,6 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/ssr-go/ssr/kernels/collective"
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
@@ -27,8 +25,6 @@ import (
 )
 
 var le = binary.LittleEndian
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // shape has 15,312 weights, which two, three and four do not divide at tensors' ends.
 var shape = model.Config{
@@ -53,9 +49,13 @@ func newReplicas(t *testing.T, n int, o model.Options) []*model.Policy {
 	return all
 }
 
+func tokenizer() (*token.Tokenizer, error) {
+	return token.Train([]string{"x"}, token.TrainOptions{VocabSize: 259, Specials: token.ChatMLSpecials})
+}
+
 func newReplicated(t *testing.T, n int, o model.Options) *Learner {
 	t.Helper()
-	tok, err := token.Train([]string{"x"}, token.TrainOptions{VocabSize: 259, Specials: token.ChatMLSpecials})
+	tok, err := tokenizer()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,10 +132,16 @@ func trained(t *testing.T, n int, o model.Options, steps int) (figures []float64
 
 func saved(t *testing.T, l *Learner) map[string][]byte {
 	t.Helper()
-	dir, files := t.TempDir(), map[string][]byte{}
+	dir := t.TempDir()
 	if err := l.Save(dir); err != nil {
 		t.Fatal(err)
 	}
+	return files(dir)
+}
+
+// files are those of a folder and its folders, by their names in it.
+func files(dir string) map[string][]byte {
+	files := map[string][]byte{}
 	for _, pattern := range []string{"*", "*/*"} {
 		paths, _ := filepath.Glob(filepath.Join(dir, pattern))
 		for _, path := range paths {

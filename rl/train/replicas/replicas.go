@@ -1,4 +1,4 @@
-// Package replicas trains one policy on several devices in one process: each has a
+// Package replicas trains one policy on several devices: each has a
 // copy of the weights and a share of the micro-batches. Each sums one part of the
 // gradient over all; it alone keeps the optimizer's state of that part and updates
 // it (ZeRO stage 1, arXiv 1910.02054); then all copy the new weights.

@@ -1,0 +1,243 @@
+package learner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"sync/atomic"
+
+	"github.com/ssr-go/ssr/internal/rpc"
+	"github.com/ssr-go/ssr/kernels/collective/c10d"
+	"github.com/ssr-go/ssr/kernels/torch"
+	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/rl"
+	"github.com/ssr-go/ssr/rl/train"
+)
+
+// Follow serves this process to rank 0 of the group, which calls Lead, until that
+// calls Leave or the group is over. register adds what is served, by Serve and others.
+func Follow(ctx context.Context, g *c10d.Group, register func(*rpc.Server)) error {
+	host, err := g.Host()
+	if err != nil {
+		return g.Fail(err)
+	}
+	secrets, err := g.AllGatherBytes(ctx, nil)
+	if err != nil {
+		return err
+	}
+	s, err := rpc.Listen(host, string(secrets[0]))
+	if err != nil {
+		return g.Fail(err)
+	}
+	leave := make(chan struct{}, 1)
+	rpc.Handle(s, "leave", func(context.Context, bool) (bool, error) {
+		leave <- struct{}{}
+		return true, nil
+	})
+	register(s)
+	s.Start()
+	defer s.Close()
+	if _, err := g.AllGatherBytes(ctx, []byte(s.Addr())); err != nil {
+		return err
+	}
+	select {
+	case <-leave:
+		return nil
+	case <-g.Over():
+		return g.Err()
+	case <-ctx.Done():
+		return g.Fail(context.Cause(ctx))
+	}
+}
+
+// Lead gives a client of every process that follows, in their order from rank 1 on.
+func Lead(ctx context.Context, g *c10d.Group) ([]*rpc.Client, error) {
+	secret := rpc.NewSecret()
+	if _, err := g.AllGatherBytes(ctx, []byte(secret)); err != nil {
+		return nil, err
+	}
+	addresses, err := g.AllGatherBytes(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	var clients []*rpc.Client
+	for _, a := range addresses[1:] {
+		clients = append(clients, rpc.Dial(string(a), secret))
+	}
+	return clients, nil
+}
+
+// Leave lets the processes that follow end.
+func Leave(ctx context.Context, clients []*rpc.Client) (err error) {
+	for i, c := range clients {
+		if _, failed := rpc.Call[bool](ctx, c, "leave", true); failed != nil {
+			err = errors.Join(err, fmt.Errorf("rank %d: %w", i+1, failed))
+		}
+		c.Close()
+	}
+	return err
+}
+
+// Serve lets the learner of rank 0 train a policy of this process as one of its
+// replicas. The policy is made with model.Options.Shard of this rank.
+func Serve(s *rpc.Server, p *model.Policy, g *c10d.Group) {
+	if p.Parameters()[0].Tensor.DType() == torch.Float64 {
+		serve[float64](s, p, g)
+	} else {
+		serve[float32](s, p, g)
+	}
+}
+
+// The messages between a remote replica and the process that has it.
+type (
+	// facts are what does not change in an update, and the version.
+	facts struct {
+		Version     int64
+		Len, Lo, Hi int
+		Sums        []sum
+	}
+	// sum is a checksum of a tensor.
+	sum struct {
+		Name string
+		Sum  uint32
+	}
+	// event is a sign of an accumulation: what GradientFunc is to be called with, or
+	// its end.
+	event struct {
+		Batch               int
+		Logprobs, Entropies []float64
+		Ended               bool
+	}
+	updateMessage struct {
+		Optimizer train.AdamW
+		Scale     float64
+		Bounds    []int
+	}
+)
+
+func serve[F float32 | float64](s *rpc.Server, p *model.Policy, g *c10d.Group) {
+	r, vectors := replica[[]F]{p, torch.Data[F]}, c10d.Vectors[F]{Group: g}
+	var gradient []F
+	var running atomic.Pointer[accumulation]
+	end := func() { // of an accumulation that was broken off
+		if a := running.Swap(nil); a != nil {
+			a.end()
+		}
+	}
+	rpc.Handle(s, "facts", func(context.Context, bool) (facts, error) { return factsOf(p), nil })
+	rpc.Handle(s, "accumulate", func(ctx context.Context, batches []rl.Packed) (event, error) {
+		end()
+		a := accumulate(g, r.Accumulate, batches)
+		running.Store(a)
+		return a.next(ctx)
+	})
+	rpc.Handle(s, "continue", func(ctx context.Context, gradient []float64) (event, error) {
+		a := running.Load()
+		if a == nil {
+			return event{}, errors.New("no accumulation is under way")
+		}
+		return a.answer(ctx, gradient)
+	})
+	rpc.Handle(s, "logprobs", r.Logprobs)
+	rpc.Handle(s, "gradient", func(context.Context, bool) (ok bool, err error) {
+		gradient, err = r.Gradient()
+		return err == nil, err
+	})
+	// What all processes do together ends with the group, not with rank 0's call: so
+	// everybody hears whose fault it is.
+	rpc.Handle(s, "reduce", func(ctx context.Context, bounds []int) (bool, error) {
+		return true, vectors.ReduceScatter(context.WithoutCancel(ctx), g.Rank(), gradient, bounds)
+	})
+	rpc.Handle(s, "squares", func(context.Context, bool) (float64, error) { return r.Squares() })
+	rpc.Handle(s, "update", func(ctx context.Context, m updateMessage) (int64, error) {
+		err := r.Update(m.Optimizer, m.Scale, func(weights []F) error {
+			return vectors.AllGather(context.WithoutCancel(ctx), g.Rank(), weights, m.Bounds)
+		})
+		return r.Version(), err
+	})
+	rpc.Handle(s, "clear", func(context.Context, bool) (bool, error) {
+		end()
+		r.Clear()
+		return true, nil
+	})
+	rpc.Handle(s, "load", func(_ context.Context, dir string) (facts, error) {
+		err := load(p, dir)
+		return factsOf(p), err
+	})
+	rpc.HandleStream(s, "shard", func(w io.Writer) error { return p.WriteShard(w) })
+}
+
+func factsOf(p *model.Policy) facts {
+	f := facts{Version: p.Version()}
+	f.Lo, f.Hi, f.Len = p.Shard()
+	castagnoli := crc32.MakeTable(crc32.Castagnoli)
+	for _, params := range [][]model.Parameter{p.Parameters(), p.Trained()} {
+		for _, param := range params {
+			f.Sums = append(f.Sums, sum{param.Name, crc32.Checksum(param.Tensor.Bytes(), castagnoli)})
+		}
+	}
+	return f
+}
+
+// accumulation is a call of Accumulate whose GradientFunc is in another process.
+type accumulation struct {
+	events  chan event
+	answers chan []float64
+	cancel  context.CancelFunc
+	done    chan struct{}
+	err     error // set before done is closed
+}
+
+// accumulate begins one, which ends with the group at the latest.
+func accumulate(g *c10d.Group, f func(context.Context, []rl.Packed, train.GradientFunc) error, batches []rl.Packed) *accumulation {
+	ctx, cancel := context.WithCancel(context.Background())
+	a := &accumulation{events: make(chan event), answers: make(chan []float64), cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(a.done)
+		a.err = f(ctx, batches, func(i int, logprobs, entropies []float64) ([]float64, error) {
+			select {
+			case a.events <- event{Batch: i, Logprobs: logprobs, Entropies: entropies}:
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+			select {
+			case gradient := <-a.answers:
+				return gradient, nil
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-g.Over():
+				return nil, g.Err()
+			}
+		})
+	}()
+	return a
+}
+
+// next waits for what comes; whoever does not wait for it breaks the accumulation off.
+func (a *accumulation) next(ctx context.Context) (event, error) {
+	select {
+	case e := <-a.events:
+		return e, nil
+	case <-a.done:
+		return event{Ended: true}, a.err
+	case <-ctx.Done():
+		a.end()
+		return event{}, context.Cause(ctx)
+	}
+}
+
+func (a *accumulation) answer(ctx context.Context, gradient []float64) (event, error) {
+	select {
+	case a.answers <- gradient:
+		return a.next(ctx)
+	case <-a.done:
+		return event{Ended: true}, a.err
+	}
+}
+
+func (a *accumulation) end() {
+	a.cancel()
+	<-a.done
+}

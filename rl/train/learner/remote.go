@@ -1,0 +1,217 @@
+package learner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ssr-go/ssr/internal/rpc"
+	"github.com/ssr-go/ssr/kernels/collective"
+	"github.com/ssr-go/ssr/kernels/collective/c10d"
+	"github.com/ssr-go/ssr/kernels/torch"
+	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/token"
+	"github.com/ssr-go/ssr/rl"
+	"github.com/ssr-go/ssr/rl/train"
+	"github.com/ssr-go/ssr/rl/train/replicas"
+)
+
+// NewDistributed returns the learner of a policy here, at rank 0, and of one in each
+// other process of the group, which Serve them to these clients. The weights are equal,
+// and that of rank i is made with model.Options.Shard{i, World}. It trains as
+// NewReplicated does with as many replicas, to the last bit; but a step that fails
+// ends the group.
+func NewDistributed(ctx context.Context, p *model.Policy, t *token.Tokenizer, g *c10d.Group, clients []*rpc.Client) (*Learner, error) {
+	if d := p.Device(); d != torch.CPU {
+		return nil, fmt.Errorf("learner: %d processes, rank 0 on %v; several train on the CPU alone", g.World(), d)
+	}
+	l := &Learner{policies: []*model.Policy{p}, tokenizer: t}
+	var err error
+	if p.Parameters()[0].Tensor.DType() == torch.Float64 {
+		err = distribute[float64](ctx, l, g, clients)
+	} else {
+		err = distribute[float32](ctx, l, g, clients)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("learner: %w", err)
+	}
+	return l, nil
+}
+
+func distribute[F float32 | float64](ctx context.Context, l *Learner, g *c10d.Group, clients []*rpc.Client) error {
+	all := []replicas.Replica[[]F]{replica[[]F]{l.policies[0], torch.Data[F]}}
+	var others []*remote[F]
+	for i, c := range clients {
+		r := &remote[F]{rank: i + 1, client: c, group: g}
+		var err error
+		if r.facts, err = call[F, facts](ctx, r, "facts", true); err != nil {
+			return err
+		}
+		if err := r.check(l.policies[0]); err != nil {
+			return err
+		}
+		all, others, l.elsewhere = append(all, r), append(others, r), append(l.elsewhere, r)
+	}
+	joined, err := replicas.New(all, &reducer[F]{c10d.Vectors[F]{Group: g}, collective.NewLocal[F](len(all)), others})
+	l.group = ending{joined, g}
+	return err
+}
+
+// ending is a group of replicas in processes, which a step that fails takes down: they
+// may be in the middle of an operation.
+type ending struct {
+	group
+	processes *c10d.Group
+}
+
+func (e ending) Step(ctx context.Context, o train.AdamW) (float64, error) {
+	norm, err := e.group.Step(ctx, o)
+	if err != nil && !errors.Is(err, rl.ErrNonFinite) {
+		err = e.processes.Fail(err)
+	}
+	return norm, err
+}
+
+// remote is a replica of a replicas.Group that is in another process. Its vectors stay
+// there: the ones it gives and is given are nil.
+type remote[F float32 | float64] struct {
+	rank   int
+	client *rpc.Client
+	group  *c10d.Group
+	facts  facts
+	bounds []int // of the shards
+	failed error // why it could not be cleared
+}
+
+// call asks the other process; one that does not answer in time is as good as dead.
+func call[F float32 | float64, Out, In any](ctx context.Context, r *remote[F], name string, in In) (Out, error) {
+	var none Out
+	if r.failed != nil {
+		return none, r.failed
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, r.group.Timeout(), fmt.Errorf("no answer within %v", r.group.Timeout()))
+	defer cancel()
+	out, err := rpc.Call[Out](ctx, r.client, name, in)
+	if err != nil {
+		return none, fmt.Errorf("rank %d: %w", r.rank, err)
+	}
+	return out, nil
+}
+
+func (r *remote[F]) Version() int64      { return r.facts.Version }
+func (r *remote[F]) Len() int            { return r.facts.Len }
+func (r *remote[F]) Shard() (lo, hi int) { return r.facts.Lo, r.facts.Hi }
+
+func (r *remote[F]) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error {
+	e, err := call[F, event](ctx, r, "accumulate", stripped(batches))
+	for err == nil && !e.Ended {
+		var gradient []float64
+		if gradient, err = fn(e.Batch, e.Logprobs, e.Entropies); err == nil {
+			e, err = call[F, event](ctx, r, "continue", gradient)
+		}
+	}
+	return err
+}
+
+// stripped are micro-batches with what a policy needs of them.
+func stripped(batches []rl.Packed) []rl.Packed {
+	out := make([]rl.Packed, len(batches))
+	for i, b := range batches {
+		out[i] = rl.Packed{Tokens: b.Tokens, Offsets: b.Offsets, Mask: b.Mask}
+	}
+	return out
+}
+
+func (r *remote[F]) Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error) {
+	return call[F, [][]float64](ctx, r, "logprobs", stripped(batches))
+}
+
+func (r *remote[F]) Gradient() ([]F, error) {
+	_, err := call[F, bool](context.Background(), r, "gradient", true)
+	return nil, err
+}
+
+func (r *remote[F]) Squares() (float64, error) {
+	return call[F, float64](context.Background(), r, "squares", true)
+}
+
+// Update shares the weights where they are; share would have only nil to give.
+func (r *remote[F]) Update(o train.AdamW, scale float64, _ func([]F) error) (err error) {
+	r.facts.Version, err = call[F, int64](context.Background(), r, "update", updateMessage{o, scale, r.bounds})
+	return err
+}
+
+// Clear waits less than other calls: a process that cannot do this is not to be used.
+func (r *remote[F]) Clear() {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), time.Minute, errors.New("no answer within a minute"))
+	defer cancel()
+	if r.group.Err() == nil {
+		_, r.failed = call[F, bool](ctx, r, "clear", true)
+	}
+}
+
+// load reads a checkpoint there, under the same path.
+func (r *remote[F]) load(dir string, first *model.Policy) (err error) {
+	if r.facts, err = call[F, facts](context.Background(), r, "load", dir); err != nil {
+		return err
+	}
+	return r.check(first)
+}
+
+// check compares the weights with those of rank 0.
+func (r *remote[F]) check(first *model.Policy) error {
+	want := factsOf(first)
+	if len(want.Sums) != len(r.facts.Sums) || want.Version != r.facts.Version {
+		return fmt.Errorf("rank %d has another model than rank 0: version %d and %d tensors, not %d and %d",
+			r.rank, r.facts.Version, len(r.facts.Sums), want.Version, len(want.Sums))
+	}
+	for i, s := range want.Sums {
+		if r.facts.Sums[i] != s {
+			return fmt.Errorf("%s of rank %d is not that of rank 0; load all from one folder", s.Name, r.rank)
+		}
+	}
+	return nil
+}
+
+// standIn brings the replica's part of the optimizer's state here.
+func (r *remote[F]) standIn(first *model.Policy) (*model.Policy, func(), error) {
+	stream, err := r.client.Open(context.Background(), "shard")
+	if err == nil {
+		defer stream.Close()
+		var q *model.Policy
+		var free func()
+		if q, free, err = first.StandIn(stream); err == nil {
+			return q, free, nil
+		}
+	}
+	return nil, nil, fmt.Errorf("rank %d: %w", r.rank, err)
+}
+
+// reducer moves memory between the processes: each rank's operation is begun where its
+// vector is.
+type reducer[F float32 | float64] struct {
+	own     c10d.Vectors[F]
+	numbers *collective.Local[F]
+	others  []*remote[F]
+}
+
+func (d *reducer[F]) ReduceScatter(ctx context.Context, rank int, vector []F, bounds []int) error {
+	if rank == 0 {
+		return d.own.ReduceScatter(ctx, 0, vector, bounds)
+	}
+	r := d.others[rank-1]
+	r.bounds = bounds
+	_, err := call[F, bool](ctx, r, "reduce", bounds)
+	return err
+}
+
+// AllGather is rank 0's; the others begin theirs in Update.
+func (d *reducer[F]) AllGather(ctx context.Context, rank int, vector []F, bounds []int) error {
+	return d.own.AllGather(ctx, rank, vector, bounds)
+}
+
+// Sum adds numbers that are all here.
+func (d *reducer[F]) Sum(ctx context.Context, rank int, x float64) (float64, error) {
+	return d.numbers.Sum(ctx, rank, x)
+}
