@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"sync/atomic"
+	"time"
 
 	"github.com/ssr-go/ssr/internal/rpc"
 	"github.com/ssr-go/ssr/kernels/collective/c10d"
@@ -69,8 +70,11 @@ func Lead(ctx context.Context, g *c10d.Group) ([]*rpc.Client, error) {
 	return clients, nil
 }
 
-// Leave lets the processes that follow end.
+// Leave lets the processes that follow end, and waits a minute for those that do not
+// answer.
 func Leave(ctx context.Context, clients []*rpc.Client) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	for i, c := range clients {
 		if _, failed := rpc.Call[bool](ctx, c, "leave", true); failed != nil {
 			err = errors.Join(err, fmt.Errorf("rank %d: %w", i+1, failed))

@@ -90,13 +90,18 @@ func call[F float32 | float64, Out, In any](ctx context.Context, r *remote[F], n
 	if r.failed != nil {
 		return none, r.failed
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, r.group.Timeout(), fmt.Errorf("no answer within %v", r.group.Timeout()))
+	ctx, cancel := r.bound(ctx)
 	defer cancel()
 	out, err := rpc.Call[Out](ctx, r.client, name, in)
 	if err != nil {
 		return none, fmt.Errorf("rank %d: %w", r.rank, err)
 	}
 	return out, nil
+}
+
+func (r *remote[F]) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	most := r.group.Timeout()
+	return context.WithTimeoutCause(ctx, most, fmt.Errorf("not within %v", most))
 }
 
 func (r *remote[F]) Version() int64      { return r.facts.Version }
@@ -144,7 +149,7 @@ func (r *remote[F]) Update(o train.AdamW, scale float64, _ func([]F) error) (err
 
 // Clear waits less than other calls: a process that cannot do this is not to be used.
 func (r *remote[F]) Clear() {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), time.Minute, errors.New("no answer within a minute"))
+	ctx, cancel := context.WithTimeoutCause(context.Background(), time.Minute, errors.New("not within a minute"))
 	defer cancel()
 	if r.group.Err() == nil {
 		_, r.failed = call[F, bool](ctx, r, "clear", true)
@@ -176,7 +181,9 @@ func (r *remote[F]) check(first *model.Policy) error {
 
 // standIn brings the replica's part of the optimizer's state here.
 func (r *remote[F]) standIn(first *model.Policy) (*model.Policy, func(), error) {
-	stream, err := r.client.Open(context.Background(), "shard")
+	ctx, cancel := r.bound(context.Background())
+	defer cancel()
+	stream, err := r.client.Open(ctx, "shard")
 	if err == nil {
 		defer stream.Close()
 		var q *model.Policy
