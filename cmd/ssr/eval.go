@@ -107,7 +107,7 @@ func (c *evalCmd) Run(ctx context.Context, o output) (err error) {
 		window = shape.MaxPositions
 	}
 	conf.fit(window)
-	t, err := openSetup(ctx, conf, conf.Model)
+	t, err := openSetup(ctx, conf, conf.Model, nil)
 	if err != nil {
 		return err
 	}

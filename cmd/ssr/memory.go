@@ -24,8 +24,8 @@ func fits(o output, p budget.Plan, available int64) error {
 	return fmt.Errorf("the run needs %s of memory and %s are free", budget.Size(p.All()), budget.Size(available))
 }
 
-// memory plans what the run needs whose policy has this shape.
-func (c config) memory(shape model.Config) (budget.Plan, error) {
+// memory plans what the run needs whose policy has this shape, in this process.
+func (c config) memory(shape model.Config, ps *processes) (budget.Plan, error) {
 	o, err := c.Policy.options()
 	if err != nil {
 		return budget.Plan{}, err
@@ -34,6 +34,7 @@ func (c config) memory(shape model.Config) (budget.Plan, error) {
 	if err != nil {
 		return budget.Plan{}, err
 	}
+	ps.shard(&o)
 	return budget.Make(budget.Run{
 		Model: shape, Options: o, Replicas: c.Policy.Replicas, MicroBatch: c.Train.TokenBudget, Longest: c.Episodes.Limits.Context,
 		Engine:    &engine.Options{MaxSequences: c.Policy.Batch, CacheBytes: c.Policy.CacheBytes},
@@ -55,17 +56,18 @@ func (c policyConfig) deviceBytes() (int64, error) {
 }
 
 // foretell says how much memory the run will need, and refuses one that does not
-// fit, with changes that would make it fit.
-func (c config) foretell(o output, dir string) (budget.Plan, error) {
+// fit, with changes that would make it fit. The processes of a machine have an equal
+// part of its memory each.
+func (c config) foretell(o output, dir string, ps *processes) (budget.Plan, error) {
 	shape, err := model.ReadConfig(dir)
 	if err != nil {
 		return budget.Plan{}, err
 	}
-	p, err := c.memory(shape)
+	p, err := c.memory(shape, ps)
 	if err != nil && !errors.Is(err, budget.ErrTooLarge) {
 		return p, err
 	}
-	available, unknown := c.available()
+	available, unknown := c.available(ps)
 	if unknown != nil {
 		return p, unknown
 	}
@@ -77,7 +79,7 @@ func (c config) foretell(o output, dir string) (budget.Plan, error) {
 	}
 	var advice []string
 	for _, change := range c.reductions() {
-		less, failed := change.config.memory(shape)
+		less, failed := change.config.memory(shape, ps)
 		if failed != nil && !errors.Is(failed, budget.ErrTooLarge) || less.All() >= p.All() {
 			continue
 		}
@@ -93,9 +95,9 @@ func (c config) foretell(o output, dir string) (budget.Plan, error) {
 	return p, err
 }
 
-// available is the memory that the plan may take: of the GPU that computes, or else of
-// the machine; 0 is unknown.
-func (c config) available() (int64, error) {
+// available is the memory that the plan may take: of the GPU that computes, or else a
+// process's part of the machine's; 0 is unknown.
+func (c config) available(ps *processes) (int64, error) {
 	d, err := openDevice(c.Policy.Device)
 	if err != nil {
 		return 0, fmt.Errorf("policy.device: %w", err)
@@ -103,7 +105,7 @@ func (c config) available() (int64, error) {
 	if _, ok := d.GPU(); ok {
 		return c.Policy.deviceBytes()
 	}
-	return availableMemory(), nil
+	return availableMemory() / ps.sharing(), nil
 }
 
 type reduction struct {

@@ -30,8 +30,9 @@ type setup struct {
 }
 
 // openSetup loads the policy in dir, or reaches the one on a server, and opens the
-// repository of conf, whose limits are fitted to the model. The caller closes it.
-func openSetup(ctx context.Context, conf config, dir string) (t *setup, err error) {
+// repository of conf, whose limits are fitted to the model. Other processes, where there
+// are any, generate beside this one. The caller closes it.
+func openSetup(ctx context.Context, conf config, dir string, ps *processes) (t *setup, err error) {
 	t = &setup{conf: conf}
 	defer func() {
 		if err != nil {
@@ -44,7 +45,7 @@ func openSetup(ctx context.Context, conf config, dir string) (t *setup, err erro
 			return t, err
 		}
 		t.chat, t.generator = rollout.ByteChat{}, &generator{source: elsewhere{p}, live: map[string]bool{}}
-	} else if err := t.openLocal(dir); err != nil {
+	} else if err := t.openLocal(dir, ps); err != nil {
 		return t, err
 	}
 	if t.world, err = openWorld(ctx, conf.Repo, conf.Sandbox); err != nil {
@@ -73,9 +74,9 @@ func isURL(model string) bool {
 	return strings.HasPrefix(model, "http://") || strings.HasPrefix(model, "https://")
 }
 
-func (t *setup) openLocal(dir string) error {
+func (t *setup) openLocal(dir string, ps *processes) error {
 	var err error
-	if t.policy, err = openReplicas(dir, t.conf.Policy); err != nil {
+	if t.policy, err = openReplicas(dir, t.conf.Policy, ps); err != nil {
 		return err
 	}
 	chat, err := token.NewChat(t.policy.tokenizer)
@@ -83,7 +84,7 @@ func (t *setup) openLocal(dir string) error {
 		return err
 	}
 	t.chat = chat
-	t.generator, err = t.policy.newGenerator(t.conf.Policy)
+	t.generator, err = t.policy.newGenerator(t.conf.Policy, ps.policies()...)
 	return err
 }
 

@@ -51,13 +51,14 @@ func openPolicy(dir string, o model.Options) (*policy, error) {
 	return &policy{Policy: p, tokenizer: t}, nil
 }
 
-// openReplicas loads as many replicas of a model folder as are configured; the
-// caller closes the policy.
-func openReplicas(dir string, c policyConfig) (*policy, error) {
+// openReplicas loads as many replicas of a model folder as are configured, or the one
+// of this process; the caller closes the policy.
+func openReplicas(dir string, c policyConfig, ps *processes) (*policy, error) {
 	o, err := c.options()
 	if err != nil {
 		return nil, err
 	}
+	ps.shard(&o)
 	p, err := openPolicy(dir, o)
 	if err != nil {
 		return nil, err
@@ -106,9 +107,9 @@ func (e engines) Close() {
 	}
 }
 
-// newGenerator starts an engine for each replica; the caller closes it before the
-// policy.
-func (p *policy) newGenerator(c policyConfig) (*generator, error) {
+// newGenerator starts an engine for each replica, beside which others of the same
+// weights generate; the caller closes it before the policy.
+func (p *policy) newGenerator(c policyConfig, others ...rollout.Policy) (*generator, error) {
 	var e engines
 	var policies []rollout.Policy
 	for _, r := range p.replicas() {
@@ -119,7 +120,7 @@ func (p *policy) newGenerator(c policyConfig) (*generator, error) {
 		}
 		e.all, policies = append(e.all, one), append(policies, one)
 	}
-	e.Spread = rollout.NewSpread(policies...)
+	e.Spread = rollout.NewSpread(append(policies, others...)...)
 	return &generator{source: e, live: map[string]bool{}}, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/ssr-go/ssr/internal/ui"
+	"github.com/ssr-go/ssr/kernels/collective/c10d"
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
 	"github.com/ssr-go/ssr/model/budget"
@@ -113,6 +114,9 @@ func (c *sftCmd) Run(ctx context.Context, o output) error {
 // end it, and says what it has to say in a line.
 func (p *policy) fit(ctx context.Context, o output, opts train.SFTOptions, examples []train.Example,
 	afterEpoch func(ctx context.Context, epoch int) (line string, stop bool, err error)) (train.Summary, error) {
+	if launch, err := c10d.FromEnvironment(os.Getenv); launch != nil || err != nil {
+		return train.Summary{}, errors.Join(errors.New("supervised training is of one process; unset WORLD_SIZE, or start it without the launcher"), err)
+	}
 	view := ui.NewProgress(o.err, nil)
 	defer view.Close()
 	opts.OnEvent = view.OnEvent

@@ -91,7 +91,13 @@ func (s *stage) survive(t *testing.T, run string, calm time.Duration, plan map[i
 // live starts a life of the trainer of a run.
 func (s *stage) live(t *testing.T, run string, args ...string) *life {
 	t.Helper()
-	l := &life{run: s.path(run), cmd: s.command(t, run, args...), ended: make(chan struct{})}
+	return s.begin(t, run, s.command(t, run, args...))
+}
+
+// begin starts a command on a run.
+func (s *stage) begin(t *testing.T, run string, cmd *exec.Cmd) *life {
+	t.Helper()
+	l := &life{run: s.path(run), cmd: cmd, ended: make(chan struct{})}
 	l.cmd.Stdout, l.cmd.Stderr = &l.output, &l.output
 	l.cmd.WaitDelay = 10 * time.Second // for an orphan that holds the output open
 	if err := l.cmd.Start(); err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/ssr-go/ssr/internal/atomicfile"
 	"github.com/ssr-go/ssr/internal/ui"
@@ -26,19 +27,42 @@ type trainCmd struct {
 	Steps  int      `help:"Training steps of the whole run."`
 	Seed   *uint64  `help:"Seed of every draw."`
 	Set    []string `help:"Override a field of the configuration." placeholder:"KEY.KEY=VALUE" sep:"none"`
+	// Processes that a launcher starts (docs/parallel.md).
+	PeerTimeout time.Duration `default:"30m" help:"How long processes that train together wait for one of them."`
 	jsonFlag
 }
 
 const configName = "config.yaml"
 
 func (c *trainCmd) Run(ctx context.Context, o output) error {
+	ps, err := joinProcesses(ctx, c.PeerTimeout)
+	if err != nil {
+		return err
+	}
+	if ps == nil {
+		return c.lead(ctx, o, nil)
+	}
+	defer ps.group.Close()
+	if ps.Rank > 0 {
+		err = ps.follow(ctx, o)
+	} else {
+		err = c.lead(ctx, o, ps)
+	}
+	if err != nil {
+		return ps.group.Fail(err)
+	}
+	return nil
+}
+
+// lead is the run, of this process alone or of several that it leads.
+func (c *trainCmd) lead(ctx context.Context, o output, ps *processes) error {
 	conf, err := c.config()
 	if err != nil {
 		return err
 	}
-	summary, err := c.train(ctx, o, conf)
+	summary, err := c.train(ctx, o, conf, ps)
 	if err != nil {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || ps != nil && ps.group.Err() != nil {
 			fmt.Fprintf(o.err, "go on with: ssr train --resume %s\n", conf.Run)
 		}
 		return err
@@ -140,20 +164,29 @@ func (c config) write() error {
 }
 
 // train plays and learns to the end.
-func (c *trainCmd) train(ctx context.Context, o output, conf config) (sum train.Summary, err error) {
+func (c *trainCmd) train(ctx context.Context, o output, conf config, ps *processes) (sum train.Summary, err error) {
+	ctx, cancel := ps.watch(ctx)
+	defer cancel(nil)
 	start, err := startModel(conf)
 	if err != nil {
 		return sum, err
 	}
-	plan, err := conf.foretell(o, start)
+	given := conf
+	if conf.Policy, err = ps.place(conf.Policy); err != nil {
+		return sum, err
+	}
+	plan, err := conf.foretell(o, start, ps)
 	if err != nil {
 		return sum, err
 	}
-	if err := conf.write(); err != nil {
+	if err := given.write(); err != nil {
 		return sum, err
 	}
-	conf.Policy.CacheBytes = plan.Cache
-	t, err := openSetup(ctx, conf, start)
+	conf.Policy.CacheBytes, given.Policy.CacheBytes = plan.Cache, plan.Cache
+	if err := ps.lead(ctx, given, start); err != nil {
+		return sum, err
+	}
+	t, err := openSetup(ctx, conf, start, ps)
 	if err != nil {
 		return sum, err
 	}
@@ -166,7 +199,7 @@ func (c *trainCmd) train(ctx context.Context, o output, conf config) (sum train.
 	if err != nil {
 		return sum, err
 	}
-	l, closeReference, err := newLearner(t, conf)
+	l, closeReference, err := newLearner(ctx, t, conf, ps)
 	if err != nil {
 		return sum, err
 	}
@@ -191,7 +224,7 @@ func (c *trainCmd) train(ctx context.Context, o output, conf config) (sum train.
 	if err != nil {
 		return sum, err
 	}
-	return sum, evals.at(ctx, sum.Steps)
+	return sum, errors.Join(evals.at(ctx, sum.Steps), ps.dismiss(ctx))
 }
 
 // startModel is the folder to load weights from: the newest checkpoint where
@@ -221,8 +254,8 @@ func poolDir(conf config) string {
 
 // newLearner joins the policy to the loop, beside a frozen copy of the first
 // weights where the objective measures the divergence from them.
-func newLearner(t *setup, conf config) (train.Learner, func(), error) {
-	l, err := learner.NewReplicated(t.policy.replicas(), t.policy.tokenizer)
+func newLearner(ctx context.Context, t *setup, conf config, ps *processes) (train.Learner, func(), error) {
+	l, err := ps.learner(ctx, t.policy)
 	if err != nil {
 		return nil, nil, err
 	}

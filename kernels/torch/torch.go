@@ -1,5 +1,5 @@
-// Package torch is the project's only binding to libtorch: a small Tensor over
-// gotch's libtch, with the few operations that the policy needs, memory that is
+// Package torch is the project's only binding to libtorch's tensors: a small Tensor
+// over gotch's libtch, with the few operations that the policy needs, memory that is
 // freed by scope, and bytes counted by purpose.
 //
 // Tensors here are dense float matrices and vectors on a Device. Nothing builds
