@@ -5,11 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,9 +25,11 @@ import (
 )
 
 type benchCmd struct {
-	Model   string        `type:"existingdir" help:"A model; a config.json alone gets random weights; by default 2 million of them in Qwen2's shape."`
+	Model   string        `type:"existingdir" help:"A model; a config.json alone gets random weights; by default random weights in a shape of Qwen2."`
+	Shape   string        `default:"2M" enum:"2M,20M,0.5B" help:"The random model's size: 2M, 20M or 0.5B parameters, the last in the shape of Qwen2.5-0.5B."`
 	Device  string        `default:"cpu" help:"What computes: cpu, cuda:0 and so on, or generic, a GPU's operations on the CPU."`
 	DType   string        `name:"dtype" default:"float32" enum:"float32,bfloat16" help:"What it computes in."`
+	Save    string        `type:"path" help:"Write the model, rounded to --dtype, to this folder and measure nothing."`
 	Batch   int           `default:"128" help:"Sequences that generate side by side."`
 	Prompt  int           `default:"128" help:"Tokens of each prompt."`
 	New     int           `default:"64" help:"New tokens of each sequence."`
@@ -32,7 +37,7 @@ type benchCmd struct {
 	Length  int           `default:"512" help:"Tokens of each training sequence."`
 	Budget  time.Duration `name:"seconds" default:"10s" help:"Time for each part."`
 	Workers int           `help:"CPU workers; 0 means one per core."`
-	Parts   []string      `default:"sampling,training,sandbox" enum:"sampling,training,sandbox" help:"What to measure."`
+	Parts   []string      `default:"sampling,training,sandbox" enum:"greedy,machine,sampling,training,sandbox" help:"What to measure: sampling, training, sandbox; machine, what the kernels reach at best; or greedy, which prints tokens, to compare with those of other programs on the same model."`
 	sandboxFlags
 	jsonFlag
 }
@@ -46,11 +51,21 @@ type benchmark struct {
 	// token: loading, a prompt and one step.
 	FirstToken float64 `json:"first_token_seconds,omitempty"`
 	// SamplingTokens counts new tokens only; PromptTokens those read beside them.
-	SamplingTokens   float64 `json:"sampling_tokens_per_second,omitempty"`
-	PromptTokens     float64 `json:"prompt_tokens_per_second,omitempty"`
-	TrainingTokens   float64 `json:"training_tokens_per_second,omitempty"`
+	SamplingTokens float64 `json:"sampling_tokens_per_second,omitempty"`
+	PromptTokens   float64 `json:"prompt_tokens_per_second,omitempty"`
+	TrainingTokens float64 `json:"training_tokens_per_second,omitempty"`
+	// SamplingCPU and TrainingCPU are the processor's time for a token, over all cores.
+	SamplingCPU      float64 `json:"sampling_cpu_ms_per_token,omitempty"`
+	TrainingCPU      float64 `json:"training_cpu_ms_per_token,omitempty"`
 	SandboxEpisodes  float64 `json:"sandbox_episodes_per_second,omitempty"`
 	SandboxCommandMS float64 `json:"sandbox_command_ms,omitempty"`
+	// GFLOPs is what products reach that stay in the cache, and GBs how fast memory is
+	// read, by all workers together.
+	GFLOPs float64 `json:"gflops,omitempty"`
+	GBs    float64 `json:"gb_per_second,omitempty"`
+	// Greedy is what follows the ids 1, 2, … of a prompt where the most probable token
+	// is always taken.
+	Greedy []int32 `json:"greedy,omitempty"`
 }
 
 func (c *benchCmd) Run(ctx context.Context, o output) (err error) {
@@ -60,12 +75,23 @@ func (c *benchCmd) Run(ctx context.Context, o output) (err error) {
 		return err
 	}
 	defer p.Close()
+	if c.Save != "" {
+		d, err := dtype(c.DType)
+		if err != nil {
+			return err
+		}
+		return p.Save(c.Save, d)
+	}
 	b.Device, b.Workers = p.Device().String(), p.Workers().Size()
 	for _, param := range p.Parameters() {
 		b.Parameters += param.Tensor.Len()
 	}
 	for _, part := range c.Parts {
 		switch part {
+		case "machine":
+			err = machine(ctx, p, &b)
+		case "greedy":
+			err = c.greedy(ctx, p, &b)
 		case "sampling":
 			err = c.sampling(ctx, p, &b)
 		case "training":
@@ -85,14 +111,25 @@ func (c *benchCmd) Run(ctx context.Context, o output) (err error) {
 		name string
 		v    float64
 	}{
-		{"first token, s", b.FirstToken}, {"sampling, tokens/s", b.SamplingTokens}, {"prompts, tokens/s", b.PromptTokens},
-		{"training, tokens/s", b.TrainingTokens}, {"sandbox episodes/s", b.SandboxEpisodes}, {"sandbox command, ms", b.SandboxCommandMS},
+		{"first token, s", b.FirstToken}, {"sampling, tokens/s", b.SamplingTokens}, {"sampling, CPU ms a token", b.SamplingCPU}, {"prompts, tokens/s", b.PromptTokens},
+		{"training, tokens/s", b.TrainingTokens}, {"training, CPU ms a token", b.TrainingCPU}, {"sandbox episodes/s", b.SandboxEpisodes}, {"sandbox command, ms", b.SandboxCommandMS},
+		{"products, GFLOP/s", b.GFLOPs}, {"memory, GB/s", b.GBs},
 	} {
 		if l.v > 0 {
-			fmt.Fprintf(o.out, "%-20s %10.2f\n", l.name, l.v)
+			fmt.Fprintf(o.out, "%-24s %10.3f\n", l.name, l.v)
 		}
 	}
+	if b.Greedy != nil {
+		fmt.Fprintln(o.out, "greedy:", b.Greedy)
+	}
 	return nil
+}
+
+// benchShapes are the random models, by about how many parameters they have.
+var benchShapes = map[string]model.Config{
+	"2M":   {VocabSize: 2048, Hidden: 192, Intermediate: 512, Layers: 4, Heads: 6, KVHeads: 2, HeadDim: 32, RopeTheta: 1e4},
+	"20M":  {VocabSize: 8192, Hidden: 384, Intermediate: 1152, Layers: 10, Heads: 6, KVHeads: 2, HeadDim: 64, RopeTheta: 1e4},
+	"0.5B": {VocabSize: 151936, Hidden: 896, Intermediate: 4864, Layers: 24, Heads: 14, KVHeads: 2, HeadDim: 64, RopeTheta: 1e6},
 }
 
 func (c *benchCmd) model() (*model.Policy, error) {
@@ -116,10 +153,13 @@ func (c *benchCmd) model() (*model.Policy, error) {
 		}
 		return model.New(shape, 1, o)
 	}
-	return model.New(model.Config{
-		ModelType: "qwen2", VocabSize: 2048, Hidden: 192, Intermediate: 512, Layers: 4, Heads: 6, KVHeads: 2, HeadDim: 32,
-		MaxPositions: max(4096, c.Prompt+c.New), NormEps: 1e-6, RopeTheta: 10000, TieEmbeddings: true, BOS: -1,
-	}, 1, o)
+	shape := benchShapes[c.Shape]
+	shape.ModelType, shape.NormEps, shape.TieEmbeddings, shape.BOS = "qwen2", 1e-6, true, -1
+	shape.MaxPositions = max(4096, c.Prompt+c.New)
+	// Wide enough for the layers to outweigh the embedding: greedy tokens then differ
+	// from each other and show a wrong detail.
+	shape.InitStd = 1.5 / math.Sqrt(float64(shape.Hidden))
+	return model.New(shape, 1, o)
 }
 
 // tokens are random ids.
@@ -129,6 +169,56 @@ func (c *benchCmd) tokens(r *rand.Rand, p *model.Policy, n int) []int32 {
 		ids[i] = int32(r.IntN(p.Config().VocabSize))
 	}
 	return ids
+}
+
+// machine measures the best of five rounds in which every worker multiplies
+// matrices that stay in its cache, and then a row with 256 MiB of weights of its own.
+func machine(ctx context.Context, p *model.Policy, b *benchmark) error {
+	const rows, k, n, repeat, wide = 96, 384, 512, 200, 1 << 26 / 384
+	type lane struct{ x, w, y, large, out []float32 }
+	lanes := make([]lane, b.Workers)
+	for i := range lanes {
+		lanes[i] = lane{
+			make([]float32, rows*k), make([]float32, native.PackedLen(k, n)), make([]float32, rows*n),
+			slices.Repeat([]float32{1}, native.PackedLen(k, wide)), make([]float32, wide), // pages that were never written have no memory
+		}
+	}
+	rate := func(work float64, f func(lane)) (float64, error) {
+		best := 0.
+		for range 5 {
+			began := time.Now()
+			err := p.Workers().Each(ctx, func(worker int) error { f(lanes[worker]); return nil })
+			if err != nil {
+				return 0, err
+			}
+			best = max(best, work*float64(b.Workers)/time.Since(began).Seconds())
+		}
+		return best, nil
+	}
+	var err, err2 error
+	b.GFLOPs, err = rate(2e-9*rows*k*n*repeat, func(l lane) {
+		for range repeat {
+			native.Linear(l.x, l.w, nil, rows, k, n, 0, 0, l.y, false)
+		}
+	})
+	b.GBs, err2 = rate(4e-9*k*wide, func(l lane) { native.Linear(l.x, l.large, nil, 1, k, wide, 0, 0, l.out, false) })
+	return errors.Join(err, err2)
+}
+
+// greedy continues the ids 1, 2, … without randomness.
+func (c *benchCmd) greedy(ctx context.Context, p *model.Policy, b *benchmark) error {
+	e, err := engine.New(p, engine.Options{MaxSequences: 1})
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	prompt := make([]int32, c.Prompt)
+	for i := range prompt {
+		prompt[i] = int32(1+i) % int32(p.Config().VocabSize)
+	}
+	done, err := e.Generate(ctx, gen.Request{ID: "greedy", Tokens: prompt, MaxTokens: c.New})
+	b.Greedy = done.Tokens
+	return err
 }
 
 // sampling keeps the batch full: a sequence that ends is replaced, as in play.
@@ -157,7 +247,7 @@ func (c *benchCmd) sampling(ctx context.Context, p *model.Policy, b *benchmark) 
 	for i := range prompts {
 		prompts[i] = c.tokens(r, p, c.Prompt)
 	}
-	began := time.Now()
+	began, cpu := time.Now(), cpuTime()
 	var mu sync.Mutex
 	done := 0
 	var g errgroup.Group
@@ -180,6 +270,7 @@ func (c *benchCmd) sampling(ctx context.Context, p *model.Policy, b *benchmark) 
 	seconds := time.Since(began).Seconds()
 	b.SamplingTokens = float64(done*c.New) / seconds
 	b.PromptTokens = float64(done*c.Prompt) / seconds
+	b.SamplingCPU = float64((cpuTime() - cpu).Microseconds()) / 1000 / float64(done*c.New)
 	return nil
 }
 
@@ -205,7 +296,7 @@ func (c *benchCmd) training(ctx context.Context, p *model.Policy, b *benchmark) 
 	if err := step(); err != nil { // the first one allocates
 		return err
 	}
-	began := time.Now()
+	began, cpu := time.Now(), cpuTime()
 	n := 0
 	for ; time.Since(began) < c.Budget; n++ {
 		if err := step(); err != nil {
@@ -213,6 +304,7 @@ func (c *benchCmd) training(ctx context.Context, p *model.Policy, b *benchmark) 
 		}
 	}
 	b.TrainingTokens = float64(n*len(tokens)) / time.Since(began).Seconds()
+	b.TrainingCPU = float64((cpuTime() - cpu).Microseconds()) / 1000 / float64(n*len(tokens))
 	return nil
 }
 
@@ -287,6 +379,15 @@ func sandboxEpisode(ctx context.Context, backend sandbox.Backend, dir string) (s
 		err = fmt.Errorf("%d files changed, want %d", len(changes), sandboxCommands)
 	}
 	return spent, err
+}
+
+// cpuTime is the processor's time that this process has taken.
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0 // it cannot fail for RUSAGE_SELF
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // processStart is when the kernel started this process, to a hundredth of a second.
