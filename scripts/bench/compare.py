@@ -72,7 +72,7 @@ class Ours:
     def measure(self, m, folder, dtype, note):
         last = m["batches"][-1]
         for batch in m["batches"]:
-            parts = "sampling,training" if batch == last and dtype == "float32" else "sampling"
+            parts = "sampling,training" if batch == last and dtype == "float32" and m["train"] else "sampling"
             r = self.bench(
                 f"--model={folder}", f"--dtype={dtype}", f"--parts={parts}", f"--seconds={m['seconds']}s", f"--batch={batch}",
                 f"--prompt={m['prompt']}", f"--new={m['new']}", f"--train={m['train']}", f"--length={m['length']}")
@@ -155,7 +155,8 @@ class Transformers:
             name = f"transformers, float32, {threads} threads"
             for batch, rate in r["sampling"].items():
                 note(name, f"sampling, {batch}", rate)
-            note(name, "training", r["training"])
+            if m["train"]:
+                note(name, "training", r["training"])
 
 
 class Roofline:
@@ -280,7 +281,7 @@ def main():
     p.add_argument("--seconds", type=int, default=2, help="least time of each measurement of ours and of transformers")
     p.add_argument("--threads", type=int, help="threads of everybody; by default one per core, and one alone where a peer may like that better")
     for name, what in (("rounds", "how often everything is measured; medians count"), ("prompt", "tokens of each prompt"), ("new", "new tokens of each sequence"),
-                       ("train", "sequences of a training step"), ("length", "tokens of each")):
+                       ("train", "sequences of a training step, 0 for no training"), ("length", "tokens of each")):
         p.add_argument(f"--{name}", type=int, help=what + "; by default by size")
     p.add_argument("--ours", default=os.path.join(HERE, "../../bin/ssr") + " bench", help="the command to measure")
     p.add_argument("--json", metavar="FILE", help="write every figure to FILE, too")

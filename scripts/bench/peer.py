@@ -61,5 +61,5 @@ if "greedy" in spec:
     ids = torch.tensor([spec["greedy"]])
     result = {"greedy": generate(ids, spec["new"], do_sample=False)[0, ids.shape[1]:].tolist()}
 else:
-    result = {"sampling": {batch: sampling(batch) for batch in spec["batches"]}, "training": train()}
+    result = {"sampling": {batch: sampling(batch) for batch in spec["batches"]}, "training": train() if spec["train"] else None}
 print(json.dumps(result))
