@@ -24,7 +24,7 @@ import (
 // smallSelfPlay is the demo's game at a tenth of its size. With this seed the
 // bundled policy learns something in each of its steps.
 const smallSelfPlay = `
-seed: 2
+seed: 5
 game:
   injector_groups: 1
   injectors_per_prompt: 3
@@ -40,7 +40,7 @@ episodes:
 train:
   steps: 3
   loss: {length: 256}
-  token_budget: 4096
+  token_budget: 6144
   optimizer: {lr: 1.0e-4, weight_decay: 0, clip: 1}
   schedule: {kind: constant, warmup: 3}
   guard: {patience: 0}
