@@ -1,6 +1,7 @@
 package model
 
 import (
+	"github.com/ssr-go/ssr/kernels/device"
 	"github.com/ssr-go/ssr/kernels/native"
 	"github.com/ssr-go/ssr/kernels/torch"
 )
@@ -37,9 +38,9 @@ func (c *Cache) Free() {
 // Attend is attention for Forward whose rows are those of segs: it adds their keys and
 // values to the cache and attends to all that is there of their sequences. In the last
 // layer it gives the rows of last alone. table is of numbers of blocks, see
-// native.Segment. It is valid while s is open.
-func (c *Cache) Attend(s *torch.Scope, segs, last []native.Segment, table []int32) Attend {
-	return c.p.ops.attendCached(s, c.layers, segs, last, table)
+// native.Segment. It is valid while s is open. team is as ForwardRows has it.
+func (c *Cache) Attend(s *torch.Scope, team *device.Team, segs, last []native.Segment, table []int32) Attend {
+	return c.p.ops.shared(team).attendCached(s, c.layers, segs, last, table)
 }
 
 // Draw is how one row of logits is sampled, at U in [0, 1).
@@ -48,9 +49,10 @@ type Draw struct {
 	U float64
 }
 
-// Sample draws a token for each row of logits [R, V], as native.Sample does.
-func (p *Policy) Sample(logits *torch.Tensor, draws []Draw) (tokens []int32, logprobs, sampled []float32) {
-	return p.ops.sample(logits, draws)
+// Sample draws a token for each row of logits [R, V], as native.Sample does. team is as
+// ForwardRows has it.
+func (p *Policy) Sample(team *device.Team, logits *torch.Tensor, draws []Draw) (tokens []int32, logprobs, sampled []float32) {
+	return p.ops.shared(team).sample(logits, draws)
 }
 
 // Row copies row i of float32 logits.
@@ -68,12 +70,13 @@ func (p *Policy) NewArena() *torch.Arena {
 	return p.options.Device.NewArena(torch.Activations, p.flat.DType())
 }
 
-// LogitElements is how many logits are best computed at a time: few enough that they
-// stay in a CPU's cache from the product to the draw, many enough to fill a GPU.
-func (o Options) LogitElements() int { return o.pick(256<<10, deviceElements) }
+// LogitRows is how many rows of logits are best computed at a time: as many as stay in a
+// CPU's cache from the product to the draw, or fill a GPU, but no fewer than make the
+// product worth reading the head's weights from memory.
+func (o Options) LogitRows(vocab int) int { return max(o.pick(256<<10, deviceElements)/vocab, 32) }
 
-// LogitElements are those of the policy's options.
-func (p *Policy) LogitElements() int { return p.options.LogitElements() }
+// LogitRows are those of the policy's options.
+func (p *Policy) LogitRows() int { return p.options.LogitRows(p.config.VocabSize) }
 
 const deviceElements = 16 << 20
 

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"github.com/ssr-go/ssr/kernels/device"
 	"github.com/ssr-go/ssr/kernels/native"
 	"github.com/ssr-go/ssr/kernels/torch"
 )
@@ -33,8 +34,10 @@ func Forward(p *Policy, s *torch.Scope, tokens, positions []int32, attend Attend
 // ForwardRows is Forward for who wants the hidden states of some rows only:
 // [len(rows), C], on a CPU with the bits that Forward gives them. What the last layer
 // does after its keys and values is left out for the others; of its attention, only
-// the output of these rows is used.
-func ForwardRows(p *Policy, s *torch.Scope, tokens, positions, rows []int32, attend Attend) *torch.Tensor {
+// the output of these rows is used. A team, where it is not nil and the policy is on a
+// CPU, shares the products, which changes no bit.
+func ForwardRows(p *Policy, s *torch.Scope, team *device.Team, tokens, positions, rows []int32, attend Attend) *torch.Tensor {
+	p = p.shared(team)
 	out := s.Empty(len(rows), p.config.Hidden)
 	inner := s.Nest()
 	x := p.embed(inner, p.ops.indices(inner, tokens))
@@ -58,10 +61,11 @@ func ForwardRows(p *Policy, s *torch.Scope, tokens, positions, rows []int32, att
 	return out
 }
 
-// Logits is hidden [R, C] times the head: [R, V], owned by the scope.
-func Logits(p *Policy, s *torch.Scope, hidden *torch.Tensor) *torch.Tensor {
+// Logits is hidden [R, C] times the head: [R, V], owned by the scope. team is as
+// ForwardRows has it.
+func Logits(p *Policy, s *torch.Scope, team *device.Team, hidden *torch.Tensor) *torch.Tensor {
 	out := s.Empty(hidden.Shape()[0], p.config.VocabSize)
-	p.project(out, hidden)
+	p.shared(team).project(out, hidden)
 	return out
 }
 

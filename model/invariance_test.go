@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/ssr-go/ssr/kernels/device"
 	"github.com/ssr-go/ssr/kernels/torch"
 )
 
@@ -160,8 +161,11 @@ func TestStepsAreDeterministic(t *testing.T) {
 	}
 }
 
-// TestForwardRows: leaving out what no row of interest needs changes no bit.
+// TestForwardRows: leaving out what no row of interest needs changes no bit, nor does
+// a team that shares the products.
 func TestForwardRows(t *testing.T) {
+	helpers := device.NewPool(3)
+	defer helpers.Close()
 	for _, o := range []Options{{Workers: 1}, {Workers: 1, DType: torch.BFloat16}} {
 		for _, c := range []Config{tiny("qwen2", true), tiny("qwen3", true), tiny("mistral", false)} {
 			p := random(t, c, o)
@@ -171,11 +175,27 @@ func TestForwardRows(t *testing.T) {
 			s := arena.Scope()
 			want := torch.Data[float32](Forward(p, s, tokens, seg.positions, attendWithin(p, seg, nil)))
 			for _, rows := range [][]int32{{0, 16, 17, 47}, {30}, {}} {
-				got := torch.Data[float32](ForwardRows(p, s, tokens, seg.positions, rows, attendWithin(p, seg, nil)))
-				for i, r := range rows {
-					if !slices.Equal(got[i*c.Hidden:(i+1)*c.Hidden], want[int(r)*c.Hidden:(int(r)+1)*c.Hidden]) {
-						t.Errorf("%s: row %d of %v has other bits than among all rows", c.ModelType, r, rows)
+				check := func(team *device.Team) {
+					hidden := ForwardRows(p, s, team, tokens, seg.positions, rows, attendWithin(p, seg, nil))
+					got := torch.Data[float32](hidden)
+					for i, r := range rows {
+						if !slices.Equal(got[i*c.Hidden:(i+1)*c.Hidden], want[int(r)*c.Hidden:(int(r)+1)*c.Hidden]) {
+							t.Errorf("%s: row %d of %v has other bits than among all rows, in a team: %v", c.ModelType, r, rows, team != nil)
+						}
 					}
+					all := torch.Data[float32](Logits(p, s, team, hidden))
+					alone := torch.Data[float32](Logits(p, s, nil, hidden))
+					if !slices.Equal(all, alone) {
+						t.Errorf("%s: rows %v: a team computes other logits", c.ModelType, rows)
+					}
+				}
+				check(nil)
+				err := helpers.Lead(t.Context(), func(team *device.Team) error {
+					check(team)
+					return nil
+				})
+				if err != nil {
+					t.Fatal(err)
 				}
 			}
 			s.Close()

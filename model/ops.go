@@ -1,6 +1,7 @@
 package model
 
 import (
+	"github.com/ssr-go/ssr/kernels/device"
 	"github.com/ssr-go/ssr/kernels/native"
 	"github.com/ssr-go/ssr/kernels/torch"
 )
@@ -10,6 +11,10 @@ import (
 // Gradients of weights are added to what is there, and may be nil where nobody asks
 // for them.
 type operations interface {
+	// shared are the operations whose linear, attendCached and sample a team shares,
+	// nil for none. A device needs no help.
+	shared(team *device.Team) operations
+
 	// indices readies whole numbers for the operations that take them, for as long
 	// as the scope is open.
 	indices(s *torch.Scope, of []int32) indices
@@ -75,6 +80,11 @@ func (x indices) part(s *torch.Scope, lo, hi int) indices {
 		out.device = s.Own(x.device.Rows(lo, hi))
 	}
 	return out
+}
+
+// shared is the policy as one forward pass uses it, with operations that a team shares.
+func (p *Policy) shared(team *device.Team) *Policy {
+	return &Policy{config: p.config, options: p.options, weights: p.weights, ops: p.ops.shared(team)}
 }
 
 // gather copies rows of a matrix together.

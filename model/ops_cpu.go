@@ -1,6 +1,7 @@
 package model
 
 import (
+	"github.com/ssr-go/ssr/kernels/device"
 	"github.com/ssr-go/ssr/kernels/native"
 	"github.com/ssr-go/ssr/kernels/torch"
 )
@@ -10,14 +11,20 @@ import (
 type onCPU[F float] struct {
 	p    *Policy
 	rope rotary[F]
+	team *device.Team
 }
 
 func newOnCPU[F float](p *Policy) onCPU[F] {
-	o := onCPU[F]{p, newRotary[F](p.config)}
+	o := onCPU[F]{p: p, rope: newRotary[F](p.config)}
 	if p.rounds() {
 		roundBF16(any(o.rope.cos).([]float32))
 		roundBF16(any(o.rope.sin).([]float32))
 	}
+	return o
+}
+
+func (o onCPU[F]) shared(team *device.Team) operations {
+	o.team = team
 	return o
 }
 
@@ -59,14 +66,19 @@ func (onCPU[F]) addColumns(sum, m *torch.Tensor) {
 }
 
 // linear's rows have the same bits in any batch, which a product through libtorch's
-// BLAS has not.
-func (onCPU[F]) linear(l Linear, x, y *torch.Tensor, add bool) {
-	var bias []F
-	if l.Bias != nil {
-		bias = torch.Data[F](l.Bias)
+// BLAS has not; nor does it matter to them how a team shares the columns.
+func (o onCPU[F]) linear(l Linear, x, y *torch.Tensor, add bool) {
+	rows, out, in := x.Shape()[0], l.W.Shape()[0], l.W.Shape()[1]
+	if rows == 0 {
+		return
 	}
-	out, in := l.W.Shape()[0], l.W.Shape()[1]
-	native.Linear(torch.Data[F](x), torch.Data[F](l.packed), bias, x.Shape()[0], in, out, 0, 0, torch.Data[F](y), add)
+	o.team.Loop(out, native.PanelColumns, func(from, to int) {
+		var bias []F
+		if l.Bias != nil {
+			bias = torch.Data[F](l.Bias)[from:to]
+		}
+		native.Linear(torch.Data[F](x), torch.Data[F](l.packed)[from*in:], bias, rows, in, to-from, 0, out, torch.Data[F](y)[from:], add)
+	})
 }
 
 func (onCPU[F]) inputGradient(l Linear, dy, dx *torch.Tensor) { torch.MatMul(dx, dy, l.W) }
@@ -231,15 +243,19 @@ func (o onCPU[F]) attendCached(_ *torch.Scope, cache []*torch.Tensor, segs, last
 			queries = last
 		}
 		native.CacheAppend(shape, k, v, segs, table, in)
-		native.AttentionExtend(shape, q, queries, table, in, torch.Data[F](out), nil)
+		o.team.Loop(len(queries), 1, func(from, to int) {
+			native.AttentionExtend(shape, q, queries[from:to], table, in, torch.Data[F](out), nil)
+		})
 	}
 }
 
 func (o onCPU[F]) sample(logits *torch.Tensor, draws []Draw) (tokens []int32, logprobs, sampled []float32) {
 	all, vocab := torch.Data[float32](logits), o.p.config.VocabSize
-	for i, d := range draws {
-		token, lp, slp := native.Sample(all[i*vocab:(i+1)*vocab], d.Sampling, d.U)
-		tokens, logprobs, sampled = append(tokens, token), append(logprobs, lp), append(sampled, slp)
-	}
+	tokens, logprobs, sampled = make([]int32, len(draws)), make([]float32, len(draws)), make([]float32, len(draws))
+	o.team.Loop(len(draws), 1, func(from, to int) {
+		for i := from; i < to; i++ {
+			tokens[i], logprobs[i], sampled[i] = native.Sample(all[i*vocab:(i+1)*vocab], draws[i].Sampling, draws[i].U)
+		}
+	})
 	return tokens, logprobs, sampled
 }

@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/ssr-go/ssr/kernels/device"
 	"github.com/ssr-go/ssr/kernels/native"
 	"github.com/ssr-go/ssr/kernels/torch"
 )
@@ -35,6 +36,8 @@ func (o *onDevice) free() {
 	o.cos.Free()
 	o.sin.Free()
 }
+
+func (o *onDevice) shared(*device.Team) operations { return o }
 
 func (o *onDevice) indices(s *torch.Scope, of []int32) indices {
 	return indices{of, s.Own(o.p.options.Device.Indices(of))}

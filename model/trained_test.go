@@ -262,7 +262,7 @@ func TestHeadInChunks(t *testing.T) {
 	defer s.Close()
 	seg := segments(tokens, offsets, 1, segmentTokens)[0][0]
 	hidden := Forward(p, s, tokens, seg.positions, attendWithin(p, seg, nil))
-	logits, h := torch.Data[float64](Logits(p, s, hidden)), torch.Data[float64](hidden)
+	logits, h := torch.Data[float64](Logits(p, s, nil, hidden)), torch.Data[float64](hidden)
 	V, C := c.VocabSize, c.Hidden
 	want := make([]float64, V*C)
 	logprobs := make([]float64, len(tokens))

@@ -15,11 +15,13 @@ import "fmt"
 // kernel, so that a third of their elements differ from those of a larger batch.
 // Unpacked weights, as dot products in vector lanes, were tried: 50 GFLOP/s.
 
-// panel is the number of columns that PackedLen rounds up to.
-const panel = 16
+// PanelColumns is the number of columns that PackedLen rounds up to. The columns of
+// a packed operand from a multiple of it on are its elements from that many times k on,
+// and packed as they would be alone.
+const PanelColumns = 16
 
 // PackedLen is the length of a packed operand with n columns of k terms.
-func PackedLen(k, n int) int { return (n + panel - 1) / panel * panel * k }
+func PackedLen(k, n int) int { return (n + PanelColumns - 1) / PanelColumns * PanelColumns * k }
 
 // Pack lays W [out, in] out for Linear; packed has PackedLen(in, out) elements.
 func Pack[F Float](w []F, out, in int, packed []F) {

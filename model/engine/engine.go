@@ -1,7 +1,8 @@
 // Package engine generates: it drives the scheduler (model/sched) over a policy
 // and implements rollout.Policy. One goroutine owns the scheduler and batches
 // whatever waits; the policy's workers compute, each its share of the sequences
-// on one thread. Chunks of prompts are prefilled beside sequences that decode.
+// on one thread, or, where few rows wait for large weights, all of them each product.
+// Chunks of prompts are prefilled beside sequences that decode.
 //
 // A completion depends on the weights, the request's tokens, sampling, seed and
 // id, and on nothing else: not on what else is generated, in which order
@@ -56,8 +57,9 @@ type Options struct {
 // Stats counts since the engine was made.
 type Stats struct {
 	sched.Stats
-	// Steps is the number of batches computed.
-	Steps int
+	// Steps is the number of batches computed, Together that of those whose products the
+	// workers shared.
+	Steps, Together int
 	// Compute is the time spent computing them, Idle the time with nothing to do.
 	Compute, Idle time.Duration
 }
@@ -68,6 +70,8 @@ type Engine struct {
 	config model.Config
 	opts   Options
 	shards []*shard
+	// weightBytes is what a step reads of the policy; see together.
+	weightBytes int
 
 	wake  chan struct{} // holds one: something changed
 	ended chan struct{} // closed when the loop has ended
@@ -111,6 +115,9 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 		wake: make(chan struct{}, 1), ended: make(chan struct{}),
 		cache: p.NewCache(blocks),
 	}
+	for _, param := range p.Parameters() {
+		e.weightBytes += param.Tensor.Len() * param.Tensor.DType().Size()
+	}
 	for range workers {
 		e.shards = append(e.shards, &shard{arena: p.NewArena()})
 	}
@@ -123,7 +130,7 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 func Memory(c model.Config, m model.Options, workers int, o Options) (cache, activations int64) {
 	o = o.withDefaults()
 	rows := o.MaxSequences/workers + 1 + max(o.StepTokens, native.BlockTokens)
-	step := model.SamplingMemory(c, m, rows, o.MaxSequences/workers+1, max(m.LogitElements()/c.VocabSize, 8))
+	step := model.SamplingMemory(c, m, rows, o.MaxSequences/workers+1, m.LogitRows(c.VocabSize))
 	return o.CacheBytes, int64(workers) * step
 }
 

@@ -107,8 +107,8 @@ func equal(a, b gen.Completion) bool {
 }
 
 // The same request gives the same completion, to the bit, alone or in company,
-// in whatever order, over any number of workers, with memory to spare or so
-// little that sequences are evicted in the middle.
+// in whatever order, over any number of workers, sharing products or not, with memory
+// to spare or so little that sequences are evicted in the middle.
 func TestCompletionsDoNotDependOnCompany(t *testing.T) {
 	reqs := mixed()
 	alone := start(t, tiny(t, 1), Options{})
@@ -122,8 +122,12 @@ func TestCompletionsDoNotDependOnCompany(t *testing.T) {
 		"roomy":   {},
 		"chunked": {ChunkTokens: 32, StepTokens: 32, MaxSequences: 5},
 		"cramped": {CacheBytes: 8 * block},
+		"shared":  {},
 	} {
 		e := start(t, tiny(t, 3), o)
+		if name == "shared" {
+			e.weightBytes = togetherBytes
+		}
 		for round := range 3 {
 			order := rand.New(rand.NewPCG(uint64(round), 1)).Perm(len(reqs))
 			for i, c := range concurrently(t, e, reqs, order) {
@@ -141,6 +145,8 @@ func TestCompletionsDoNotDependOnCompany(t *testing.T) {
 			t.Errorf("nothing was preempted: %+v", st)
 		} else if st.Reused == 0 {
 			t.Errorf("nothing was reused: %+v", st)
+		} else if shared := name == "shared"; shared != (st.Together > 0) || st.Together == st.Steps {
+			t.Errorf("%s: workers shared the products of %d steps of %d", name, st.Together, st.Steps)
 		}
 	}
 }
@@ -241,7 +247,7 @@ func naive(t *testing.T, p *model.Policy, tokens []int32, n int) (out []int32) {
 			q, k, v := model.SplitQKV(p, torch.Data[float32](qkv))
 			native.AttentionForward(shape, q, k, v, []int32{0, int32(len(tokens))}, torch.Data[float32](att), nil)
 		})
-		logits := torch.Data[float32](model.Logits(p, s, hidden))
+		logits := torch.Data[float32](model.Logits(p, s, nil, hidden))
 		last := logits[(len(tokens)-1)*vocab:]
 		next := int32(slices.Index(last, slices.Max(last)))
 		tokens, out = append(slices.Clone(tokens), next), append(out, next)

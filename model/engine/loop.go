@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/ssr-go/ssr/kernels/device"
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
 	"github.com/ssr-go/ssr/model/gen"
@@ -93,11 +94,19 @@ func (e *Engine) step() (worked bool, err error) {
 			return nil
 		}
 		worked = true
-		e.deal(plan)
 		// Steps are short; a half-computed one would leave the cache half-written.
-		err := e.policy.Workers().Each(context.Background(), func(worker int) error {
-			return e.shards[worker].run(e)
-		})
+		ctx, workers := context.Background(), e.policy.Workers()
+		var err error
+		if e.together(plan) {
+			e.deal(plan, 1)
+			e.mu.Lock()
+			e.stats.Together++
+			e.mu.Unlock()
+			err = workers.Lead(ctx, func(t *device.Team) error { return e.shards[0].run(e, t) })
+		} else {
+			e.deal(plan, len(e.shards))
+			err = workers.Each(ctx, func(worker int) error { return e.shards[worker].run(e, nil) })
+		}
 		if err != nil {
 			return err
 		}

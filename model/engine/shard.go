@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	"github.com/ssr-go/ssr/kernels/device"
 	"github.com/ssr-go/ssr/kernels/native"
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
@@ -28,14 +29,33 @@ type shard struct {
 // attention with the history that each of them sees.
 func cost(w sched.Work) int { return len(w.Tokens) * (4096 + w.Start + len(w.Tokens)) }
 
-// deal spreads a plan over the shards, the most expensive work first, each to
+// A step of few rows takes as long as its weights take to come from memory. Then the
+// workers share each product, so that every weight comes once; otherwise each has
+// sequences of its own. Rows are as many as a worker multiplies in the time that it
+// waits for their weights (at 20 GB/s and 80 GFLOP/s, twice that is even), and the
+// weights more than a processor's cache holds, which the workers read side by side.
+const (
+	togetherRows  = 8
+	togetherBytes = 64 << 20
+)
+
+// together says whether all workers should share the products of a step.
+func (e *Engine) together(plan []sched.Work) bool {
+	rows := 0
+	for _, w := range plan {
+		rows += len(w.Tokens)
+	}
+	return len(e.shards) > 1 && rows <= togetherRows*len(e.shards) && e.weightBytes >= togetherBytes
+}
+
+// deal spreads a plan over the first n shards, the most expensive work first, each to
 // the shard with the least.
-func (e *Engine) deal(plan []sched.Work) {
+func (e *Engine) deal(plan []sched.Work, n int) {
 	for _, s := range e.shards {
 		s.works = s.works[:0]
 	}
 	slices.SortStableFunc(plan, func(a, b sched.Work) int { return cmp.Compare(cost(b), cost(a)) })
-	load := make([]int, len(e.shards))
+	load := make([]int, n)
 	for _, w := range plan {
 		least := slices.Index(load, slices.Min(load))
 		load[least] += cost(w)
@@ -71,8 +91,9 @@ func (s *shard) layOut(active map[sched.Ticket]*call) {
 	}
 }
 
-// run computes the shard on the worker's thread.
-func (s *shard) run(e *Engine) (err error) {
+// run computes the shard on the worker's thread, with the help of a team where there
+// is one.
+func (s *shard) run(e *Engine, team *device.Team) (err error) {
 	defer torch.Catch(&err)
 	if len(s.works) == 0 {
 		return nil
@@ -80,17 +101,18 @@ func (s *shard) run(e *Engine) (err error) {
 	scope := s.arena.Scope()
 	defer scope.Close()
 	p := e.policy
-	hidden := model.ForwardRows(p, scope, s.tokens, s.positions, s.rows, e.cache.Attend(scope, s.segments, s.last, s.table))
-	size := max(p.LogitElements()/e.config.VocabSize, 8)
+	attend := e.cache.Attend(scope, team, s.segments, s.last, s.table)
+	hidden := model.ForwardRows(p, scope, team, s.tokens, s.positions, s.rows, attend)
+	size := p.LogitRows()
 	for lo := 0; lo < len(s.rows); lo += size {
 		hi := min(lo+size, len(s.rows))
 		inner := scope.Nest()
-		logits := model.Logits(p, inner, inner.Own(hidden.Rows(lo, hi)))
+		logits := model.Logits(p, inner, team, inner.Own(hidden.Rows(lo, hi)))
 		var draws []model.Draw
 		for _, c := range s.calls[lo:hi] {
 			draws = append(draws, model.Draw{Sampling: c.sampling, U: c.stream.Uniform(c.position())})
 		}
-		tokens, logprobs, sampled := p.Sample(logits, draws)
+		tokens, logprobs, sampled := p.Sample(team, logits, draws)
 		for i, c := range s.calls[lo:hi] {
 			d := draw{token: tokens[i], logprob: logprobs[i], sampling: sampled[i], oldest: s.sampled[lo+i].Oldest}
 			if n := c.req.Alternatives; n > 0 && d.token >= 0 {
