@@ -1,6 +1,16 @@
 package model
 
-import "math"
+import (
+	"math"
+	"unsafe"
+
+	"github.com/ssr-go/ssr/kernels/torch"
+)
+
+// halves is the memory of a dense bfloat16 tensor, as bits.
+func halves(t *torch.Tensor) []uint16 {
+	return unsafe.Slice((*uint16)(unsafe.Pointer(unsafe.SliceData(t.Bytes()))), t.Len())
+}
 
 // roundBF16 rounds each element to the nearest bfloat16, ties to even.
 func roundBF16(x []float32) {

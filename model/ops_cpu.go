@@ -77,6 +77,10 @@ func (o onCPU[F]) linear(l Linear, x, y *torch.Tensor, add bool) {
 		if l.Bias != nil {
 			bias = torch.Data[F](l.Bias)[from:to]
 		}
+		if l.packed.DType() == torch.BFloat16 { // F is float32 then
+			native.LinearBFloat16(torch.Data[float32](x), halves(l.packed)[from*in:], any(bias).([]float32), rows, in, to-from, 0, out, torch.Data[float32](y)[from:], add)
+			return
+		}
 		native.Linear(torch.Data[F](x), torch.Data[F](l.packed)[from*in:], bias, rows, in, to-from, 0, out, torch.Data[F](y)[from:], add)
 	})
 }
@@ -90,6 +94,10 @@ func (onCPU[F]) weightGradient(dw, dy, x *torch.Tensor) {
 }
 
 func (onCPU[F]) repack(l *Linear) {
+	if l.packed.DType() == torch.BFloat16 {
+		native.PackBFloat16(torch.Data[float32](l.W), l.W.Shape()[0], l.W.Shape()[1], halves(l.packed))
+		return
+	}
 	native.Pack(torch.Data[F](l.W), l.W.Shape()[0], l.W.Shape()[1], torch.Data[F](l.packed))
 }
 

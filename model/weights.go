@@ -35,8 +35,9 @@ type Linear struct {
 	W *torch.Tensor // [out, in]
 	// Bias is [out], or nil.
 	Bias *torch.Tensor
-	// packed is W again as the policy's products take it, in the layout of native.Linear
-	// or in bfloat16; nil in a gradient, and where they take W itself.
+	// packed is W again as the policy's products take it: on a CPU in the layout of
+	// native.Linear, and in bfloat16 where W has such values. It is nil in a gradient,
+	// and where they take W itself.
 	packed *torch.Tensor
 	// adapters change W, which has them in it; see LoRA. In a gradient they hold
 	// that of their matrices.
@@ -208,11 +209,15 @@ func (w *Weights) needPacked(o Options) {
 // packing is the dtype of packed copies and how many elements one takes of a matrix
 // [out, in]; length is nil where there are none.
 func (o Options) packing(compute torch.DType) (dtype torch.DType, length func(in, out int) int) {
+	half := o.DType == torch.BFloat16
+	if half {
+		compute = torch.BFloat16
+	}
 	switch {
 	case o.Device == torch.CPU:
 		return compute, native.PackedLen
-	case o.DType == torch.BFloat16:
-		return torch.BFloat16, func(in, out int) int { return in * out }
+	case half:
+		return compute, func(in, out int) int { return in * out }
 	}
 	return 0, nil
 }

@@ -61,6 +61,11 @@ typedef struct {
 SSR_KERNELS(float, SSR_DECLARE)
 SSR_KERNELS(double, SSR_DECLARE)
 
+/* pack and linear of float, with panels stored as bfloat16. */
+void ssr_pack_bfloat16(const float *w, long rs, long cs, long K, long N, uint16_t *panels);
+void ssr_linear_bfloat16(const float *x, long ldx, const uint16_t *panels, const float *bias, long M, long N, long K,
+                         float *y, long ldy, int add);
+
 int32_t ssr_sample(const float *x, long V, double temperature, long topk, double topp, double minp, double u, float *lp,
                    float *slp);
 

@@ -52,6 +52,15 @@ extern "C" {
 SSR_KERNELS(float, SSR_DEFINE)
 SSR_KERNELS(double, SSR_DEFINE)
 
+void ssr_pack_bfloat16(const float *w, long rs, long cs, long K, long N, uint16_t *panels) {
+  current().table->pack_bfloat16(w, rs, cs, K, N, panels);
+}
+
+void ssr_linear_bfloat16(const float *x, long ldx, const uint16_t *panels, const float *bias, long M, long N, long K,
+                         float *y, long ldy, int add) {
+  current().table->linear_bfloat16(x, ldx, panels, bias, M, N, K, y, ldy, add);
+}
+
 int32_t ssr_sample(const float *x, long V, double temperature, long topk, double topp, double minp, double u, float *lp,
                    float *slp) {
   return current().table->sample(x, V, temperature, topk, topp, minp, u, lp, slp);

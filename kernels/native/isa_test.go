@@ -56,6 +56,12 @@ func outputs[F Float](note func(what string, got []F)) {
 				note(fmt.Sprintf("linear %d×%d×%d", rows, k, n), y)
 				Linear(x, packed, nil, rows, k, n, 0, 0, y, true)
 				note(fmt.Sprintf("linear %d×%d×%d added", rows, k, n), y)
+				if single[F]() {
+					half := make([]uint16, PackedLen(k, n))
+					PackBFloat16(any(draw(n*k)).([]float32), n, k, half)
+					LinearBFloat16(any(x).([]float32), half, any(bias).([]float32), rows, k, n, 0, 0, any(y).([]float32), false)
+					note(fmt.Sprintf("linear of bfloat16 %d×%d×%d", rows, k, n), y)
+				}
 			}
 		}
 	}

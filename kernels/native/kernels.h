@@ -42,6 +42,6 @@ static void attention_extend(const ssr_attention *s, const F *q, const int32_t *
 
 extern const Table table;
 #define SSR_ENTRY(R, name, F, params, args) +[] params -> R { return name<F> args; },
-const Table table = {SSR_KERNELS(float, SSR_ENTRY) SSR_KERNELS(double, SSR_ENTRY) & sample};
+const Table table = {SSR_KERNELS(float, SSR_ENTRY) SSR_KERNELS(double, SSR_ENTRY) pack, linear, sample};
 
 } // namespace ISA

@@ -9,25 +9,50 @@ template <class F> constexpr long panel_width = 64 / sizeof(F);
 constexpr long KC = 384; // terms per pass: a panel's share stays in the first-level cache
 constexpr long MC = 96;  // rows per pass: a block of A stays in the second-level cache
 
+// Panels are stored as what they multiply, or, of float, as bfloat16 in half the
+// memory. narrow rounds to the nearest, ties to even; a NaN stays one.
+INLINE void narrow(double v, double &to) { to = v; }
+INLINE void narrow(float v, float &to) { to = v; }
+INLINE void narrow(float v, uint16_t &to) {
+  uint32_t b;
+  memcpy(&b, &v, sizeof b);
+  to = uint16_t(v != v ? b >> 16 | 0x40 : (b + 0x7fff + (b >> 16 & 1)) >> 16);
+}
+
+// widened gives n stored elements as what they multiply, in the buffer if they are not
+// that already. It asks for what is stored behind them.
+template <class F> INLINE const F *widened(const F *p, long, F *) { return p; }
+INLINE const float *widened(const uint16_t *p, long n, float *buffer) {
+  constexpr long line = LINE / sizeof(uint16_t);
+  for (long i = 0; i < n; i += 16) {
+    if (i % line == 0) __builtin_prefetch(p + n + i, 0, 2);
+    for (long j = i; j < i + 16; j++) {
+      uint32_t b = uint32_t(p[j]) << 16;
+      memcpy(buffer + j, &b, sizeof b);
+    }
+  }
+  return buffer;
+}
+
 // pack reads B[k, n] at w[k·rs + n·cs].
-template <class F> static void pack(const F *w, long rs, long cs, long K, long N, F *panels) {
+template <class F, class S> static void pack(const F *w, long rs, long cs, long K, long N, S *panels) {
   constexpr long P = panel_width<F>;
   for (long n = 0; n < N; n += P) {
     long c = N - n < P ? N - n : P;
     for (long k = 0; k < K; k++, panels += P) {
       const F *src = w + k * rs + n * cs;
-      for (long j = 0; j < c; j++) panels[j] = src[j * cs];
+      for (long j = 0; j < c; j++) narrow(src[j * cs], panels[j]);
       for (long j = c; j < P; j++) panels[j] = 0;
     }
   }
 }
 
-// panel_product computes M rows of one panel, c of its columns wanted, and asks for
-// what comes after the panel's share B.
+// panel_product computes M rows of one panel, c of its columns wanted; next, where not
+// null, is what it asks for meanwhile.
 template <class F>
-static void panel_product(const F *A, long lda, const F *B, long M, long K, F *C, long ldc, long c, bool add) {
+static void panel_product(const F *A, long lda, const F *B, long M, long K, F *C, long ldc, long c, bool add,
+                          const F *next) {
   constexpr long P = panel_width<F>;
-  const F *next = B + K * P;
   if (c == P) return strips<F, STRIP, 64 / VB>(A, lda, 1, B, P, M, K, C, ldc, add, next);
   F t[MC * P];
   if (add)
@@ -38,17 +63,22 @@ static void panel_product(const F *A, long lda, const F *B, long M, long K, F *C
 }
 
 // y[M, N] (+)= x[M, K]·B + bias; bias may be null.
-template <class F>
-static void linear(const F *x, long ldx, const F *panels, const F *bias, long M, long N, long K, F *y, long ldy,
+template <class F, class S>
+static void linear(const F *x, long ldx, const S *panels, const F *bias, long M, long N, long K, F *y, long ldy,
                    int add) {
   constexpr long P = panel_width<F>;
+  constexpr bool stored = std::is_same<F, S>::value;
+  alignas(LINE) F buffer[stored ? 1 : KC * P];
   for (long m = 0; m < M; m += MC) {
     long rows = M - m < MC ? M - m : MC;
     for (long n = 0; n < N; n += P) {
       long c = N - n < P ? N - n : P;
       F *out = y + m * ldy + n;
-      for (long k = 0; k < K; k += KC)
-        panel_product(x + m * ldx + k, ldx, panels + n * K + k * P, rows, K - k < KC ? K - k : KC, out, ldy, c, add || k > 0);
+      for (long k = 0; k < K; k += KC) {
+        long terms = K - k < KC ? K - k : KC;
+        const F *B = widened(panels + n * K + k * P, terms * P, buffer);
+        panel_product(x + m * ldx + k, ldx, B, rows, terms, out, ldy, c, add || k > 0, stored ? B + terms * P : nullptr);
+      }
       if (bias)
         for (long r = 0; r < rows; r++)
           for (long j = 0; j < c; j++) out[r * ldy + j] += bias[n + j];

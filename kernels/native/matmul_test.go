@@ -2,6 +2,7 @@ package native
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 )
@@ -56,6 +57,42 @@ func testLinear[F Float](t *testing.T) {
 func TestLinear(t *testing.T) {
 	t.Run("float32", testLinear[float32])
 	t.Run("float64", testLinear[float64])
+}
+
+// Weights stored as bfloat16 give the bits of the same weights in float32.
+func TestLinearBFloat16(t *testing.T) {
+	for _, s := range [][2]int{{1, 1}, {5, 7}, {16, 32}, {33, 17}, {192, 64}, {900, 40}} {
+		in, out := s[0], s[1]
+		rng := rand.New(rand.NewPCG(uint64(in), uint64(out)))
+		const rows = 101
+		x, w, bias := random[float32](rng, rows*in), random[float32](rng, out*in), random[float32](rng, out)
+		packed := make([]uint16, PackedLen(in, out))
+		PackBFloat16(w, out, in, packed)
+		rounded := make([]float32, len(w))
+		for i, v := range w {
+			low := math.Float32frombits(math.Float32bits(v) &^ 0xffff)
+			high := math.Float32frombits(math.Float32bits(low) + 0x10000) // the neighbour away from 0
+			rounded[i] = low
+			if math.Abs(float64(v)-float64(high)) < math.Abs(float64(v)-float64(low)) {
+				rounded[i] = high
+			}
+		}
+		exact := make([]float32, PackedLen(in, out))
+		Pack(rounded, out, in, exact)
+		got, want := make([]float32, rows*out), make([]float32, rows*out)
+		for _, m := range []int{1, 2, 5, 12, 13, rows} {
+			for _, add := range []bool{false, true} {
+				LinearBFloat16(x, packed, bias, m, in, out, 0, 0, got, add)
+				Linear(x, exact, bias, m, in, out, 0, 0, want, add)
+				same(t, fmt.Sprintf("%v, %d rows, added: %v", s, m, add), got[:m*out], want[:m*out])
+			}
+		}
+	}
+	packed := make([]uint16, PackedLen(2, 1))
+	PackBFloat16([]float32{math.Float32frombits(0x7f800001), 1 + 1./256}, 1, 2, packed)
+	if math.IsNaN(float64(math.Float32frombits(uint32(packed[0])<<16))) != true || packed[PanelColumns] != 0x3f80 {
+		t.Errorf("NaN and a tie are packed as %x and %x", packed[0], packed[PanelColumns])
+	}
 }
 
 func BenchmarkLinear(b *testing.B) {

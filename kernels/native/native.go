@@ -44,6 +44,7 @@ func forceISA(name string) bool {
 func f32[F Float](s []F) *C.float   { return (*C.float)(unsafe.Pointer(unsafe.SliceData(s))) }
 func f64[F Float](s []F) *C.double  { return (*C.double)(unsafe.Pointer(unsafe.SliceData(s))) }
 func i32(s []int32) *C.int32_t      { return (*C.int32_t)(unsafe.Pointer(unsafe.SliceData(s))) }
+func u16(s []uint16) *C.uint16_t    { return (*C.uint16_t)(unsafe.Pointer(unsafe.SliceData(s))) }
 func single[F Float]() bool         { return unsafe.Sizeof(*new(F)) == 4 }
 func pick(stride, dense int) C.long { return C.long(stridden(stride, dense)) }
 

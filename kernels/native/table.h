@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <type_traits>
 
 #include "api.h"
 
@@ -14,5 +15,7 @@
 struct Table {
   SSR_KERNELS(float, SSR_POINTER)
   SSR_KERNELS(double, SSR_POINTER)
+  void (*pack_bfloat16)(const float *, long, long, long, long, uint16_t *);
+  void (*linear_bfloat16)(const float *, long, const uint16_t *, const float *, long, long, long, float *, long, int);
   int32_t (*sample)(const float *, long, double, long, double, double, double, float *, float *);
 };

@@ -31,9 +31,9 @@ func cost(w sched.Work) int { return len(w.Tokens) * (4096 + w.Start + len(w.Tok
 
 // A step of few rows takes as long as its weights take to come from memory. Then the
 // workers share each product, so that every weight comes once; otherwise each has
-// sequences of its own. Rows are as many as a worker multiplies in the time that it
-// waits for their weights (at 20 GB/s and 80 GFLOP/s, twice that is even), and the
-// weights more than a processor's cache holds, which the workers read side by side.
+// sequences of its own. A float32 weight is read once and used twice a row: with
+// togetherRows for each worker, reading and multiplying take alike where a core does four
+// operations in the time of a byte. Of less than togetherBytes much stays in the cache.
 const (
 	togetherRows  = 8
 	togetherBytes = 64 << 20
