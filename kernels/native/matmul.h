@@ -19,21 +19,6 @@ INLINE void narrow(float v, uint16_t &to) {
   to = uint16_t(v != v ? b >> 16 | 0x40 : (b + 0x7fff + (b >> 16 & 1)) >> 16);
 }
 
-// widened gives n stored elements as what they multiply, in the buffer if they are not
-// that already. It asks for what is stored behind them.
-template <class F> INLINE const F *widened(const F *p, long, F *) { return p; }
-INLINE const float *widened(const uint16_t *p, long n, float *buffer) {
-  constexpr long line = LINE / sizeof(uint16_t);
-  for (long i = 0; i < n; i += 16) {
-    if (i % line == 0) __builtin_prefetch(p + n + i, 0, 2);
-    for (long j = i; j < i + 16; j++) {
-      uint32_t b = uint32_t(p[j]) << 16;
-      memcpy(buffer + j, &b, sizeof b);
-    }
-  }
-  return buffer;
-}
-
 // pack reads B[k, n] at w[k·rs + n·cs].
 template <class F, class S> static void pack(const F *w, long rs, long cs, long K, long N, S *panels) {
   constexpr long P = panel_width<F>;
@@ -47,12 +32,12 @@ template <class F, class S> static void pack(const F *w, long rs, long cs, long 
   }
 }
 
-// panel_product computes M rows of one panel, c of its columns wanted; next, where not
-// null, is what it asks for meanwhile.
-template <class F>
-static void panel_product(const F *A, long lda, const F *B, long M, long K, F *C, long ldc, long c, bool add,
-                          const F *next) {
+// panel_product computes M rows of one panel, c of its columns wanted, and asks for
+// what comes after the panel's share B.
+template <class F, class S>
+static void panel_product(const F *A, long lda, const S *B, long M, long K, F *C, long ldc, long c, bool add) {
   constexpr long P = panel_width<F>;
+  const S *next = B + K * P;
   if (c == P) return strips<F, STRIP, 64 / VB>(A, lda, 1, B, P, M, K, C, ldc, add, next);
   F t[MC * P];
   if (add)
@@ -67,18 +52,13 @@ template <class F, class S>
 static void linear(const F *x, long ldx, const S *panels, const F *bias, long M, long N, long K, F *y, long ldy,
                    int add) {
   constexpr long P = panel_width<F>;
-  constexpr bool stored = std::is_same<F, S>::value;
-  alignas(LINE) F buffer[stored ? 1 : KC * P];
   for (long m = 0; m < M; m += MC) {
     long rows = M - m < MC ? M - m : MC;
     for (long n = 0; n < N; n += P) {
       long c = N - n < P ? N - n : P;
       F *out = y + m * ldy + n;
-      for (long k = 0; k < K; k += KC) {
-        long terms = K - k < KC ? K - k : KC;
-        const F *B = widened(panels + n * K + k * P, terms * P, buffer);
-        panel_product(x + m * ldx + k, ldx, B, rows, terms, out, ldy, c, add || k > 0, stored ? B + terms * P : nullptr);
-      }
+      for (long k = 0; k < K; k += KC)
+        panel_product(x + m * ldx + k, ldx, panels + n * K + k * P, rows, K - k < KC ? K - k : KC, out, ldy, c, add || k > 0);
       if (bias)
         for (long r = 0; r < rows; r++)
           for (long j = 0; j < c; j++) out[r * ldy + j] += bias[n + j];

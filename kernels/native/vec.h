@@ -29,6 +29,12 @@ typedef part<float> pf;
 typedef part<double> pd;
 
 template <class F> INLINE vec<F> load(const F *p) { return *(const typename Vec<F, VB>::U *)p; }
+// load of bfloat16 widens a vector of floats.
+INLINE vf load(const uint16_t *p) {
+  typedef uint16_t U __attribute__((vector_size(VB / 2), aligned(sizeof(uint16_t)), may_alias));
+  typedef uint32_t W __attribute__((vector_size(VB)));
+  return (vf)(__builtin_convertvector(*(const U *)p, W) << 16);
+}
 template <class F> INLINE part<F> load_part(const F *p) { return *(const typename Vec<F, 32>::U *)p; }
 template <class F> INLINE void store(F *p, vec<F> v) { *(typename Vec<F, VB>::U *)p = v; }
 // Subtracting a zero vector leaves every x as it is, so it costs nothing; adding one would not.
@@ -209,9 +215,10 @@ struct Scratch {
 // are asked for, into the second-level cache, as those of B are read. The processor
 // follows one operand by itself but not from one to the next, and has more requests
 // under way for the second level than for the first.
-template <class F, int MR, int NV>
-INLINE void tile(const F *A, long ars, long acs, const F *B, long ldb, long K, F *C, long ldc, bool add,
-                 const F *ahead) {
+// B may be stored in another type that load widens.
+template <class F, int MR, int NV, class S>
+INLINE void tile(const F *A, long ars, long acs, const S *B, long ldb, long K, F *C, long ldc, bool add,
+                 const S *ahead) {
   constexpr int L = lanes<F>;
   vec<F> acc[MR][NV];
   for (int r = 0; r < MR; r++)
@@ -264,9 +271,9 @@ static void remainder(const F *A, long ars, long acs, const F *B, long ldb, long
 constexpr int STRIP = USE_512 ? 12 : 6;
 
 // strips is tile for any M, in strips of MR rows and what is left.
-template <class F, int MR, int NV>
-INLINE void strips(const F *A, long ars, long acs, const F *B, long ldb, long M, long K, F *C, long ldc, bool add,
-                   const F *ahead) {
+template <class F, int MR, int NV, class S>
+INLINE void strips(const F *A, long ars, long acs, const S *B, long ldb, long M, long K, F *C, long ldc, bool add,
+                   const S *ahead) {
   for (; M >= MR; M -= MR, A += MR * ars, C += MR * ldc, ahead = nullptr)
     tile<F, MR, NV>(A, ars, acs, B, ldb, K, C, ldc, add, ahead);
   if constexpr (MR > 1)
