@@ -14,7 +14,7 @@ pure = ./kernels/device/... ./kernels/collective ./kernels/cuda ./kernels/cuda/c
        ./model/safetensors/... ./model/serve/... ./sandbox/... ./rollout/... ./rl ./rl/train ./rl/train/replicas ./rl/train/tabular \
        ./internal/...
 # The packages that are linked with libtorch.
-native = ./kernels/native/... ./kernels/torch/... ./kernels/cuda/emulate ./model ./model/engine/... ./model/budget ./rl/train/learner/... ./cmd/...
+native = ./kernels/native/... ./kernels/torch/... ./kernels/collective/c10d ./kernels/cuda/emulate ./model ./model/engine/... ./model/budget ./rl/train/learner/... ./cmd/...
 
 .PHONY: help setup build demo test test-pure test-race test-cuda gpu-check verify lint bench clean
 
@@ -53,6 +53,8 @@ verify: setup ## everything that CI checks
 lint: setup ## formatting, vet, staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
 	  [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
+	@untested=$$(comm -23 <($(GO) list ./... | sort) <($(GO) list $(pure) $(native) ./kernels/cuda/gpu | sort)); \
+	  [ -z "$$untested" ] || { echo "in no test target of the Makefile:"; echo "$$untested"; exit 1; }
 	@$(cgo) $(GO) vet ./...
 	@# The tool without cgo, since its flags are for the code it reads.
 	@CGO_ENABLED=0 GOBIN=$(CURDIR)/.toolchain/bin $(GO) install honnef.co/go/tools/cmd/staticcheck@v0.8.2
