@@ -40,7 +40,7 @@ func (c *Cache) Free() {
 // layer it gives the rows of last alone. table is of numbers of blocks, see
 // native.Segment. It is valid while s is open. team is as ForwardRows has it.
 func (c *Cache) Attend(s *torch.Scope, team *device.Team, segs, last []native.Segment, table []int32) Attend {
-	return c.p.ops.shared(team).attendCached(s, c.layers, segs, last, table)
+	return c.p.shared(team).ops.attendCached(s, c.layers, segs, last, table)
 }
 
 // Draw is how one row of logits is sampled, at U in [0, 1).
@@ -52,7 +52,7 @@ type Draw struct {
 // Sample draws a token for each row of logits [R, V], as native.Sample does. team is as
 // ForwardRows has it.
 func (p *Policy) Sample(team *device.Team, logits *torch.Tensor, draws []Draw) (tokens []int32, logprobs, sampled []float32) {
-	return p.ops.shared(team).sample(logits, draws)
+	return p.shared(team).ops.sample(logits, draws)
 }
 
 // Row copies row i of float32 logits.

@@ -84,6 +84,9 @@ func (x indices) part(s *torch.Scope, lo, hi int) indices {
 
 // shared is the policy as one forward pass uses it, with operations that a team shares.
 func (p *Policy) shared(team *device.Team) *Policy {
+	if team == nil {
+		return p
+	}
 	return &Policy{config: p.config, options: p.options, weights: p.weights, ops: p.ops.shared(team)}
 }
 

@@ -68,21 +68,29 @@ func (onCPU[F]) addColumns(sum, m *torch.Tensor) {
 // linear's rows have the same bits in any batch, which a product through libtorch's
 // BLAS has not; nor does it matter to them how a team shares the columns.
 func (o onCPU[F]) linear(l Linear, x, y *torch.Tensor, add bool) {
-	rows, out, in := x.Shape()[0], l.W.Shape()[0], l.W.Shape()[1]
-	if rows == 0 {
+	out := l.W.Shape()[0]
+	if x.Shape()[0] == 0 {
 		return
 	}
-	o.team.Loop(out, native.PanelColumns, func(from, to int) {
-		var bias []F
-		if l.Bias != nil {
-			bias = torch.Data[F](l.Bias)[from:to]
-		}
-		if l.packed.DType() == torch.BFloat16 { // F is float32 then
-			native.LinearBFloat16(torch.Data[float32](x), halves(l.packed)[from*in:], any(bias).([]float32), rows, in, to-from, 0, out, torch.Data[float32](y)[from:], add)
-			return
-		}
-		native.Linear(torch.Data[F](x), torch.Data[F](l.packed)[from*in:], bias, rows, in, to-from, 0, out, torch.Data[F](y)[from:], add)
-	})
+	if o.team == nil {
+		columns[F](l, x, y, add, 0, out)
+		return
+	}
+	o.team.Loop(out, native.PanelColumns, func(from, to int) { columns[F](l, x, y, add, from, to) })
+}
+
+// columns computes those of y from one that is a multiple of native.PanelColumns.
+func columns[F float](l Linear, x, y *torch.Tensor, add bool, from, to int) {
+	rows, out, in := x.Shape()[0], l.W.Shape()[0], l.W.Shape()[1]
+	var bias []F
+	if l.Bias != nil {
+		bias = torch.Data[F](l.Bias)[from:to]
+	}
+	if l.packed.DType() == torch.BFloat16 { // F is float32 then
+		native.LinearBFloat16(torch.Data[float32](x), halves(l.packed)[from*in:], any(bias).([]float32), rows, in, to-from, 0, out, torch.Data[float32](y)[from:], add)
+		return
+	}
+	native.Linear(torch.Data[F](x), torch.Data[F](l.packed)[from*in:], bias, rows, in, to-from, 0, out, torch.Data[F](y)[from:], add)
 }
 
 func (onCPU[F]) inputGradient(l Linear, dy, dx *torch.Tensor) { torch.MatMul(dx, dy, l.W) }

@@ -112,23 +112,21 @@ func printBench(o output, r bench.Report) {
 			fmt.Fprintf(o.out, "%-26s %16.2f\n", name, v)
 		}
 	}
-	for _, l := range []*bench.Launched{&r.Launched, r.Beside} {
-		if l == nil {
-			continue
-		}
-		fmt.Fprintf(o.out, "%s:\n", cmp.Or(l.Launcher, r.Backend))
+	rows := []bench.Launched{r.Launched}
+	rows[0].Launcher = cmp.Or(rows[0].Launcher, r.Backend)
+	if r.Beside != nil {
+		rows = append(rows, *r.Beside)
+	}
+	rows = append(rows, bench.Launched{Launcher: "bwrap from a shell", Cold: r.PlainCold, PerSecond: r.PlainPerSecond,
+		AliveMiB: r.PlainAliveMiB, BurstSeconds: r.PlainBurstSeconds, Death: r.PlainDeath})
+	for _, l := range rows {
+		fmt.Fprintf(o.out, "%s:\n", l.Launcher)
 		times("create, true, destroy", l.Cold)
 		number("created a second", l.PerSecond)
 		number(fmt.Sprintf("MiB each of %d alive", r.Options.Alive), l.AliveMiB)
 		number(fmt.Sprintf("s for %d at once", r.Options.Burst), l.BurstSeconds)
 		times("death of 200 processes", l.Death)
 	}
-	fmt.Fprintln(o.out, "bwrap from a shell:")
-	times("true", r.PlainCold)
-	number("created a second", r.PlainPerSecond)
-	number(fmt.Sprintf("MiB each of %d alive", r.Options.Alive), r.PlainAliveMiB)
-	number(fmt.Sprintf("s for %d at once", r.Options.Burst), r.PlainBurstSeconds)
-	times("death of 200 processes", r.PlainDeath)
 	fmt.Fprintln(o.out, "in a live sandbox:")
 	times("bash -c true", r.Exec)
 	number("execs a second", r.ExecPerSecond)

@@ -70,7 +70,8 @@ type Engine struct {
 	config model.Config
 	opts   Options
 	shards []*shard
-	// weightBytes is what a step reads of the policy; see together.
+	// weightBytes are all parameters in float32, of which a step reads that much at most;
+	// see together.
 	weightBytes int
 
 	wake  chan struct{} // holds one: something changed
@@ -99,8 +100,7 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 	}
 	o = o.withDefaults()
 	c := p.Config()
-	block := p.Attention(0).CacheBlock()
-	blocks := int(o.CacheBytes / int64(c.Layers*block*4))
+	blocks := int(o.CacheBytes / model.CacheBlock(c))
 	workers := p.Workers().Size()
 	s, err := sched.New(sched.Config{
 		BlockTokens: native.BlockTokens, Blocks: blocks, MaxSequences: o.MaxSequences,

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
@@ -84,7 +85,7 @@ func TestChangesAboveAreAllChanges(t *testing.T) {
 		for range rapid.IntRange(0, 12).Draw(rt, "steps") {
 			name, other := rapid.SampledFrom(names).Draw(rt, "name"), rapid.SampledFrom(names).Draw(rt, "other")
 			// Many of these fail, as they may.
-			switch rapid.SampledFrom([]string{"write", "remove", "remove", "mkdir", "rename", "rename", "link", "symlink", "chmod", "fifo", "touch"}).Draw(rt, "step") {
+			switch rapid.SampledFrom([]string{"write", "remove", "remove", "mkdir", "rename", "rename", "link", "symlink", "chmod", "fifo", "lock", "touch"}).Draw(rt, "step") {
 			case "write":
 				if f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NONBLOCK, 0o644); err == nil {
 					_, err = f.WriteString(other)
@@ -105,6 +106,8 @@ func TestChangesAboveAreAllChanges(t *testing.T) {
 			case "fifo":
 				_ = unix.Mkfifo(x.tree()+"/"+name, 0o600)
 			case "touch":
+				_ = root.Chtimes(name, time.Unix(1, 0), time.Unix(1, 0))
+			case "lock":
 				if info, err := root.Lstat(name); err == nil && info.Mode().IsRegular() {
 					_ = root.Chmod(name, 0o600)
 				}

@@ -60,7 +60,7 @@ section build go build "${tags[@]}" -o $ssr ./cmd/ssr
 section doctor $ssr doctor
 section 'what this libtorch lacks' go test "${tags[@]}" -count=1 -v -run Lacks ./kernels/torch
 if [ -n "${CUDA:-}" ]; then
-  section 'kernels on a GPU' go test "${tags[@]}" -count=1 -v ./kernels/cuda/gpu
+  section 'kernels, CUDA build' go test "${tags[@]}" -count=1 -v ./kernels/cuda/gpu
 else
   section 'kernels, emulated: this libtorch has no CUDA' go test -count=1 ./kernels/cuda/emulate
 fi
