@@ -34,7 +34,8 @@ func (p phase) String() string {
 
 // killPlan is in which phase to kill, one life each, while the newest
 // checkpoint is that of the step (-1: there is none yet). A kill in the phase
-// saving may come after the checkpoint that it was meant for.
+// saving may come after the checkpoint that it was meant for, and one in start-up that
+// comes too late is for a later life.
 func killPlan() map[int][]phase {
 	return map[int][]phase{
 		-1: {startUp, startUp, saving},
@@ -65,7 +66,7 @@ func TestSurvival(t *testing.T) {
 func (s *stage) survive(t *testing.T, run string, calm time.Duration, plan map[int][]phase, least int, args ...string) {
 	t.Helper()
 	// A kill comes at most so long after the phase began, and at its end at the latest.
-	most := map[phase]time.Duration{startUp: calm / 8, playing: calm / 6, updating: calm / 60, saving: 30 * time.Millisecond}
+	most := map[phase]time.Duration{startUp: calm / 16, playing: calm / 6, updating: calm / 60, saving: 30 * time.Millisecond}
 	began, kills, killed := time.Now(), 0, map[phase]int{}
 	for {
 		life := s.live(t, run, args...)
@@ -150,6 +151,10 @@ func (l *life) killAtRandom(t *testing.T, plan map[int][]phase, most map[phase]t
 		}
 		l.cmd.Process.Kill()
 		<-l.ended
+		if target == startUp && now != startUp {
+			step := newestCheckpoint(l.run)
+			plan[step] = append(plan[step], startUp)
+		}
 		return now, l.err == nil
 	}
 }
