@@ -199,6 +199,14 @@ func isWord(r rune) bool {
 
 func blank(line string) bool { return strings.TrimSpace(line) == "" }
 
+// trimBlank is the lines up to the last that is not blank.
+func trimBlank(lines []string) []string {
+	for len(lines) > 0 && blank(lines[len(lines)-1]) {
+		lines = lines[:len(lines)-1]
+	}
+	return lines
+}
+
 func indentation(line string) int {
 	return len(line) - len(strings.TrimLeft(line, " \t"))
 }

@@ -59,8 +59,10 @@ func (p *Planner) Solver(ctx context.Context, bug Bug, protocol token.Protocol, 
 	return s, nil
 }
 
-// repair adds the calls that look at and restore one file.
+// repair adds the calls that look at and restore one file. Blank lines at its end
+// stay as they are: that they are there tells no function from another.
 func (p *Planner) repair(s *scriptedSolver, file string, broken, original []string) error {
+	broken, original = trimBlank(broken), trimBlank(original)
 	start, end, with := changedRegion(broken, original)
 	if start == end && len(with) == 0 {
 		return nil

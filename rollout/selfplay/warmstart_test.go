@@ -91,6 +91,26 @@ func TestWarmstartMakesValidAndSolvedBugs(t *testing.T) {
 	}
 }
 
+// The last function of a file is looked at and written anew as any other, although an
+// injector's rewriting leaves a blank line after it.
+func TestTheOracleRewritesTheLastFunction(t *testing.T) {
+	recipe, err := PythonRecipe().compile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Planner{recipe: recipe}
+	original := []string{"def first():", "    return 1", "", "def last():", "    x = 1", "    return x"}
+	broken := []string{"def first():", "    return 1", "", "def last():", "    return x", ""}
+	s := &scriptedSolver{slippery: map[token.Call]bool{}, views: map[token.Call]bool{}}
+	if err := p.repair(s, "lib.py", broken, original); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.rest) != 2 || !strings.HasPrefix(s.rest[0].Body, "sed -n '/def last(/") ||
+		!strings.Contains(s.rest[1].Body, "def last():\n    x = 1\n    return x\n") {
+		t.Errorf("calls %q", s.rest)
+	}
+}
+
 // A careful player's slips are recorded, looked at, and mended before it submits.
 func TestCarefulPlayersMendTheirSlips(t *testing.T) {
 	if testing.Short() {
