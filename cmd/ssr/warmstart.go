@@ -27,22 +27,22 @@ import (
 )
 
 type warmstartCmd struct {
-	Repo     string  `required:"" type:"existingdir" help:"The repository to play in."`
-	Out      string  `required:"" type:"path" help:"The folder to write: OUT/model, OUT/bugs, OUT/episodes.jsonl."`
-	Bugs     int     `default:"200" help:"Scripted bugs to make, each with a scripted repair."`
-	HeldOut  string  `type:"existingdir" placeholder:"DIR" help:"A folder of bugs that must not be made: they are for evaluation."`
-	Episodes string  `type:"existingfile" placeholder:"FILE" help:"Learn from these episodes (an earlier OUT/episodes.jsonl) instead of playing new ones."`
-	BugOnly  bool    `name:"bugs-only" help:"Make the bugs and stop: for a held-out set, with a seed of its own."`
-	Strategy string  `enum:"removal,history,both" default:"both" help:"How the scripted bugs are made: removal, history, or both as far as the history goes. A held-out set of both leaves a short history nothing to learn from."`
-	Careful  float64 `default:"0.6" help:"Share of the scripted players that test their work before they submit it, and mend it."`
-	Slip     float64 `default:"0.4" help:"Probability that a command of a careful player goes wrong, so that there is something to mend. Such turns are not imitated."`
-	Shy      float64 `default:"0.75" help:"Share of the careful players whose testing is not imitated, only what they make of it; more leaves self-play more to learn."`
-	Share    float64 `default:"1" help:"Share of the solvers' episodes to learn from; less leaves self-play more to learn."`
-	Text     bool    `default:"true" negatable:"" help:"Learn the repository's text and what tools show, not the policy's turns alone."`
-	Drills   int     `default:"300" help:"Examples of random text to copy; see docs/log.md."`
-	Targets  bool    `default:"true" negatable:"" help:"Tell injectors what to aim at, as game.seeding does."`
-	Turns    int     `default:"16" help:"Turns that feedback counts down from: episodes.limits.turns of the game that is to follow."`
-	Prompts  string  `default:"brief" enum:"full,brief" help:"The set of prompts: full or brief."`
+	Repo     string   `required:"" type:"existingdir" help:"The repository to play in."`
+	Out      string   `required:"" type:"path" help:"The folder to write: OUT/model, OUT/bugs, OUT/episodes.jsonl."`
+	Bugs     int      `default:"200" help:"Scripted bugs to make, each with a scripted repair."`
+	HeldOut  []string `type:"existingdir" sep:"none" placeholder:"DIR" help:"A folder of bugs that must not be made: they are for evaluation. May be repeated."`
+	Episodes string   `type:"existingfile" placeholder:"FILE" help:"Learn from these episodes (an earlier OUT/episodes.jsonl) instead of playing new ones."`
+	BugOnly  bool     `name:"bugs-only" help:"Make the bugs and stop: for a held-out set, with a seed of its own."`
+	Strategy string   `enum:"removal,history,both" default:"both" help:"How the scripted bugs are made: removal, history, or both as far as the history goes. A held-out set of both leaves a short history nothing to learn from."`
+	Careful  float64  `default:"0.6" help:"Share of the scripted players that test their work before they submit it, and mend it."`
+	Slip     float64  `default:"0.4" help:"Probability that a command of a careful player goes wrong, so that there is something to mend. Such turns are not imitated."`
+	Shy      float64  `default:"0.75" help:"Share of the careful players whose testing is not imitated, only what they make of it; more leaves self-play more to learn."`
+	Share    float64  `default:"1" help:"Share of the solvers' episodes to learn from; less leaves self-play more to learn."`
+	Text     bool     `default:"true" negatable:"" help:"Learn the repository's text and what tools show, not the policy's turns alone."`
+	Drills   int      `default:"300" help:"Examples of random text to copy; see docs/log.md."`
+	Targets  bool     `default:"true" negatable:"" help:"Tell injectors what to aim at, as game.seeding does."`
+	Turns    int      `default:"16" help:"Turns that feedback counts down from: episodes.limits.turns of the game that is to follow."`
+	Prompts  string   `default:"brief" enum:"full,brief" help:"The set of prompts: full or brief."`
 
 	Vocab        int    `default:"2048" help:"Ids of the tokenizer."`
 	Hidden       int    `default:"192" help:"Width of the model."`
@@ -135,22 +135,21 @@ func (c *warmstartCmd) play(ctx context.Context, o output, w *world) (*selfplay.
 	})
 }
 
-// heldOut are the patch-ids of a folder's injections.
-func heldOut(dir string) (map[string]bool, error) {
+// heldOut are the patch-ids of some folders' injections.
+func heldOut(dirs []string) (map[string]bool, error) {
 	ids := map[string]bool{}
-	if dir == "" {
-		return ids, nil
-	}
-	bugs, _, err := loadBugs(dir)
-	if err != nil {
-		return nil, err
-	}
-	for _, b := range bugs {
-		p, err := selfplay.ParsePatch(b.Artifact.BugInject)
+	for _, dir := range dirs {
+		bugs, _, err := loadBugs(dir)
 		if err != nil {
-			return nil, fmt.Errorf("held-out bug %s: %w", b.ID, err)
+			return nil, err
 		}
-		ids[p.ID()] = true
+		for _, b := range bugs {
+			p, err := selfplay.ParsePatch(b.Artifact.BugInject)
+			if err != nil {
+				return nil, fmt.Errorf("held-out bug %s: %w", b.ID, err)
+			}
+			ids[p.ID()] = true
+		}
 	}
 	return ids, nil
 }
