@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The measurements of docs/results: self-play over three seeds, then repair-only
 # on the first run's bugs and injection-only beside it. Each run goes to
-# runs/experiment/NAME and is measured on the held-out bugs before and after.
-# A run that was interrupted goes on; one that is complete is left alone.
+# runs/experiment/NAME and is measured on the held-out bugs before and after; then
+# each policy of self-play, and the bundled one, on testdata/unseen, on which nothing
+# was chosen. A run that was interrupted goes on; one that is complete is left alone.
 #   scripts/experiment.sh [NAME ...]     default: all five
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -19,11 +20,21 @@ run() { # run NAME SEED [FLAG ...]
     bin/ssr train --config testdata/demo.yaml --run $out/$name --seed "$seed" "$@"
   fi
 }
+unseen() { # unseen NAME MODEL SEED
+  local file=$out/$1-unseen.json
+  [ ! -e "$file" ] || return 0
+  bin/ssr eval --config testdata/demo.yaml --set seed="$3" --model "$2" --bugs testdata/unseen --attempts 2 --json >"$file.tmp"
+  mv "$file.tmp" "$file"
+}
 [ $# -gt 0 ] || set -- self-play-1 self-play-2 self-play-3 repair-only injection-only
 for name in "$@"; do
   echo "== $name"
   case $name in
-  self-play-*) run "$name" "${name#self-play-}" ;;
+  self-play-*)
+    run "$name" "${name#self-play-}"
+    unseen "$name" "$(ls -d $out/$name/checkpoints/*/weights | tail -1)" "${name#self-play-}"
+    unseen bundled testdata/policy 1
+    ;;
   repair-only) run repair-only 1 --set game.mode=repair-only --set game.bugs=$out/self-play-1/bugs --set game.solver_groups=20 ;;
   injection-only) run injection-only 1 --set game.mode=injection-only --set game.signal=validation ;;
   *) echo "experiment: unknown run $name" >&2; exit 2 ;;

@@ -1,0 +1,1 @@
+python3 -m unittest -v tests.test_diffs 2>&1
