@@ -174,11 +174,7 @@ func (c *upperCopier) entry(from, to int, name, rel string, depth int) error {
 		if err != nil {
 			return err
 		}
-		if err := c.makeFolder(fd, to, name); err != nil {
-			unix.Close(fd)
-			return err
-		}
-		made, err := OpenDir(to, name)
+		made, err := makeFolder(fd, to, name)
 		if err != nil {
 			unix.Close(fd)
 			return err
@@ -218,10 +214,13 @@ func (c *upperCopier) entry(from, to int, name, rel string, depth int) error {
 	return unix.UtimesNanoAt(to, name, epochTimes(), unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// makeFolder makes a folder with the attributes of the open folder from.
-func (c *upperCopier) makeFolder(from, to int, name string) error {
+// makeFolder makes a folder with the attributes of the open folder from, and opens it.
+func makeFolder(from, to int, name string) (made int, err error) {
 	if err := unix.Mkdirat(to, name, 0o700); err != nil {
-		return err
+		return -1, err
+	}
+	if made, err = OpenDir(to, name); err != nil {
+		return -1, err
 	}
 	for _, attribute := range []string{opaqueAttribute, redirectAttribute} {
 		value := make([]byte, 4096)
@@ -229,20 +228,15 @@ func (c *upperCopier) makeFolder(from, to int, name string) error {
 		if err == unix.ENODATA || err == unix.ENOTSUP {
 			continue
 		}
-		if err != nil {
-			return err
+		if err == nil {
+			err = unix.Fsetxattr(made, attribute, value[:n], 0)
 		}
-		made, err := OpenDir(to, name)
 		if err != nil {
-			return err
-		}
-		err = unix.Fsetxattr(made, attribute, value[:n], 0)
-		unix.Close(made)
-		if err != nil {
-			return err
+			unix.Close(made)
+			return -1, err
 		}
 	}
-	return nil
+	return made, nil
 }
 
 func (c *upperCopier) file(from, to int, name string, st *unix.Stat_t) error {
