@@ -105,7 +105,7 @@ func probeLocal(ctx context.Context) finding {
 	}
 	f.OK, f.Enforced = true, caps.Enforced
 	f.Found = "native launcher, which was tried and works"
-	if name, _ := b.Launcher(); name == local.LauncherBwrap { // the notes say why
+	if b.Launcher() == local.LauncherBwrap { // the notes say why
 		f.Found = "bubblewrap"
 		if out, err := exec.CommandContext(ctx, "bwrap", "--version").Output(); err == nil {
 			f.Found = strings.TrimSpace(string(out))

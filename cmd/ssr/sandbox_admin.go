@@ -75,7 +75,7 @@ func (c *sandboxBenchCmd) Run(ctx context.Context, o output) (err error) {
 	options := bench.Options{Rounds: c.Rounds, Span: c.Span, Alive: c.Alive, Burst: c.Burst}
 	if l, ok := b.(*local.Backend); ok && c.Backend == "local" {
 		config.Launcher = local.LauncherNative
-		if name, _ := l.Launcher(); name == local.LauncherNative {
+		if l.Launcher() == local.LauncherNative {
 			config.Launcher = local.LauncherBwrap
 		}
 		other, missing := config.open()

@@ -127,8 +127,8 @@ type side struct {
 }
 
 func newSide(b sandbox.Backend, to *Launched) side {
-	if l, ok := b.(interface{ Launcher() (string, error) }); ok {
-		to.Launcher, _ = l.Launcher()
+	if l, ok := b.(interface{ Launcher() string }); ok {
+		to.Launcher = l.Launcher()
 	}
 	return side{b, to}
 }

@@ -26,9 +26,8 @@ const (
 	LauncherBwrap = "bwrap"
 )
 
-// Launcher tells which launcher makes the sandboxes and, where that is bubblewrap
-// though nobody asked for it, why.
-func (b *Backend) Launcher() (name string, refused error) { return b.launcher, b.refused }
+// Launcher tells which launcher makes the sandboxes, "" where an engine does.
+func (b *Backend) Launcher() string { return b.launcher }
 
 // withBwrap finds bubblewrap. It may be missing unless the options name it.
 func (o Options) withBwrap() (Options, error) {
