@@ -95,9 +95,8 @@ func TestPlainTreesEnd(t *testing.T) {
 		t.Skip("bwrap is not installed")
 	}
 	x := run{ctx: t.Context(), o: Options{Hostile: 3}, small: t.TempDir()}
-	const idle = `exec 3<&0; for ((i = 0; i < 8; i++)); do ` + bwrap + `sh -c 'printf u; exec cat' <&3 & done; wait`
 	for _, parts := range []int{0, 1, 8} { // how many are up when the tree is killed
-		end, err := x.plainTree(idle, parts)
+		end, err := x.plainTree(idle(8), parts)
 		if err != nil {
 			t.Skip(err)
 		}

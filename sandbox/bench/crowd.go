@@ -88,8 +88,8 @@ func (x *run) burst(s side) error {
 	return err
 }
 
-// hostileTree is a tree of $0 processes that ignore signals; when its cat reads, it is up.
-const hostileTree = `trap "" TERM HUP INT; for ((i = 1; i < $0; i++)); do (trap "" TERM HUP INT; exec setsid sleep 1000) & done; cat`
+// hostileTree is a tree of $0 processes that ignore signals; when it prints, and its cat reads, it is up.
+const hostileTree = `trap "" TERM HUP INT; for ((i = 1; i < $0; i++)); do (trap "" TERM HUP INT; exec setsid sleep 1000) & done; printf u; exec cat`
 
 func (x *run) death(of side) error {
 	s, err := of.b.Start(x.ctx, sandbox.Spec{Dir: x.small, Frozen: true, Owner: "ssr-sandbox-bench", Limits: sandbox.Limits{Processes: 2 * x.o.Hostile}})

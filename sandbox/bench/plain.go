@@ -112,13 +112,17 @@ func (x *run) plainTree(script string, parts int) (end func() error, err error) 
 	return end, nil
 }
 
+// idle is a script of n bwraps that wait.
+func idle(n int) string {
+	return fmt.Sprintf(`exec 3<&0; for ((i = 0; i < %d; i++)); do %s sh -c 'printf u; exec cat' <&3 & done; wait`, n, bwrap)
+}
+
 func (x *run) plainAlive() error {
 	before, err := availableMiB()
 	if err != nil {
 		return err
 	}
-	const idle = `exec 3<&0; for ((i = 0; i < %d; i++)); do ` + bwrap + `sh -c 'printf u; exec cat' <&3 & done; wait`
-	end, err := x.plainTree(fmt.Sprintf(idle, x.o.Alive), x.o.Alive)
+	end, err := x.plainTree(idle(x.o.Alive), x.o.Alive)
 	if err != nil {
 		return err
 	}
@@ -139,7 +143,7 @@ func (x *run) plainBurst() error {
 
 func (x *run) plainDeath() (err error) {
 	x.r.PlainDeath, err = x.rounds(max(1, x.o.Rounds/20), func(int) (time.Duration, error) {
-		end, err := x.plainTree("exec "+bwrap+`bash -c 'trap "" TERM HUP INT; for ((i = 1; i < $0; i++)); do (trap "" TERM HUP INT; exec setsid sleep 1000) & done; printf u; exec cat' "$1"`, 1)
+		end, err := x.plainTree("exec "+bwrap+`bash -c '`+hostileTree+`' "$1"`, 1)
 		if err != nil {
 			return 0, err
 		}
