@@ -22,12 +22,13 @@ import (
 
 // cell implements local.Cell: a container whose first process serves a stream.
 type cell struct {
+	engine *engine
 	client *client
 	id     string
 	conn   *hijacked
 	stream *pid1.Stream
 	pid    int
-	pid1   *os.Process // nil where the process is none of this machine's
+	held   int // a descriptor of that process, -1 where it is none of this machine's
 
 	files  [3]*os.File   // of the command that runs
 	ended  chan struct{} // closed at its end
@@ -45,8 +46,8 @@ const (
 // NewCell implements local.Engine.
 func (e *engine) NewCell(ctx context.Context, spec local.CellSpec) (local.Cell, error) {
 	select {
-	case e.starting <- struct{}{}:
-		defer func() { <-e.starting }()
+	case e.busy <- struct{}{}:
+		defer func() { <-e.busy }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -67,7 +68,7 @@ func (e *engine) newCell(ctx context.Context, spec local.CellSpec) (*cell, error
 	if err != nil {
 		return nil, err
 	}
-	config, err := e.create(spec)
+	config, err := e.create(spec, client)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +81,7 @@ func (e *engine) newCell(ctx context.Context, spec local.CellSpec) (*cell, error
 		}
 		return nil, err
 	}
-	c := &cell{client: client, id: made.ID, exited: make(chan struct{})}
+	c := &cell{engine: e, client: client, id: made.ID, held: -1, exited: make(chan struct{})}
 	if err := c.start(ctx, e, spec, config.HostConfig); err != nil {
 		if c.conn != nil && len(c.conn.stderr) > 0 {
 			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(c.conn.stderr)))
@@ -133,8 +134,20 @@ func (c *cell) start(ctx context.Context, e *engine, spec local.CellSpec, want h
 		return fmt.Errorf("%w: the engine does not tell its first process", ErrLost)
 	}
 	c.pid = state.State.Pid
-	c.pid1, err = os.FindProcess(c.pid)
-	return err
+	if c.held, err = unix.PidfdOpen(c.pid, 0); err != nil {
+		c.held = -1
+		return fmt.Errorf("%w: its first process: %w", ErrLost, err)
+	}
+	if !slices.Contains(e.opts.Allow, "filesystem") {
+		table, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", c.pid))
+		if err == nil {
+			err = checkMounts(string(table))
+		}
+		if err != nil {
+			return fmt.Errorf("a container without protection %q: %w", "filesystem", err)
+		}
+	}
+	return nil
 }
 
 // granted compares what was asked for with what the engine says it has set up:
@@ -232,20 +245,41 @@ func (c *cell) Interrupt() bool {
 func (c *cell) Kill() {
 	c.once.Do(func() {
 		defer close(c.exited)
-		if c.pid1 != nil {
-			// Where we may, this ends everything at once, whether or not the engine answers.
-			_ = c.pid1.Kill()
-			c.pid1.Release()
-		}
 		if c.conn != nil {
 			c.conn.Close()
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-		defer cancel()
-		// A container that is left has no input any more, and so no process. Sweep
-		// removes it.
-		_ = c.client.remove(ctx, c.id)
+		remove := func() {
+			ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+			defer cancel()
+			// A container that is left has no input any more, and so no process. Sweep
+			// removes it.
+			_ = c.client.remove(ctx, c.id)
+		}
+		if c.killFirst() {
+			c.engine.later(remove)
+		} else {
+			remove()
+		}
 	})
+}
+
+// killFirst kills the first process where we may, whether or not the engine answers,
+// and reports whether it is dead, and with it all of its pid namespace.
+func (c *cell) killFirst() bool {
+	if c.held < 0 {
+		return false
+	}
+	defer unix.Close(c.held)
+	if err := unix.PidfdSendSignal(c.held, unix.SIGKILL, nil, 0); err != nil {
+		return err == unix.ESRCH
+	}
+	end := time.Now().Add(interruptTimeout)
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(c.held), Events: unix.POLLIN}}, max(0, int(time.Until(end).Milliseconds())))
+		if err != unix.EINTR || time.Now().After(end) {
+			return n > 0
+		}
+	}
 }
 
 // Exited implements local.Cell.

@@ -40,6 +40,9 @@ type client struct {
 	socket  string
 	http    http.Client
 	version string // "v1.41"
+	podman  bool
+	// rootless: Podman's service is an ordinary user's.
+	rootless bool
 }
 
 // findSocket picks the engine's socket: what is given, DOCKER_HOST, or the first
@@ -86,6 +89,13 @@ func dialEngine(ctx context.Context, socket string) (*client, error) {
 		return nil, fmt.Errorf("the engine at %s speaks API %q; 1.%d (Docker 20.10) or later is needed", socket, spoken, oldest)
 	}
 	c.version = "v1." + strconv.Itoa(min(minor, newest))
+	if c.podman = r.Header.Get("Libpod-Api-Version") != ""; c.podman {
+		var info struct{ Rootless bool }
+		if err := c.call(ctx, http.MethodGet, "/info", nil, nil, &info); err != nil {
+			return nil, err
+		}
+		c.rootless = info.Rootless
+	}
 	return c, nil
 }
 

@@ -62,7 +62,7 @@ func New(o Options) (*local.Backend, error) {
 		return nil, fmt.Errorf("%w: %w", sandbox.ErrInfrastructure, err)
 	}
 	protections := slices.DeleteFunc(slices.Clone(o.Allow), func(p string) bool { return p == "memory" || p == "processes" })
-	e := &engine{opts: o, socket: socket, starting: make(chan struct{}, 4*runtime.NumCPU())}
+	e := &engine{opts: o, socket: socket, busy: make(chan struct{}, 4*runtime.NumCPU())}
 	return local.New(local.Options{
 		StateDir: o.StateDir, FirstUID: o.FirstUID, UIDs: o.UIDs, ReadOnly: o.ReadOnly, Allow: protections, Bounds: o.Bounds, Engine: e,
 	})
@@ -72,7 +72,7 @@ func New(o Options) (*local.Backend, error) {
 type engine struct {
 	opts     Options
 	socket   string
-	starting chan struct{} // bounds how many containers are made at once
+	busy     chan struct{} // bounds how many containers are made, or removed later, at once
 	removals sync.WaitGroup
 
 	mu     sync.Mutex
@@ -94,6 +94,15 @@ func (e *engine) Close() error {
 		e.client.http.CloseIdleConnections()
 	}
 	return nil
+}
+
+// later removes a container in which nothing is alive any more: nobody waits for it but Close.
+func (e *engine) later(remove func()) {
+	e.removals.Go(func() {
+		e.busy <- struct{}{}
+		defer func() { <-e.busy }()
+		remove()
+	})
 }
 
 func (e *engine) connect(ctx context.Context) (*client, error) {
@@ -129,18 +138,26 @@ type hostConfig struct {
 	Memory         int64
 	MemorySwap     int64
 	PidsLimit      int64
-	NanoCpus       int64    `json:",omitempty"`
-	Mounts         []mount  `json:",omitempty"`
-	ShmSize        int64    `json:",omitempty"`
-	IpcMode        string   `json:",omitempty"`
-	CgroupnsMode   string   `json:",omitempty"`
-	Runtime        string   `json:",omitempty"`
-	OomScoreAdj    int      `json:",omitempty"`
+	NanoCpus       int64   `json:",omitempty"`
+	Mounts         []mount `json:",omitempty"`
+	ShmSize        int64   `json:",omitempty"`
+	IpcMode        string  `json:",omitempty"`
+	CgroupnsMode   string  `json:",omitempty"`
+	UsernsMode     string  `json:",omitempty"`
+	Runtime        string  `json:",omitempty"`
+	OomScoreAdj    int     `json:",omitempty"`
+	Ulimits        []ulimit
 	MaskedPaths    []string `json:",omitempty"`
 	ReadonlyPaths  []string `json:",omitempty"`
 	LogConfig      struct{ Type string }
 	Privileged     bool
 	Init           bool // false: our own process must be the first
+}
+
+// ulimit is an rlimit of the first process, which lowers it for each command.
+type ulimit struct {
+	Name       string
+	Soft, Hard int64
 }
 
 type mount struct {
@@ -153,9 +170,12 @@ func bind(source, target string, readOnly bool) mount {
 	return mount{"bind", source, target, readOnly, struct{ Propagation string }{"rprivate"}}
 }
 
+func equal(name string, n int) ulimit { return ulimit{name, int64(n), int64(n)} }
+
 // containerConfig is the body of a create request, as far as it is used.
 type containerConfig struct {
 	Image, User, Hostname, WorkingDir       string
+	StopSignal                              string
 	Entrypoint, Cmd                         []string
 	OpenStdin, StdinOnce                    bool
 	AttachStdin, AttachStdout, AttachStderr bool
@@ -175,7 +195,7 @@ const gvisorThreads = 4096
 const overhead = 8
 
 // create describes the container of a cell.
-func (e *engine) create(s local.CellSpec) (containerConfig, error) {
+func (e *engine) create(s local.CellSpec, c *client) (containerConfig, error) {
 	dir, err := writeFiles(s)
 	if err != nil {
 		return containerConfig{}, err
@@ -184,6 +204,8 @@ func (e *engine) create(s local.CellSpec) (containerConfig, error) {
 		NetworkMode: "none", ReadonlyRootfs: true, CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges"},
 		Memory: s.Limits.Memory, MemorySwap: s.Limits.Memory, PidsLimit: int64(s.Limits.Processes + overhead),
 		NanoCpus: int64(e.opts.CPUs * 1e9), ShmSize: 64 << 20, IpcMode: "private", CgroupnsMode: "private",
+		// An engine's own may be higher than its host lets it set.
+		Ulimits: []ulimit{equal("nofile", s.Limits.OpenFiles+overhead), equal("nproc", s.Limits.Processes+overhead)},
 		Runtime: e.opts.Runtime, OomScoreAdj: 500, LogConfig: struct{ Type string }{"none"},
 		// The engine's own lists, with all of /sys.
 		MaskedPaths:   []string{"/sys", "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/proc/interrupts", "/proc/kallsyms"},
@@ -199,11 +221,20 @@ func (e *engine) create(s local.CellSpec) (containerConfig, error) {
 	if gvisor(e.opts.Runtime) {
 		h.PidsLimit += gvisorThreads
 	}
+	if c.podman {
+		// It passes over MaskedPaths, and gives a read-only root two folders that are not.
+		h.SecurityOpt = append(h.SecurityOpt, "mask="+strings.Join(h.MaskedPaths, ":"))
+		empty := filepath.Join(dir, "empty")
+		h.Mounts = append(h.Mounts, bind(empty, "/run", true), bind(empty, "/var/tmp", true))
+	}
+	if c.rootless {
+		h.UsernsMode = "keep-id" // or the workspace would be another's
+	}
 	for _, path := range s.ReadOnly {
 		h.Mounts = append(h.Mounts, bind(path, path, true))
 	}
 	return containerConfig{
-		Image: e.opts.Image, User: fmt.Sprintf("%d:%d", s.UID, s.GID), Hostname: "sandbox", WorkingDir: "/",
+		Image: e.opts.Image, User: fmt.Sprintf("%d:%d", s.UID, s.GID), Hostname: "sandbox", WorkingDir: "/", StopSignal: "SIGKILL",
 		Entrypoint: []string{pid1.ProgramPath}, Cmd: []string{pid1.StreamArgument},
 		OpenStdin: true, StdinOnce: true, AttachStdin: true, AttachStdout: true, AttachStderr: true,
 		Labels: map[string]string{
@@ -221,6 +252,9 @@ func writeFiles(s local.CellSpec) (string, error) {
 	if err := os.Mkdir(dir, 0o755); errors.Is(err, os.ErrExist) {
 		return dir, nil
 	} else if err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(filepath.Join(dir, "empty"), 0o755); err != nil {
 		return "", err
 	}
 	for _, f := range []struct {
@@ -361,9 +395,21 @@ func (e *engine) Sweep(ctx context.Context, state string, alive func(slot int) b
 
 // remove kills and removes a container; one that is gone or going is no error.
 func (c *client) remove(ctx context.Context, id string) error {
-	err := c.call(ctx, http.MethodDelete, "/containers/"+id, url.Values{"force": {"1"}, "v": {"1"}}, nil, nil)
-	if hasStatus(err, http.StatusNotFound) || hasStatus(err, http.StatusConflict) {
-		return nil
+	for attempt := 1; ; attempt++ {
+		err := c.call(ctx, http.MethodDelete, "/containers/"+id, url.Values{"force": {"1"}, "v": {"1"}}, nil, nil)
+		switch {
+		case hasStatus(err, http.StatusNotFound), hasStatus(err, http.StatusConflict):
+			return nil
+		case !hasStatus(err, http.StatusInternalServerError), attempt == removeAttempts:
+			return err
+		}
+		// Podman fails where the processes that it is about to kill die by themselves.
+		time.Sleep(removePause)
 	}
-	return err
 }
+
+// An engine that fails to remove is asked so often, with a pause between.
+const (
+	removeAttempts = 5
+	removePause    = 200 * time.Millisecond
+)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -120,6 +121,44 @@ func TestCancelledWhileTheContainerIsMade(t *testing.T) {
 	}
 	close(removable)
 	if err := errors.Join(s.Close(), b.Close()); err != nil || f.left() != 0 {
+		t.Errorf("%d containers are left (%v)", f.left(), err)
+	}
+}
+
+// A sandbox ends with its processes; the engine may take its time to remove what is left.
+func TestCloseDoesNotWaitForTheEngine(t *testing.T) {
+	f := newFakeEngine(t)
+	first := exec.Command("sleep", "1000")
+	if err := first.Start(); err != nil {
+		t.Fatal(err)
+	}
+	dead := make(chan error, 1)
+	go func() { dead <- first.Wait() }()
+	f.pid = first.Process.Pid
+	removable := make(chan struct{})
+	f.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodDelete {
+			<-removable
+		}
+		return false
+	}
+	// The process that is played is not confined at all.
+	b := newFake(t, f, Options{Runtime: "runc", Allow: []string{"filesystem", "network", "syscalls", "user"}})
+	s := startFake(t, b)
+	if r, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"true"}}); err != nil || !r.OK() {
+		t.Fatalf("%+v %v", r, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-dead; err == nil || err.Error() != "signal: killed" {
+		t.Errorf("the first process: %v", err)
+	}
+	if n := f.left(); n != 1 {
+		t.Errorf("%d containers, want the one that cannot be removed yet", n)
+	}
+	close(removable)
+	if err := b.Close(); err != nil || f.left() != 0 {
 		t.Errorf("%d containers are left (%v)", f.left(), err)
 	}
 }

@@ -36,6 +36,8 @@ type fakeEngine struct {
 	noLimits bool
 	// mute containers never say that they are ready; deaf ones do not obey Kill.
 	mute, deaf bool
+	// pid of every first process; 0 plays a runtime with a kernel of its own.
+	pid int
 }
 
 type fakeContainer struct {
@@ -149,7 +151,7 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if f.noLimits {
 			h.Memory, h.PidsLimit = 0, 0
 		}
-		x := map[string]any{"HostConfig": h, "State": map[string]any{"Running": c.running, "OOMKilled": c.oom, "Pid": 0, "ExitCode": 137}}
+		x := map[string]any{"HostConfig": h, "State": map[string]any{"Running": c.running, "OOMKilled": c.oom, "Pid": f.pid, "ExitCode": 137}}
 		say(w, 200, x)
 	case part[1] == "attach":
 		conn, _, err := w.(http.Hijacker).Hijack()
@@ -284,8 +286,10 @@ func newFake(t testing.TB, f *fakeEngine, o Options) *local.Backend {
 	if o.Image == "" {
 		o.Image = "image"
 	}
-	// gVisor's processes are none of the host's, so none is looked for.
-	o.Host, o.Runtime, o.StateDir = "unix://"+f.socket, "runsc", stateDir(t)
+	if o.Runtime == "" {
+		o.Runtime = "runsc" // whose processes are none of the host's, so none is looked for
+	}
+	o.Host, o.StateDir = "unix://"+f.socket, stateDir(t)
 	b, err := New(o)
 	if err != nil {
 		t.Fatal(err)
