@@ -73,6 +73,9 @@ func (c *sandboxBenchCmd) Run(ctx context.Context, o output) (err error) {
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
 	options := bench.Options{Rounds: c.Rounds, Span: c.Span, Alive: c.Alive, Burst: c.Burst}
+	if c.Backend == "docker" {
+		options.Image, options.Runtime = c.Image, c.Runtime
+	}
 	if l, ok := b.(*local.Backend); ok && c.Backend == "local" {
 		config.Launcher = local.LauncherNative
 		if l.Launcher() == local.LauncherNative {
@@ -117,8 +120,12 @@ func printBench(o output, r bench.Report) {
 	if r.Beside != nil {
 		rows = append(rows, *r.Beside)
 	}
-	rows = append(rows, bench.Launched{Launcher: "bwrap from a shell", Cold: r.PlainCold, PerSecond: r.PlainPerSecond,
-		AliveMiB: r.PlainAliveMiB, BurstSeconds: r.PlainBurstSeconds, Death: r.PlainDeath})
+	if r.Options.Image != "" {
+		rows = append(rows, bench.Launched{Launcher: "docker run", Cold: r.PlainRun})
+	} else {
+		rows = append(rows, bench.Launched{Launcher: "bwrap from a shell", Cold: r.PlainCold, PerSecond: r.PlainPerSecond,
+			AliveMiB: r.PlainAliveMiB, BurstSeconds: r.PlainBurstSeconds, Death: r.PlainDeath})
+	}
 	for _, l := range rows {
 		fmt.Fprintf(o.out, "%s:\n", l.Launcher)
 		times("create, true, destroy", l.Cold)
@@ -129,6 +136,7 @@ func printBench(o output, r bench.Report) {
 	}
 	fmt.Fprintln(o.out, "in a live sandbox:")
 	times("bash -c true", r.Exec)
+	times("  docker exec", r.PlainExec)
 	number("execs a second", r.ExecPerSecond)
 	times("workspace of 2,000 files", r.Workspace)
 	times("  cp -a", r.PlainCopy)

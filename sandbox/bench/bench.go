@@ -38,6 +38,9 @@ type Options struct {
 	// Beside, which may be nil, is the same backend with another launcher. What a
 	// launcher has a part in is measured of both, turn about.
 	Beside sandbox.Backend `json:"-"`
+	// Image and Runtime, where Image is not "", are those of the docker backend: what a
+	// docker client does with them is then measured in place of bwrap.
+	Image, Runtime string
 }
 
 // WithDefaults fills in what is not positive.
@@ -105,6 +108,10 @@ type Report struct {
 	// PlainBurstSeconds is that of a shell that starts as many bwraps at once.
 	PlainBurstSeconds float64 `json:"plain_bwrap_burst_seconds,omitempty"`
 	PlainDeath        *Times  `json:"plain_bwrap_tree_death,omitempty"`
+	// PlainRun is "docker run --rm" of "true" without network, PlainExec "docker exec"
+	// of bash -c true, each from a client of its own and without our limits.
+	PlainRun  *Times `json:"plain_docker_run,omitempty"`
+	PlainExec *Times `json:"plain_docker_exec,omitempty"`
 
 	Exec          *Times  `json:"live_exec,omitempty"` // bash -c true
 	ExecPerSecond float64 `json:"live_execs_per_second,omitempty"`
@@ -161,15 +168,21 @@ func Run(ctx context.Context, b sandbox.Backend, o Options) (Report, error) {
 	if err := errors.Join(fill(x.small, 1), fill(x.large, o.Files)); err != nil {
 		return r, err
 	}
-	for _, part := range []struct {
+	type part struct {
 		name string
 		f    func() error
-	}{
+	}
+	unused := "plain docker"
+	if o.Image != "" {
+		unused = "plain bwrap"
+	}
+	for _, part := range slices.DeleteFunc([]part{
 		{"cold", x.cold}, {"plain bwrap", x.plainCold}, {"rate", x.rate}, {"plain bwrap rate", x.plainRate}, {"live exec", x.exec},
+		{"plain docker run", x.plainDockerRun}, {"plain docker exec", x.plainDockerExec},
 		{"workspace", x.workspace}, {"fork", x.fork}, {"plain cp", x.plainCopy}, {"harvest", x.harvest}, {"plain diff", x.plainDiff},
 		{"alive", x.each(x.alive)}, {"plain bwrap alive", x.plainAlive}, {"burst", x.each(x.burst)}, {"plain bwrap burst", x.plainBurst},
 		{"hostile tree", x.each(x.death)}, {"plain bwrap tree", x.plainDeath},
-	} {
+	}, func(p part) bool { return strings.HasPrefix(p.name, unused) }) {
 		err := part.f()
 		if ctx.Err() != nil {
 			return r, ctx.Err()

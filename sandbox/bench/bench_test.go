@@ -88,6 +88,29 @@ func TestWhatFailsIsNamed(t *testing.T) {
 	}
 }
 
+// A docker client is measured in place of bwrap, and its container removed.
+func TestDockerIsThePlainTool(t *testing.T) {
+	dir := t.TempDir()
+	script := "#!/bin/sh\necho \"$*\" >>" + dir + "/log\ncase $1 in run) sleep 0.05;; exec) sleep 0.02;; esac\necho c0ffee\n"
+	if err := os.WriteFile(dir+"/docker", []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	r, err := Run(t.Context(), fake.New(nil), Options{Rounds: 20, Span: time.Millisecond, Files: 1, Alive: 1, Burst: 1, Hostile: 1, Workers: 1, Image: "image:1", Runtime: "runsc"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if run, exec := r.PlainRun, r.PlainExec; run == nil || exec == nil || run.Rounds != 2 || run.Median < 50 || exec.Rounds != 2 || exec.Median < 20 || r.PlainCold != nil || r.PlainDeath != nil {
+		t.Errorf("%+v %+v %+v, missing %q", run, exec, r.PlainCold, r.Missing)
+	}
+	log, _ := os.ReadFile(dir + "/log")
+	const begin = "run --rm --network none "
+	if want := begin + "--runtime runsc image:1 true\n" + begin + "--runtime runsc image:1 true\n" + begin + "--detach --runtime runsc image:1 sleep infinity\n" +
+		strings.Repeat("exec c0ffee bash -c true\n", 2) + "rm --force c0ffee\n"; string(log) != want {
+		t.Errorf("%s\nwant %s", log, want)
+	}
+}
+
 // A bwrap that is killed while it starts, or never does, leaves nothing behind
 // that holds the measurement up.
 func TestPlainTreesEnd(t *testing.T) {
