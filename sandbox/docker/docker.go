@@ -194,6 +194,10 @@ const gvisorThreads = 4096
 // overhead is our first process, and what the engine needs to start it.
 const overhead = 8
 
+// setupFiles is what an OCI runtime may have open while it sets a container up, for which
+// crun has the container's own limit already.
+const setupFiles = 1024
+
 // create describes the container of a cell.
 func (e *engine) create(s local.CellSpec, c *client) (containerConfig, error) {
 	dir, err := writeFiles(s)
@@ -205,7 +209,7 @@ func (e *engine) create(s local.CellSpec, c *client) (containerConfig, error) {
 		Memory: s.Limits.Memory, MemorySwap: s.Limits.Memory, PidsLimit: int64(s.Limits.Processes + overhead),
 		NanoCpus: int64(e.opts.CPUs * 1e9), ShmSize: 64 << 20, IpcMode: "private", CgroupnsMode: "private",
 		// An engine's own may be higher than its host lets it set.
-		Ulimits: []ulimit{equal("nofile", s.Limits.OpenFiles+overhead), equal("nproc", s.Limits.Processes+overhead)},
+		Ulimits: []ulimit{equal("nofile", max(s.Limits.OpenFiles, setupFiles)), equal("nproc", s.Limits.Processes+overhead)},
 		Runtime: e.opts.Runtime, OomScoreAdj: 500, LogConfig: struct{ Type string }{"none"},
 		// The engine's own lists, with all of /sys.
 		MaskedPaths:   []string{"/sys", "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/proc/interrupts", "/proc/kallsyms"},
@@ -285,10 +289,11 @@ func (e *engine) Capabilities(ctx context.Context) (sandbox.Capabilities, error)
 		return caps, fmt.Errorf("%w: %w", sandbox.ErrInfrastructure, err)
 	}
 	var info struct {
-		MemoryLimit, SwapLimit, PidsLimit bool
-		SecurityOptions                   []string
-		ServerVersion, OperatingSystem    string
-		Runtimes                          map[string]any
+		MemoryLimit, SwapLimit, PidsLimit             bool
+		Rootless                                      bool // Podman's word for it
+		SecurityOptions                               []string
+		ServerVersion, OperatingSystem, CgroupVersion string
+		Runtimes                                      map[string]any
 	}
 	if err := c.call(ctx, http.MethodGet, "/info", nil, nil, &info); err != nil {
 		return caps, fmt.Errorf("%w: %w", sandbox.ErrInfrastructure, err)
@@ -308,13 +313,21 @@ func (e *engine) Capabilities(ctx context.Context) (sandbox.Capabilities, error)
 	if !slices.ContainsFunc(info.SecurityOptions, func(s string) bool { return strings.HasPrefix(s, "name=seccomp") }) {
 		caps.Enforced["syscalls"] = "our seccomp filter; the engine has none"
 	}
+	if slices.Contains(info.SecurityOptions, "name=rootless") {
+		return caps, fmt.Errorf("%w: a rootless Docker cannot run sandboxes as the users that workspaces belong to; a rootless Podman can", sandbox.ErrInfrastructure)
+	}
+	if info.Rootless {
+		caps.Enforced["user"] = "the trainer's own uid, without capabilities or new privileges, in the engine's user namespace"
+	}
+	// What a rootless engine says there is of version 1 it may not use.
+	unusable := info.Rootless && info.CgroupVersion == "1"
 	for _, p := range []struct {
 		name string
 		has  bool
 	}{{"memory", info.MemoryLimit}, {"processes", info.PidsLimit}} {
-		if !p.has {
+		if !p.has || unusable {
 			caps.Enforced[p.name] = ""
-			caps.Notes = append(caps.Notes, p.name+": the engine says that its host has no such control group")
+			caps.Notes = append(caps.Notes, p.name+": the engine's host has no such control group, or a rootless engine may not use it (version 1)")
 		}
 	}
 	for _, p := range []string{"memory", "processes"} {

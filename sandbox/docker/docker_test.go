@@ -321,6 +321,59 @@ func TestSweepRemovesContainersOfTheDead(t *testing.T) {
 	}
 }
 
+// What an engine says of a host's control groups is not what it may use of them.
+func TestRootlessEngines(t *testing.T) {
+	f := newFakeEngine(t)
+	host := "unix://" + f.socket
+	f.info = map[string]any{"Rootless": true, "CgroupVersion": "1", "MemoryLimit": true, "PidsLimit": true}
+	if _, err := Look(t.Context(), host); err == nil || !strings.Contains(err.Error(), "cannot limit memory") {
+		t.Errorf("Podman, version 1: %v", err)
+	}
+	f.info["CgroupVersion"] = "2"
+	if caps, err := Look(t.Context(), host); err != nil || caps.Enforced["memory"] == "" || !strings.Contains(caps.Enforced["user"], "user namespace") {
+		t.Errorf("Podman, version 2: %+v %v", caps, err)
+	}
+	f.info["SecurityOptions"] = []string{"name=seccomp,profile=default", "name=rootless"}
+	if _, err := Look(t.Context(), host); err == nil || !strings.Contains(err.Error(), "rootless Docker") {
+		t.Errorf("Docker: %v", err)
+	}
+}
+
+// Podman gets in its own words what it passes over in Docker's.
+func TestPodman(t *testing.T) {
+	f := newFakeEngine(t)
+	f.podman = true
+	f.info = map[string]any{"Rootless": true}
+	s := startFake(t, newFake(t, f, Options{}))
+	if r, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"true"}}); err != nil || !r.OK() {
+		t.Fatalf("%+v %v", r, err)
+	}
+	for _, c := range f.containers {
+		h := c.config.HostConfig
+		if !slices.ContainsFunc(h.SecurityOpt, func(s string) bool { return strings.HasPrefix(s, "mask=/sys:") }) || h.UsernsMode != "keep-id" {
+			t.Errorf("%+v", h)
+		}
+		for _, at := range []string{"/run", "/var/tmp"} {
+			if !slices.ContainsFunc(h.Mounts, func(m mount) bool { return m.Target == at && m.ReadOnly }) {
+				t.Errorf("%s can be written: %+v", at, h.Mounts)
+			}
+		}
+	}
+	// It fails to kill what dies meanwhile.
+	failures := 0
+	f.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodDelete || failures == 2 {
+			return false
+		}
+		failures++
+		say(w, 500, message{"crun: open pidfd: No such process"})
+		return true
+	}
+	if err := s.Close(); err != nil || f.left() != 0 {
+		t.Errorf("%d containers are left (%v)", f.left(), err)
+	}
+}
+
 func TestWhatCannotBeConfigured(t *testing.T) {
 	for name, o := range map[string]Options{"no image": {}, "another machine": {Image: "x", Host: "tcp://10.0.0.1:2375"}, "unknown protection": {Image: "x", Host: "/x", Allow: []string{"all"}, StateDir: t.TempDir()}} {
 		if b, err := New(o); err == nil {

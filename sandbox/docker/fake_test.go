@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -38,6 +39,9 @@ type fakeEngine struct {
 	mute, deaf bool
 	// pid of every first process; 0 plays a runtime with a kernel of its own.
 	pid int
+	// podman says that it is Podman; info goes over what it says of itself.
+	podman bool
+	info   map[string]any
 }
 
 type fakeContainer struct {
@@ -114,6 +118,9 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.URL.Path == "/_ping" {
 		w.Header().Set("Api-Version", "1.41")
+		if f.podman {
+			w.Header().Set("Libpod-Api-Version", "4.3.1")
+		}
 		io.WriteString(w, "OK")
 		return
 	}
@@ -128,10 +135,12 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := f.containers[part[0]]
 	switch key := r.Method + " " + path; {
 	case key == "GET /info":
-		say(w, 200, map[string]any{
+		info := map[string]any{
 			"MemoryLimit": !f.noLimits, "PidsLimit": !f.noLimits, "SwapLimit": true, "SecurityOptions": []string{"name=seccomp,profile=default"},
 			"Runtimes": map[string]any{"runc": 1, "runsc": 1}, "ServerVersion": "fake",
-		})
+		}
+		maps.Copy(info, f.info)
+		say(w, 200, info)
 	case key == "GET /images/registry.test:5000/group/image:v1/json":
 		say(w, 200, map[string]any{"Id": "sha256:0", "Size": 123_456_789})
 	case strings.HasPrefix(key, "GET /images/"):

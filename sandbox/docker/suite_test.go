@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,11 +21,16 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // The suite runs against a real engine where SSR_DOCKER_IMAGE names an image
 // that it has, with bash, python3 and git; SSR_DOCKER_RUNTIME may name an OCI
-// runtime.
+// runtime, and SSR_DOCKER_ALLOW protections that may be missing, with commas between.
 const (
 	imageVariable   = "SSR_DOCKER_IMAGE"
 	runtimeVariable = "SSR_DOCKER_RUNTIME"
+	allowVariable   = "SSR_DOCKER_ALLOW"
 )
+
+func allowed() []string {
+	return strings.FieldsFunc(os.Getenv(allowVariable), func(r rune) bool { return r == ',' })
+}
 
 // newReal makes a backend on a real engine, or skips.
 func newReal(t testing.TB) *local.Backend {
@@ -32,7 +38,7 @@ func newReal(t testing.TB) *local.Backend {
 	if image == "" {
 		t.Skip(imageVariable + " names no image: not run against a real engine")
 	}
-	b, err := New(Options{Image: image, Runtime: os.Getenv(runtimeVariable), StateDir: stateDir(t)})
+	b, err := New(Options{Image: image, Runtime: os.Getenv(runtimeVariable), Allow: allowed(), StateDir: stateDir(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +63,7 @@ func stateDir(t testing.TB) string {
 }
 
 func TestSuite(t *testing.T) {
-	sandboxtest.Run(t, sandboxtest.Config{New: func(t testing.TB) sandbox.Backend { return newReal(t) }})
+	sandboxtest.Run(t, sandboxtest.Config{New: func(t testing.TB) sandbox.Backend { return newReal(t) }, Unenforced: allowed()})
 }
 
 func TestProbe(t *testing.T) {

@@ -93,27 +93,29 @@ type group struct {
 	found bool // somebody else made it and removes it
 }
 
-// groupOf finds the control group that an engine has put a process into; a
-// controller whose folder is not there is left out.
+// groupOf finds the control group that an engine has put a process into, its first.
+// A controller whose folder is not there is left out, and one whose folder holds other
+// processes too: an engine that may not make groups leaves all in its own.
 func groupOf(pid int) *group {
 	own, mounts := groupsOf(fmt.Sprint(pid)), cgroupMounts()
 	x := &group{dirs: map[string]string{}, found: true}
 	for _, c := range controllers {
 		if m, ok := mounts[c]; ok {
-			x.add(c, m.folder(own[c], ""))
+			x.add(c, m.folder(own[c], ""), pid)
 		}
 	}
 	if m, ok := mounts[""]; ok && len(x.dirs) == 0 {
 		x.v2 = true
 		for _, c := range controllers {
-			x.add(c, m.folder(own[""], ""))
+			x.add(c, m.folder(own[""], ""), pid)
 		}
 	}
 	return x
 }
 
-func (x *group) add(controller, dir string) {
-	if info, err := os.Stat(dir); err == nil && info.IsDir() {
+func (x *group) add(controller, dir string, pid int) {
+	in, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err == nil && strings.TrimSpace(string(in)) == strconv.Itoa(pid) {
 		x.dirs[controller] = dir
 	}
 }
