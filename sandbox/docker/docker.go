@@ -218,6 +218,7 @@ func (e *engine) create(s local.CellSpec, c *client) (containerConfig, error) {
 			bind(filepath.Join(dir, "pid1"), pid1.ProgramPath, true),
 			bind(filepath.Join(dir, "passwd"), "/etc/passwd", true),
 			bind(filepath.Join(dir, "group"), "/etc/group", true),
+			bind(filepath.Join(dir, "hosts"), "/etc/hosts", true), // Podman's has the machine's name
 			bind(s.Workspace, sandbox.Workdir, false),
 			bind(s.Tmp, "/tmp", false),
 		},
@@ -267,6 +268,7 @@ func writeFiles(s local.CellSpec) (string, error) {
 	}{
 		{"pid1", string(pid1.Program()), 0o755},
 		{"passwd", fmt.Sprintf("root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:%d:%d:agent:%s:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n", s.UID, s.GID, sandbox.HomeDir), 0o644},
+		{"hosts", "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n", 0o644},
 		{"group", fmt.Sprintf("root:x:0:\nagent:x:%d:\nnogroup:x:65534:\n", s.GID), 0o644},
 	} {
 		path := filepath.Join(dir, f.name)

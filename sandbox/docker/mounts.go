@@ -9,8 +9,12 @@ import (
 )
 
 // writable are the mounts of a container that may be. What is below /dev and /proc
-// belongs to the container or to root.
-var writable = []string{"/workspace", "/tmp", "/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue"}
+// belongs to the container or to root; a rootless engine shows the machine's own devices,
+// as it may make none.
+var writable = []string{
+	"/workspace", "/tmp", "/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue",
+	"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty",
+}
 
 // mounted is a line of a mountinfo (proc_pid_mountinfo(5)).
 type mounted struct {

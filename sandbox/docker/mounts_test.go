@@ -17,6 +17,7 @@ const mountsSeen = `600 500 0:70 / / ro,relatime - overlay overlay rw,lowerdir=x
 605 600 0:30 /s/1/empty /run ro,relatime shared:1 - tmpfs tmpfs rw
 606 602 0:74 / /sys ro,relatime - tmpfs tmpfs rw,size=0k
 608 602 0:75 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime - cgroup cgroup rw
+609 601 0:5 /null /dev/null rw,nosuid - devtmpfs udev rw
 607 604 0:73 /sys /proc/sys ro,relatime - proc proc rw
 `
 
@@ -26,6 +27,7 @@ func TestMountsThatAnEnginePassedOver(t *testing.T) {
 		"/sys is shown":   {"606 602 0:74 / /sys", "606 602 0:74 / /sys/fs", "/sys shows the machine's devices"},
 		"a control group": {"608 602", "608 606", "/sys/fs/cgroup can be written"},
 		"a folder more":   {"/run ro", "/run rw", "/run can be written"},
+		"a disk":          {"/null /dev/null", "/sda /dev/sda", "/dev/sda can be written"},
 		"a writable root": {"/ / ro", "/ / rw", "/ can be written"},
 		"/proc/sys":       {"/proc/sys ro", "/proc/sys rw", "/proc/sys can be written"},
 		"no table":        {" - ", " ", "not understood"},
