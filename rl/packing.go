@@ -29,15 +29,11 @@ type Packed struct {
 // longest first and then by ID, so the result depends on nothing but the set. A
 // sequence longer than the budget has a micro-batch to itself.
 func Pack(seqs []Sequence, budget int) ([]Packed, error) {
-	if budget <= 0 {
-		return nil, fmt.Errorf("rl: the token budget of a micro-batch is %d; it must be positive", budget)
+	if err := checkBudget(budget); err != nil {
+		return nil, err
 	}
-	order := slices.Clone(seqs)
-	slices.SortFunc(order, func(a, b Sequence) int {
-		return cmp.Or(cmp.Compare(len(b.Tokens), len(a.Tokens)), cmp.Compare(a.ID, b.ID))
-	})
 	var bins []Packed
-	for _, s := range order {
+	for _, s := range longestFirst(seqs) {
 		i := slices.IndexFunc(bins, func(p Packed) bool { return len(p.Tokens)+len(s.Tokens) <= budget })
 		if i < 0 {
 			bins = append(bins, Packed{Offsets: []int{0}})
@@ -46,6 +42,62 @@ func Pack(seqs []Sequence, budget int) ([]Packed, error) {
 		bins[i].add(s)
 	}
 	return bins, nil
+}
+
+// PackEvenly is Pack for n replicas, which begin and end together: it makes a multiple
+// of n micro-batches, the fewest into which the sequences fit, longest first and each
+// into the one with the fewest tokens. Of fewer sequences each has one to itself.
+func PackEvenly(seqs []Sequence, budget, n int) ([]Packed, error) {
+	if n == 1 {
+		return Pack(seqs, budget)
+	}
+	if err := checkBudget(budget); err != nil {
+		return nil, err
+	}
+	order, total := longestFirst(seqs), 0
+	for _, s := range seqs {
+		total += len(s.Tokens)
+	}
+	for count := n * max(1, (total+n*budget-1)/(n*budget)); ; count += n {
+		bins, fits := level(order, min(count, len(order)), budget)
+		if fits || count >= len(order) {
+			return bins, nil
+		}
+	}
+}
+
+// level deals sequences, the longest first, into so many micro-batches. It fits where
+// none of several sequences is beyond the budget.
+func level(order []Sequence, count, budget int) (bins []Packed, fits bool) {
+	bins, load := make([]Packed, count), make([]int, count)
+	for i := range bins {
+		bins[i].Offsets = []int{0}
+	}
+	for _, s := range order {
+		least := slices.Index(load, slices.Min(load))
+		bins[least].add(s)
+		load[least] += len(s.Tokens)
+		if load[least] > budget && len(bins[least].IDs) > 1 {
+			return nil, false
+		}
+	}
+	return bins, true
+}
+
+func checkBudget(budget int) error {
+	if budget <= 0 {
+		return fmt.Errorf("rl: the token budget of a micro-batch is %d; it must be positive", budget)
+	}
+	return nil
+}
+
+// longestFirst orders sequences by length and then by ID.
+func longestFirst(seqs []Sequence) []Sequence {
+	order := slices.Clone(seqs)
+	slices.SortFunc(order, func(a, b Sequence) int {
+		return cmp.Or(cmp.Compare(len(b.Tokens), len(a.Tokens)), cmp.Compare(a.ID, b.ID))
+	})
+	return order
 }
 
 func (p *Packed) add(s Sequence) {

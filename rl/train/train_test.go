@@ -591,23 +591,28 @@ type several struct {
 
 func (s *several) Replicas() int { return s.replicas }
 
-// TestPackForReplicas: an update has work for every replica, within the budget, in as
-// few micro-batches as that takes.
+// TestPackForReplicas: an update has as much work for every replica, within the budget,
+// in as few micro-batches as that takes.
 func TestPackForReplicas(t *testing.T) {
 	var seqs []rl.Sequence
 	for i := range 12 {
 		seqs = append(seqs, rl.Sequence{ID: string(rune('a' + i)), Tokens: make([]int32, 10), Trained: make([]bool, 10)})
 	}
-	for _, tc := range []struct{ replicas, budget, want int }{{1, 1000, 1}, {2, 1000, 2}, {4, 1000, 4}, {4, 20, 6}, {50, 1000, 12}} {
+	for _, tc := range []struct {
+		replicas, budget int
+		want             []int
+	}{
+		{1, 1000, []int{120}}, {2, 1000, []int{60, 60}}, {4, 1000, []int{30, 30, 30, 30}},
+		{4, 20, []int{20, 20, 20, 20, 10, 10, 10, 10}}, {50, 1000, slices.Repeat([]int{10}, 12)},
+	} {
 		u := &updater{learner: &several{replicas: tc.replicas}, updateSettings: updateSettings{budget: tc.budget}}
 		packed, err := u.pack(seqs)
-		if err != nil || len(packed) != tc.want {
-			t.Errorf("%d replicas, budget %d: %d micro-batches, want %d (%v)", tc.replicas, tc.budget, len(packed), tc.want, err)
-		}
+		var got []int
 		for _, p := range packed {
-			if len(p.Tokens) != 120/tc.want {
-				t.Errorf("%d replicas, budget %d: a micro-batch of %d tokens, want %d", tc.replicas, tc.budget, len(p.Tokens), 120/tc.want)
-			}
+			got = append(got, len(p.Tokens))
+		}
+		if err != nil || !slices.Equal(got, tc.want) {
+			t.Errorf("%d replicas, budget %d: micro-batches of %v, want %v (%v)", tc.replicas, tc.budget, got, tc.want, err)
 		}
 	}
 }

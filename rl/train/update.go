@@ -78,18 +78,14 @@ func (u *updater) run(ctx context.Context, st *state, minibatches [][]rl.Sequenc
 	return m, nil
 }
 
-// pack makes micro-batches within the budget, and so short that every replica of the
-// learner has about as much to do.
+// pack makes micro-batches within the budget, of which every replica of the learner has
+// about as much to do.
 func (u *updater) pack(seqs []rl.Sequence) ([]rl.Packed, error) {
-	budget := u.budget
+	replicas := 1
 	if r, ok := u.learner.(Replicated); ok {
-		total, n := 0, r.Replicas()
-		for _, s := range seqs {
-			total += len(s.Tokens)
-		}
-		budget = min(budget, max(1, (total+n-1)/n))
+		replicas = r.Replicas()
 	}
-	return rl.Pack(seqs, budget)
+	return rl.PackEvenly(seqs, u.budget, replicas)
 }
 
 // scoreOld gives the sequences of all minibatches their log-probabilities before
