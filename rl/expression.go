@@ -24,6 +24,9 @@ type Expression struct {
 	// Build returns the vector of per-token losses. It may panic through
 	// gorgonia.Must: compiling reports that as an error.
 	Build func(in *Inputs) *gorgonia.Node
+	// Scaled says that the losses of a sequence are 0, whatever the policy, where all its
+	// advantages are, and that no other's depend on it: an update need not compute it.
+	Scaled bool
 	// Clipped, where not nil, counts the tokens that lose their gradient or have
 	// it bounded; it only feeds the metric clip_fraction.
 	Clipped func(t Tokens) int

@@ -399,7 +399,8 @@ func TestAggregations(t *testing.T) {
 		}
 		return s
 	}
-	packed, err := Pack([]Sequence{sequence("a", "p", 3, 1), sequence("b", "p", 6, 3), sequence("c", "q", -2, 4)}, 6)
+	seqs := []Sequence{sequence("a", "p", 3, 1), sequence("b", "p", 6, 3), sequence("c", "q", -2, 4)}
+	packed, err := Pack(seqs, 6)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -425,7 +426,7 @@ func TestAggregations(t *testing.T) {
 			for i := range logprobs {
 				logprobs[i] = -1
 			}
-			res, err := o.Evaluate(p.Batch(logprobs, TotalsOf(packed)))
+			res, err := o.Evaluate(p.Batch(logprobs, TotalsOf(seqs)))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -3,6 +3,7 @@ package rl
 import (
 	"fmt"
 	"math"
+	"slices"
 )
 
 // graphObjective evaluates a whole expression: surrogate, correction and penalties.
@@ -11,8 +12,8 @@ type graphObjective struct {
 	eval     *evaluator
 }
 
-// Evaluate implements Objective. Its metrics are shares of the whole step's
-// totals, so those of micro-batches merge with MergeMetrics: ratio_mean and
+// Evaluate implements Objective. Its metrics are shares of what the whole step's
+// batches train on, so those of micro-batches merge with MergeMetrics: ratio_mean and
 // approx_kl (k3) of the policy now against the sampler's, clip_fraction,
 // correction_mean, kl (of the reference) and entropy (estimated from the sampled
 // tokens); ratio_max, ratio_min and logprob_gap_max are extremes.
@@ -57,6 +58,16 @@ func (o *graphObjective) Evaluate(b Batch) (Result, error) {
 	}
 	o.describe(b, g, res.Metrics)
 	return res, nil
+}
+
+// Idle says whether a sequence can be left out of its batch: it has no advantage, and
+// the objective no other term. See Totals.Idle.
+func (o *graphObjective) Idle(s Sequence) bool {
+	advantages := s.Advantages
+	if advantages == nil {
+		advantages = []float64{s.Advantage}
+	}
+	return o.eval.expression.Scaled && !slices.ContainsFunc(advantages, func(a float64) bool { return a != 0 })
 }
 
 // prepare checks b and loads it.
@@ -151,7 +162,7 @@ func (o *graphObjective) describe(b Batch, g gap, metrics map[string]float64) {
 	if len(t.Logprobs) == 0 {
 		return
 	}
-	n := float64(b.Totals.Tokens)
+	n := float64(b.Totals.Tokens - b.Totals.Idle)
 	if o.settings.KLCoef > 0 {
 		for k, l := range t.Logprobs {
 			metrics["kl"] += o.eval.weight[k] * o.settings.KLEstimator.value(l-t.References[k])

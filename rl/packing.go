@@ -134,21 +134,30 @@ func (p *Packed) Batch(logprobs []float64, totals Totals) Batch {
 	}
 }
 
-// TotalsOf adds up what the micro-batches of one optimizer step train on.
-func TotalsOf(batches []Packed) Totals {
-	var t Totals
-	for _, p := range batches {
-		u := CountTotals(p.Mask, p.Offsets, p.Prompts)
-		t.Tokens += u.Tokens
-		t.Sequences += u.Sequences
-		for prompt, n := range u.Prompts {
-			if t.Prompts == nil {
-				t.Prompts = map[string]int{}
-			}
-			t.Prompts[prompt] += n
+// TotalsOf adds up what the sequences of one optimizer step train on.
+func TotalsOf(seqs []Sequence) Totals {
+	t := Totals{Prompts: map[string]int{}}
+	for _, s := range seqs {
+		if n := countTrue(s.Trained[1:]); n > 0 { // nothing predicts the first
+			t.Tokens += n
+			t.Sequences++
+			t.Prompts[s.Group] += n
 		}
 	}
 	return t
+}
+
+// Divide parts the sequences that the objective needs from those that it does not.
+func Divide(o Objective, seqs []Sequence) (busy, idle []Sequence) {
+	selective, ok := o.(Selective)
+	for _, s := range seqs {
+		if ok && selective.Idle(s) {
+			idle = append(idle, s)
+		} else {
+			busy = append(busy, s)
+		}
+	}
+	return busy, idle
 }
 
 // MergeMetrics adds the metrics of one micro-batch to those of a step: extremes

@@ -89,3 +89,122 @@ func TestPackEvenlyByHand(t *testing.T) {
 		t.Error("a budget of 0 is taken")
 	}
 }
+
+// TestIdle: of every objective that has no use for sequences without an advantage, the
+// gradients of the others are the same, bit for bit, with and without them, and theirs
+// are 0; so is their part of the loss.
+func TestIdle(t *testing.T) {
+	selective := 0
+	for _, name := range Names() {
+		t.Run(name, func(t *testing.T) {
+			s, err := Defaults(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.KLCoef = 0
+			if s.Length > 0 {
+				s.Length = 100
+			}
+			o, err := New(name, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !o.(Selective).Idle(Sequence{}) {
+				return
+			}
+			selective++
+			for seed := range uint64(20) {
+				testIdle(t, o, seed)
+			}
+		})
+	}
+	if selective < 10 {
+		t.Errorf("only %d objectives can leave sequences out", selective)
+	}
+	for name, change := range map[string]func(*Settings){
+		"a penalty": func(s *Settings) { s.KLCoef = 0.1 }, "a bonus": func(s *Settings) { s.EntropyCoef = 0.1 },
+	} {
+		s, err := Defaults("clip")
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(&s)
+		if o, err := New("clip", s); err != nil || o.(Selective).Idle(Sequence{}) {
+			t.Errorf("with %s sequences without an advantage are left out (%v)", name, err)
+		}
+	}
+	o, err := New("clip", Settings{ClipLow: 0.2, ClipHigh: 0.2, Aggregation: TokenMean})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, s := range map[bool][]Sequence{
+		true:  {{Advantage: 1, Advantages: []float64{0, 0}}},
+		false: {{Advantage: -1}, {Advantages: []float64{0, 2}}},
+	} {
+		for _, s := range s {
+			if got := o.(Selective).Idle(s); got != want {
+				t.Errorf("%+v is idle: %v", s, got)
+			}
+		}
+	}
+}
+
+func testIdle(t *testing.T, o Objective, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 1))
+	var seqs []Sequence
+	logprobs := map[string][]float64{}
+	for k := range 9 {
+		s := Sequence{ID: fmt.Sprint(k), Group: fmt.Sprint(k % 3)}
+		if k%2 == 0 || seed%2 == 0 && k < 5 { // none at all of some prompts
+			s.Advantage = r.NormFloat64()
+		}
+		for i := range 2 + r.IntN(40) {
+			s.Tokens, s.Trained = append(s.Tokens, 1), append(s.Trained, i == 1 || r.IntN(3) > 0)
+			lp := -3 * r.Float64()
+			s.Logprobs, s.OldLogprobs = append(s.Logprobs, float32(lp+r.NormFloat64()/3)), append(s.OldLogprobs, lp+r.NormFloat64()/5)
+			logprobs[s.ID] = append(logprobs[s.ID], lp)
+		}
+		seqs = append(seqs, s)
+	}
+	evaluate := func(seqs []Sequence, totals Totals) (loss float64, grads map[string][]float64) {
+		packed, err := Pack(seqs, 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := packed[0]
+		var now []float64
+		for _, id := range p.IDs {
+			now = append(now, logprobs[id]...)
+		}
+		res, err := o.Evaluate(p.Batch(now, totals))
+		if err != nil {
+			t.Fatal(err)
+		}
+		grads = map[string][]float64{}
+		for i, id := range p.IDs {
+			grads[id] = res.Grad[p.Offsets[i]:p.Offsets[i+1]]
+		}
+		return res.Loss, grads
+	}
+	totals := TotalsOf(seqs)
+	loss, want := evaluate(seqs, totals)
+	busy, idle := Divide(o, seqs)
+	if len(busy) == 0 || len(idle) == 0 {
+		t.Fatalf("%d sequences are busy and %d idle", len(busy), len(idle))
+	}
+	totals.Idle = TotalsOf(idle).Tokens
+	without, got := evaluate(busy, totals)
+	near(t, "loss", without, loss, 1e-12)
+	for _, s := range seqs {
+		if got[s.ID] == nil {
+			if slices.ContainsFunc(want[s.ID], func(g float64) bool { return g != 0 }) {
+				t.Fatalf("seed %d: sequence %s, without an advantage, has the gradient %v", seed, s.ID, want[s.ID])
+			}
+		} else if !slices.Equal(got[s.ID], want[s.ID]) {
+			t.Fatalf("seed %d: sequence %s has the gradient %v without the idle ones, %v with them", seed, s.ID, got[s.ID], want[s.ID])
+		}
+	}
+	if n := TotalsOf(busy).Tokens + totals.Idle; n != totals.Tokens {
+		t.Fatalf("%d busy and idle tokens of %d", n, totals.Tokens)
+	}
+}

@@ -131,6 +131,7 @@ func Compose(surrogate Expression, s Settings) (Objective, error) {
 			twice = in.anchored && s.Anchor != AnchorOld && (s.Correction == Truncate || s.Correction == IcePop)
 			return s.penalized(in, s.corrected(in, term))
 		},
+		Scaled:  surrogate.Scaled && s.KLCoef == 0 && s.EntropyCoef == 0,
 		Clipped: surrogate.Clipped,
 	}
 	ev, err := newEvaluator(whole)

@@ -39,6 +39,9 @@ type Totals struct {
 	Sequences int
 	// Prompts are the masked-in tokens of each prompt that has any; nil when unused.
 	Prompts map[string]int
+	// Idle of the Tokens are of sequences that count, but are in no batch, since they
+	// change neither the loss nor a gradient. Metrics are of the others.
+	Idle int
 }
 
 // Result is the value of an objective on a batch.
@@ -56,3 +59,12 @@ type Result struct {
 type Objective interface {
 	Evaluate(b Batch) (Result, error)
 }
+
+// Selective is implemented by objectives that need not see every sequence.
+type Selective interface {
+	// Idle says that, whatever the policy, the sequence adds nothing to the loss, has no
+	// gradient, and changes no other's.
+	Idle(s Sequence) bool
+}
+
+var _ Selective = (*graphObjective)(nil)

@@ -14,7 +14,8 @@ import (
 func clipped(s Settings) (Expression, error) {
 	clip := s.clipRange()
 	return Expression{
-		Build: func(in *Inputs) *gorgonia.Node { return s.clip(in, in.Ratio(), in.Advantage()) },
+		Scaled: true,
+		Build:  func(in *Inputs) *gorgonia.Node { return s.clip(in, in.Ratio(), in.Advantage()) },
 		Clipped: func(t Tokens) int {
 			n := 0
 			for i, a := range t.Advantages {
@@ -35,7 +36,8 @@ func sequenceClipped(advantage func(in *Inputs) *gorgonia.Node) func(s Settings)
 	return func(s Settings) (Expression, error) {
 		clip := s.clipRange()
 		return Expression{
-			Build: func(in *Inputs) *gorgonia.Node { return s.clip(in, in.SequenceRatio(), advantage(in)) },
+			Scaled: true,
+			Build:  func(in *Inputs) *gorgonia.Node { return s.clip(in, in.SequenceRatio(), advantage(in)) },
 			Clipped: func(t Tokens) int {
 				ratios := make([]float64, len(t.Logprobs))
 				t.spread(ratios, func(i int) float64 { return t.Logprobs[i] - t.Anchors[i] })
@@ -83,6 +85,7 @@ func (c clipRange) clips(logRatio, advantage float64) bool {
 func cispo(s Settings) (Expression, error) {
 	lo, hi := 1-s.ClipLow, 1+s.ClipHigh
 	return Expression{
+		Scaled: true,
 		Build: func(in *Inputs) *gorgonia.Node {
 			weight := in.Frozen("clipped ratio", func(t Tokens, out []float64) {
 				for i := range out {
@@ -105,6 +108,7 @@ func sapo(s Settings) (Expression, error) {
 		err = fmt.Errorf("tau_positive is %g and tau_negative is %g; both must be positive", s.TauPositive, s.TauNegative)
 	}
 	return Expression{
+		Scaled: true,
 		Build: func(in *Inputs) *gorgonia.Node {
 			tau := in.Frozen("temperature", func(t Tokens, out []float64) {
 				for i, a := range t.Advantages {
@@ -144,6 +148,7 @@ func gmpo(s Settings) (Expression, error) {
 		return max(lo, min(hi, t.LogRatio(i)))
 	}
 	return Expression{
+		Scaled: true,
 		Build: func(in *Inputs) *gorgonia.Node {
 			low := in.Frozen("lower bound", func(t Tokens, out []float64) {
 				for i, a := range t.Advantages {
@@ -181,6 +186,7 @@ func dppo(s Settings) (Expression, error) {
 		return t.Advantages[i] > 0 && moved > s.ClipHigh || t.Advantages[i] < 0 && moved < -s.ClipLow
 	}
 	return Expression{
+		Scaled: true,
 		Build: func(in *Inputs) *gorgonia.Node {
 			kept := in.Frozen("within the total variation", keeping(outside))
 			return neg(mul(mul(in.Ratio(), in.Advantage()), kept))
@@ -261,7 +267,7 @@ func klCov(s Settings) (Expression, error) {
 
 // reinforce is −A·logprob: it trusts that the batch is on-policy, or is corrected.
 func reinforce(Settings) (Expression, error) {
-	return Expression{Build: func(in *Inputs) *gorgonia.Node {
+	return Expression{Scaled: true, Build: func(in *Inputs) *gorgonia.Node {
 		return neg(mul(in.Advantage(), in.Logprob()))
 	}}, nil
 }

@@ -616,3 +616,55 @@ func TestPackForReplicas(t *testing.T) {
 		}
 	}
 }
+
+// everything hides that an objective can do without some sequences.
+type everything struct{ rl.Objective }
+
+// TestIdleSequences: sequences without an advantage are not computed, and the update is
+// that with them, bit for bit: what the loss is divided by counts them.
+func TestIdleSequences(t *testing.T) {
+	var seqs []rl.Sequence
+	for i, advantage := range []float64{1, 0, -0.5, 0, 0, 2} {
+		s := rl.Sequence{ID: string(rune('a' + i)), Group: string(rune('p' + i%2)), Advantage: advantage}
+		for k := range 4 + i {
+			s.Tokens, s.Trained, s.Logprobs = append(s.Tokens, int32((i+k*k)%vocabulary)), append(s.Trained, k > 0), append(s.Logprobs, -1.8)
+		}
+		seqs = append(seqs, s)
+	}
+	train := func(hide bool, seqs []rl.Sequence) (*table, UpdateMetrics) {
+		loss, err := rl.Defaults("dapo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := &table{}
+		u, err := newUpdater(l, "dapo", loss, updateSettings{1, DefaultAdamW(), Schedule{Kind: ConstantLR}, 3}) // each alone
+		if err != nil {
+			t.Fatal(err)
+		}
+		if hide {
+			u.objective = everything{u.objective}
+		}
+		m, err := u.run(t.Context(), &state{}, [][]rl.Sequence{seqs, seqs})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l, m
+	}
+	want, all := train(true, seqs)
+	got, busy := train(false, seqs)
+	if got.W != want.W || got.M != want.M || got.V != want.V || got.N != 2 || got.W == (table{}).W {
+		t.Errorf("weights %v, with every sequence computed %v", got.W, want.W)
+	}
+	if busy.MicroBatches != 6 || all.MicroBatches != 12 || math.Abs(*busy.Loss-*all.Loss) > 1e-15 || *busy.GradNorm != *all.GradNorm {
+		t.Errorf("%d micro-batches, loss %v and norm %v; with every sequence %d, %v and %v",
+			busy.MicroBatches, *busy.Loss, *busy.GradNorm, all.MicroBatches, *all.Loss, *all.GradNorm)
+	}
+	_, alone := train(false, []rl.Sequence{seqs[0], seqs[2], seqs[5]})
+	// Metrics are of what is computed: of the first update, of the policy that all begin with.
+	if *alone.LogprobGap != *busy.LogprobGap {
+		t.Errorf("the largest gap is %v, of the others alone %v", *busy.LogprobGap, *alone.LogprobGap)
+	}
+	if _, none := train(false, []rl.Sequence{seqs[1], seqs[3]}); none.MicroBatches != 0 || none.Updates != 2 || *none.GradNorm != 0 {
+		t.Errorf("without any advantage: %+v", none)
+	}
+}

@@ -52,12 +52,8 @@ func (u *updater) run(ctx context.Context, st *state, minibatches [][]rl.Sequenc
 		}
 	}
 	for k, seqs := range minibatches {
-		packed, err := u.pack(seqs)
-		if err != nil {
-			return m, err
-		}
-		m.MicroBatches += len(packed)
-		one, err := u.step(ctx, packed, u.schedule.Factor(st.Updates), k == 0 && u.record != nil)
+		one, err := u.step(ctx, seqs, u.schedule.Factor(st.Updates), k == 0 && u.record != nil)
+		m.MicroBatches += one.microBatches
 		if errors.Is(err, rl.ErrNonFinite) {
 			st.Skipped++
 			st.SkippedInRow++
@@ -125,28 +121,39 @@ func (u *updater) scoreOld(ctx context.Context, minibatches [][]rl.Sequence) err
 
 // outcome is one optimizer step.
 type outcome struct {
-	loss, norm float64
-	entropy    *float64
-	metrics    map[string]float64
+	microBatches int
+	loss, norm   float64
+	entropy      *float64
+	metrics      map[string]float64
 }
 
-func (u *updater) step(ctx context.Context, packed []rl.Packed, factor float64, record bool) (outcome, error) {
+// step takes one optimizer step. Sequences that the objective does not need are not
+// computed, but count in what it divides by.
+func (u *updater) step(ctx context.Context, seqs []rl.Sequence, factor float64, record bool) (outcome, error) {
+	out := outcome{metrics: map[string]float64{}}
+	busy, idle := rl.Divide(u.objective, seqs)
+	totals := rl.TotalsOf(seqs)
+	totals.Idle = rl.TotalsOf(idle).Tokens
+	packed, err := u.pack(busy)
+	if err != nil {
+		return out, err
+	}
+	out.microBatches = len(packed)
 	if u.references {
 		refs, err := u.learner.(Reference).ReferenceLogprobs(ctx, packed)
 		if err != nil {
-			return outcome{}, fmt.Errorf("reference log-probabilities: %w", err)
+			return out, fmt.Errorf("reference log-probabilities: %w", err)
 		}
 		for i := range packed {
 			packed[i].ReferenceLogprobs = refs[i]
 		}
 	}
-	totals := rl.TotalsOf(packed)
 	results := make([]rl.Result, len(packed))
 	batches := make([]rl.Batch, len(packed))
 	entropies := make([]float64, len(packed))
 	measured := make([]bool, len(packed))
 	var mu sync.Mutex // objectives serve one goroutine at a time
-	err := u.learner.Accumulate(ctx, packed, func(i int, logprobs, entropy []float64) ([]float64, error) {
+	err = u.learner.Accumulate(ctx, packed, func(i int, logprobs, entropy []float64) ([]float64, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		b := packed[i].Batch(logprobs, totals)
@@ -173,20 +180,22 @@ func (u *updater) step(ctx context.Context, packed []rl.Packed, factor float64, 
 		return r.Grad, nil
 	})
 	if err != nil {
-		return outcome{}, fmt.Errorf("accumulate gradients: %w", err)
+		return out, fmt.Errorf("accumulate gradients: %w", err)
 	}
 	if record {
-		if err := u.record(rl.Record(batches)); err != nil {
-			return outcome{}, fmt.Errorf("record the batch: %w", err)
+		rest, err := u.describeIdle(ctx, idle, totals)
+		if err == nil {
+			err = u.record(rl.Record(append(batches, rest...)))
+		}
+		if err != nil {
+			return out, fmt.Errorf("record the batch: %w", err)
 		}
 	}
 	opt := u.optimizer
 	opt.LR *= factor
-	norm, err := u.learner.Step(ctx, opt)
-	if err != nil {
-		return outcome{}, fmt.Errorf("optimizer step: %w", err)
+	if out.norm, err = u.learner.Step(ctx, opt); err != nil {
+		return out, fmt.Errorf("optimizer step: %w", err)
 	}
-	out := outcome{norm: norm, metrics: map[string]float64{}}
 	var entropy float64
 	all := true
 	for i, r := range results {
@@ -195,11 +204,35 @@ func (u *updater) step(ctx context.Context, packed []rl.Packed, factor float64, 
 		entropy += entropies[i]
 		all = all && measured[i]
 	}
-	if all && totals.Tokens > 0 {
-		entropy /= float64(totals.Tokens)
+	if n := totals.Tokens - totals.Idle; all && n > 0 {
+		entropy /= float64(n)
 		out.entropy = &entropy
 	}
 	return out, nil
+}
+
+// describeIdle is what a record has of sequences that the update does not compute.
+func (u *updater) describeIdle(ctx context.Context, idle []rl.Sequence, totals rl.Totals) ([]rl.Batch, error) {
+	scorer, ok := u.learner.(Scorer)
+	if len(idle) == 0 || !ok {
+		return nil, nil
+	}
+	packed, err := u.pack(idle)
+	if err != nil {
+		return nil, err
+	}
+	logprobs, err := scorer.Logprobs(ctx, packed)
+	if err != nil {
+		return nil, err
+	}
+	batches := make([]rl.Batch, len(packed))
+	for i := range packed {
+		batches[i] = packed[i].Batch(logprobs[i], totals)
+		if u.old && batches[i].OldLogprobs == nil {
+			batches[i].OldLogprobs = logprobs[i]
+		}
+	}
+	return batches, nil
 }
 
 // merge adds up; finish divides.
