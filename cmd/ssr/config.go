@@ -49,9 +49,10 @@ type policyConfig struct {
 	// split among them. Results depend on it in their last bits.
 	Replicas int `yaml:"replicas"`
 	// Device computes: cpu, cuda:0 and so on in a program built with CUDA, or generic,
-	// which is what a GPU runs, on the CPU and slowly. Results depend on it in their last
-	// bits.
-	Device string `yaml:"device,omitempty"`
+	// which is what a GPU runs, on the CPU and slowly. Several replicas need a GPU each:
+	// cuda is the first so many, a list names one for each. Results depend on it in their
+	// last bits.
+	Device deviceNames `yaml:"device,omitempty"`
 	// Workers of each replica on the CPU, one thread each; 0 shares the cores out
 	// among the replicas. Results depend on it in their last bits.
 	Workers int `yaml:"workers"`
@@ -88,22 +89,19 @@ func (c policyConfig) options() (model.Options, error) {
 	if err != nil {
 		return model.Options{}, fmt.Errorf("policy.dtype: %w", err)
 	}
-	on, err := openDevice(c.Device)
+	on, err := c.devices()
 	if err != nil {
-		return model.Options{}, fmt.Errorf("policy.device: %w", err)
-	}
-	if on != torch.CPU && c.Replicas > 1 {
-		return model.Options{}, fmt.Errorf("policy.replicas is %d; several replicas train on the CPU alone, not on %v", c.Replicas, on)
+		return model.Options{}, err
 	}
 	return model.Options{
-		DType: d, Device: on, Workers: c.workers(), Recompute: c.Recompute, LoRA: c.LoRA, FreezeLayers: c.FreezeLayers, EMA: c.EMA,
+		DType: d, Device: on[0], Workers: c.workers(), Recompute: c.Recompute, LoRA: c.LoRA, FreezeLayers: c.FreezeLayers, EMA: c.EMA,
 		Shard: model.Shard{Of: c.Replicas},
 	}, nil
 }
 
 // workers of each replica.
 func (c policyConfig) workers() int {
-	if c.Device != "" && c.Device != torch.CPU.String() {
+	if len(c.Device) > 0 && c.Device[0] != torch.CPU.String() {
 		return 1 // which queues the device's work
 	}
 	if c.Workers > 0 {
@@ -380,7 +378,7 @@ func (c config) check() error {
 		"episodes: temperature %g and top_k %d must not be negative, top_p %g and min_p %g must lie in [0, 1]",
 		c.Episodes.Temperature, c.Episodes.TopK, c.Episodes.TopP, c.Episodes.MinP)
 	need(c.Policy.Replicas > 0, "policy.replicas is %d; it must be positive", c.Policy.Replicas)
-	_, err := torch.ParseDevice(c.Policy.Device)
+	err := c.Policy.Device.check()
 	need(err == nil, "policy.device: %w", err)
 	need(c.Policy.DeviceBytes >= 0, "policy.device_bytes is %d; it must not be negative", c.Policy.DeviceBytes)
 	need(c.Policy.MaxStale >= 0, "policy.max_stale is %d; it must not be negative", c.Policy.MaxStale)

@@ -42,17 +42,27 @@ func (c config) memory(shape model.Config, ps *processes) (budget.Plan, error) {
 	})
 }
 
-// deviceBytes is the memory of a replica's device: as configured, or what is free of a
-// GPU; 0 is unknown.
-func (c policyConfig) deviceBytes() (int64, error) {
-	d, err := openDevice(c.Device)
+// deviceBytes is the memory of each replica's device: as configured, or what is free of
+// the GPU that has least; 0 is unknown.
+func (c policyConfig) deviceBytes() (least int64, err error) {
+	devices, err := c.devices()
 	if err != nil || c.DeviceBytes > 0 {
 		return c.DeviceBytes, err
 	}
-	if number, ok := d.GPU(); ok {
-		return gpu.Free(number)
+	for i, d := range devices {
+		number, ok := d.GPU()
+		if !ok {
+			return 0, nil
+		}
+		free, err := gpu.Free(number)
+		if err != nil {
+			return 0, err
+		}
+		if i == 0 || free < least {
+			least = free
+		}
 	}
-	return 0, nil
+	return least, nil
 }
 
 // foretell says how much memory the run will need, and refuses one that does not
@@ -95,15 +105,16 @@ func (c config) foretell(o output, dir string, ps *processes) (budget.Plan, erro
 	return p, err
 }
 
-// available is the memory that the plan may take: of the GPU that computes, or else a
+// available is the memory that the plan may take: of the GPUs that compute, or else a
 // process's part of the machine's; 0 is unknown.
 func (c config) available(ps *processes) (int64, error) {
-	d, err := openDevice(c.Policy.Device)
+	devices, err := c.Policy.devices()
 	if err != nil {
-		return 0, fmt.Errorf("policy.device: %w", err)
+		return 0, err
 	}
-	if _, ok := d.GPU(); ok {
-		return c.Policy.deviceBytes()
+	if _, ok := devices[0].GPU(); ok {
+		each, err := c.Policy.deviceBytes()
+		return int64(len(devices)) * each, err
 	}
 	return availableMemory() / ps.sharing(), nil
 }

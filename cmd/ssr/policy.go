@@ -58,13 +58,17 @@ func openReplicas(dir string, c policyConfig, ps *processes) (*policy, error) {
 	if err != nil {
 		return nil, err
 	}
+	devices, err := c.devices()
+	if err != nil {
+		return nil, err
+	}
 	ps.shard(&o)
 	p, err := openPolicy(dir, o)
 	if err != nil {
 		return nil, err
 	}
 	for i := 1; i < c.Replicas; i++ {
-		o.Shard.Index = i
+		o.Shard.Index, o.Device = i, devices[i]
 		r, err := model.Load(dir, o)
 		if err != nil {
 			p.Close()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ssr-go/ssr/internal/rpc"
 	"github.com/ssr-go/ssr/kernels/collective/c10d"
+	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
 	"github.com/ssr-go/ssr/model/gen"
 	"github.com/ssr-go/ssr/rl/train/learner"
@@ -41,13 +42,17 @@ func joinProcesses(ctx context.Context, timeout time.Duration) (*processes, erro
 	return &processes{Launch: launch, group: g}, nil
 }
 
-// place fits a configuration to this process: its share of the machine's cores.
+// place fits a configuration to this process: its share of the machine's cores, and its
+// GPU.
 func (ps *processes) place(c policyConfig) (policyConfig, error) {
 	if ps == nil {
 		return c, nil
 	}
 	if c.Replicas != 1 {
 		return c, fmt.Errorf("policy.replicas is %d, and %d processes train: each has one replica; set it to 1", c.Replicas, ps.World)
+	}
+	if len(c.Device) == 1 && c.Device[0] == gpus {
+		c.Device = deviceNames{torch.CUDA(ps.LocalRank).String()}
 	}
 	if c.Workers == 0 {
 		c.Workers = max(1, runtime.GOMAXPROCS(0)/ps.LocalWorld)

@@ -34,7 +34,7 @@ var Rooms = []Room{
 	{Path: "kernels/cuda", Pure: true},
 	{Path: "kernels/cuda/cudatest", Pure: true, May: []string{"kernels/cuda"}},
 	{Path: "kernels/cuda/emulate", May: []string{"kernels/cuda"}},
-	{Path: "kernels/cuda/gpu", May: []string{"kernels/cuda"}},
+	{Path: "kernels/cuda/gpu", May: []string{"kernels/cuda", "kernels/torch"}},
 
 	// The policy: text to ids to tensors, and generation.
 	{Path: "model/gen", Pure: true},
@@ -72,7 +72,7 @@ var Rooms = []Room{
 	{Path: "rl/train/replicas", Pure: true, May: []string{"rl", "rl/train"}},
 	// What joins the loop and the policy.
 	{Path: "rl/train/learner", May: []string{
-		"kernels/collective", "kernels/collective/c10d", "kernels/torch", "model", "model/token", "rl", "rl/train", "rl/train/replicas",
+		"kernels/collective", "kernels/collective/c10d", "kernels/cuda/gpu", "kernels/torch", "model", "model/token", "rl", "rl/train", "rl/train/replicas",
 	}},
 
 	// Wiring.

@@ -3,9 +3,10 @@ package c10d
 import (
 	"context"
 	"encoding/binary"
-	"math"
 	"slices"
 	"unsafe"
+
+	"github.com/ssr-go/ssr/kernels/collective"
 )
 
 // bucket is how many bytes an operation sends or receives at most, in all: what it
@@ -35,13 +36,7 @@ func (v Vectors[F]) ReduceScatter(ctx context.Context, rank int, vector []F, bou
 				terms[r] = elements[F](from[r])
 			}
 			terms[rank] = own
-			for i := range own {
-				sum := terms[0][i]
-				for _, t := range terms[1:] {
-					sum += t[i]
-				}
-				own[i] = sum
-			}
+			collective.Slices[F]{}.Sum(own, terms, 0, len(own))
 		})
 	})
 }
@@ -64,18 +59,6 @@ func (v Vectors[F]) AllGather(ctx context.Context, rank int, vector []F, bounds 
 			}
 		})
 	})
-}
-
-// Sum adds a number of each rank and gives the result to all.
-func (v Vectors[F]) Sum(ctx context.Context, _ int, x float64) (sum float64, err error) {
-	own := binary.LittleEndian.AppendUint64(nil, math.Float64bits(x))
-	send, recv := slices.Repeat([][]byte{own}, v.World()), slices.Repeat([]int{len(own)}, v.World())
-	err = v.exchange(ctx, "sum", send, recv, func(from [][]byte) {
-		for _, f := range from {
-			sum += math.Float64frombits(binary.LittleEndian.Uint64(f))
-		}
-	})
-	return sum, err
 }
 
 // buckets calls f for one stretch of all parts after the other.

@@ -3,10 +3,8 @@
 package gpu
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"regexp"
 	"slices"
 	"strings"
@@ -15,6 +13,7 @@ import (
 
 	"github.com/ssr-go/ssr/kernels/cuda"
 	"github.com/ssr-go/ssr/kernels/cuda/cudatest"
+	"github.com/ssr-go/ssr/kernels/torch"
 )
 
 var entry = regexp.MustCompile(`(?m)^\.visible \.entry (\w+)\(`)
@@ -92,27 +91,20 @@ func TestRing(t *testing.T) {
 		t.Skip("needs a GPU: " + why)
 	}
 	const length = 1 << 16
-	var machines []*Machine
-	var vectors []cuda.Pointer
+	var numbers []int
+	var vectors []*torch.Tensor
 	for i := range devices {
-		m, err := Open(i)
-		if err != nil {
-			t.Fatal(err)
+		host := torch.New(torch.Gradients, torch.Float32, length)
+		for j, x := 0, torch.Data[float32](host); j < length; j++ {
+			x[j] = float32((i + 1) * (j % 1000))
 		}
-		p, err := m.Alloc(length * 4)
-		if err != nil {
-			t.Fatal(err)
-		}
-		bytes := make([]byte, 0, length*4)
-		for j := range length {
-			bytes = binary.LittleEndian.AppendUint32(bytes, math.Float32bits(float32((i+1)*(j%1000))))
-		}
-		if err := m.Upload(p, bytes); err != nil {
-			t.Fatal(err)
-		}
-		machines, vectors = append(machines, m), append(vectors, p)
+		v := torch.CUDA(i).New(torch.Gradients, torch.Float32, length)
+		torch.Copy(v, host)
+		host.Free()
+		defer v.Free()
+		numbers, vectors = append(numbers, i), append(vectors, v)
 	}
-	ring, err := NewRing(machines)
+	ring, err := NewRing(numbers)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,39 +115,40 @@ func TestRing(t *testing.T) {
 	for i := range n {
 		bounds = append(bounds, 100+(length-100)*(i+1)/n)
 	}
-	sums, errs := make([]float64, n), make([]error, n)
+	errs := make([]error, n)
 	var wait sync.WaitGroup
 	for i := range n {
 		wait.Go(func() {
-			errs[i] = func() (err error) {
-				if err = ring.ReduceScatter(t.Context(), i, vectors[i], bounds); err != nil {
-					return err
-				}
-				if err = ring.AllGather(t.Context(), i, vectors[i], bounds); err != nil {
-					return err
-				}
-				sums[i], err = ring.Sum(t.Context(), i, float64(i+1))
-				return err
-			}()
+			if errs[i] = ring.ReduceScatter(t.Context(), i, vectors[i], bounds); errs[i] == nil {
+				errs[i] = ring.AllGather(t.Context(), i, vectors[i], bounds)
+			}
 		})
 	}
 	wait.Wait()
-	for i, m := range machines {
-		if errs[i] != nil || sums[i] != float64(factor) {
-			t.Fatalf("rank %d: sum %v, want %d; %v", i, sums[i], factor, errs[i])
+	for i, v := range vectors {
+		if errs[i] != nil {
+			t.Fatalf("rank %d: %v", i, errs[i])
 		}
-		bytes := make([]byte, length*4)
-		if err := m.Download(bytes, vectors[i]); err != nil {
-			t.Fatal(err)
-		}
-		for j := range length {
+		host := v.OnCPU()
+		defer host.Free()
+		for j, got := range torch.Data[float32](host) {
 			want := float32(factor * (j % 1000))
 			if j < 100 {
 				want = float32((i + 1) * j)
 			}
-			if got := math.Float32frombits(binary.LittleEndian.Uint32(bytes[j*4:])); got != want {
+			if got != want {
 				t.Fatalf("rank %d: [%d] = %v, want %v", i, j, got, want)
 			}
+		}
+	}
+}
+
+// TestRingOfWhatIsNotThere needs no GPU.
+func TestRingOfWhatIsNotThere(t *testing.T) {
+	devices, _ := Devices()
+	for want, numbers := range map[string][]int{"no GPU number": {len(devices)}, "a ring of no GPU": nil} {
+		if _, err := NewRing(numbers); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("a ring of %v: %v, want %q", numbers, err, want)
 		}
 	}
 }

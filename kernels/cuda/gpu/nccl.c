@@ -10,7 +10,6 @@ enum { sum = 0 };
 static int (*init_all)(void **, int, const int *);
 static int (*reduce)(const void *, void *, size_t, int, int, int, void *, void *);
 static int (*broadcast)(const void *, void *, size_t, int, int, void *, void *);
-static int (*all_reduce)(const void *, void *, size_t, int, int, void *, void *);
 static int (*comm_abort)(void *);
 static const char *(*error_string)(int);
 
@@ -23,22 +22,18 @@ static const char *told(int status) { return status ? error_string(status) : NUL
 const char *ssr_nccl_init(void **comms, int n, const int *devices) {
   const char *why;
   if ((why = find(&init_all, "ncclCommInitAll")) || (why = find(&reduce, "ncclReduce")) || (why = find(&broadcast, "ncclBroadcast")) ||
-      (why = find(&all_reduce, "ncclAllReduce")) || (why = find(&comm_abort, "ncclCommAbort")) ||
+      (why = find(&comm_abort, "ncclCommAbort")) ||
       (why = find(&error_string, "ncclGetErrorString")))
     return why;
   return told(init_all(comms, n, devices));
 }
 
-const char *ssr_nccl_reduce(void *vector, unsigned long n, int owner, void *comm, void *stream) {
-  return told(reduce(vector, vector, n, ssr_nccl_float32, sum, owner, comm, stream));
+const char *ssr_nccl_reduce(void *vector, int type, unsigned long n, int owner, void *comm, void *stream) {
+  return told(reduce(vector, vector, n, type, sum, owner, comm, stream));
 }
 
-const char *ssr_nccl_broadcast(void *vector, unsigned long n, int owner, void *comm, void *stream) {
-  return told(broadcast(vector, vector, n, ssr_nccl_float32, owner, comm, stream));
-}
-
-const char *ssr_nccl_sum(double *x, void *comm, void *stream) {
-  return told(all_reduce(x, x, 1, ssr_nccl_float64, sum, comm, stream));
+const char *ssr_nccl_broadcast(void *vector, int type, unsigned long n, int owner, void *comm, void *stream) {
+  return told(broadcast(vector, vector, n, type, owner, comm, stream));
 }
 
 void ssr_nccl_abort(void *comm) { comm_abort(comm); }

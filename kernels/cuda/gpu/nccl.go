@@ -7,46 +7,47 @@ import "C"
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
+	"slices"
 	"sync"
 	"time"
 	"unsafe"
 
 	"gorgonia.org/cu"
 
-	"github.com/ssr-go/ssr/kernels/cuda"
+	"github.com/ssr-go/ssr/kernels/torch"
 )
 
-// Ring reduces float32 vectors between GPUs of one process with NCCL; it is the
-// Reducer of rl/train/replicas over machines. Rank i is machine i. Sums are the same
-// in every run on the same devices, in NCCL's order.
+// Ring reduces vectors between GPUs of one process with NCCL; it is the Reducer of
+// rl/train/replicas over them. Sums are the same in every run on the same devices, in
+// NCCL's order.
 type Ring struct {
 	machines []*Machine
 	comms    []unsafe.Pointer
-	numbers  []cuda.Pointer // a float64 for each rank
 	end      sync.Once
 }
 
-// NewRing joins machines on different devices. Close it before they are dropped.
-func NewRing(machines []*Machine) (*Ring, error) {
-	r := &Ring{machines: machines, comms: make([]unsafe.Pointer, len(machines))}
-	if len(machines) == 0 {
-		return nil, errors.New("gpu: a ring of no machine")
+// NewRing joins the GPUs of these numbers, no two alike; rank i is numbers[i].
+func NewRing(numbers []int) (*Ring, error) {
+	if len(numbers) == 0 {
+		return nil, errors.New("gpu: a ring of no GPU")
 	}
-	devices := make([]C.int, len(machines))
-	for i, m := range machines {
-		devices[i] = C.int(m.device)
-		number, err := m.Alloc(8)
-		if err != nil {
-			return nil, err
+	r := &Ring{comms: make([]unsafe.Pointer, len(numbers))}
+	devices, why := Devices()
+	ordinals := make([]C.int, len(numbers))
+	for i, number := range numbers {
+		switch {
+		case number < 0 || number >= len(devices):
+			return nil, fmt.Errorf("gpu: no GPU number %d of %d: %s", number, len(devices), why)
+		case slices.Contains(numbers[:i], number):
+			return nil, fmt.Errorf("gpu: GPU number %d is given twice; NCCL needs one for each rank", number)
 		}
-		r.numbers = append(r.numbers, number)
+		ordinals[i] = C.int(number)
+		r.machines = append(r.machines, &Machine{device: number})
 	}
-	if why := C.ssr_nccl_init(&r.comms[0], C.int(len(machines)), &devices[0]); why != nil {
-		return nil, fmt.Errorf("gpu: NCCL over %d devices: %s", len(machines), C.GoString(why))
+	if why := C.ssr_nccl_init(&r.comms[0], C.int(len(numbers)), &ordinals[0]); why != nil {
+		return nil, fmt.Errorf("gpu: NCCL over %d GPUs: %s", len(numbers), C.GoString(why))
 	}
 	return r, nil
 }
@@ -60,26 +61,26 @@ func (r *Ring) Close() {
 	})
 }
 
-// bucket is how many elements are queued at a time: 16 MB, long enough to be bound by
-// the bandwidth between devices and not by their latency.
+// bucket is how many elements are queued at a time: 16 MB of float32, long enough to be
+// bound by the bandwidth between devices and not by their latency.
 const bucket = 4 << 20
 
 // ReduceScatter leaves the sum over all ranks in the part [bounds[r], bounds[r+1]) of
 // each rank r's vector.
-func (r *Ring) ReduceScatter(ctx context.Context, rank int, vector cuda.Pointer, bounds []int) error {
+func (r *Ring) ReduceScatter(ctx context.Context, rank int, vector *torch.Tensor, bounds []int) error {
 	return r.buckets(bounds, func(lo, n, owner int) error {
 		return r.run(ctx, "reduce", rank, func(s unsafe.Pointer) *C.char {
-			return C.ssr_nccl_reduce(address(vector.At(lo, 4)), C.ulong(n), C.int(owner), r.comms[rank], s)
+			return C.ssr_nccl_reduce(vector.Address(lo), code(vector), C.ulong(n), C.int(owner), r.comms[rank], s)
 		})
 	})
 }
 
 // AllGather copies the part [bounds[r], bounds[r+1]) of each rank r's vector to all
 // others.
-func (r *Ring) AllGather(ctx context.Context, rank int, vector cuda.Pointer, bounds []int) error {
+func (r *Ring) AllGather(ctx context.Context, rank int, vector *torch.Tensor, bounds []int) error {
 	return r.buckets(bounds, func(lo, n, owner int) error {
 		return r.run(ctx, "broadcast", rank, func(s unsafe.Pointer) *C.char {
-			return C.ssr_nccl_broadcast(address(vector.At(lo, 4)), C.ulong(n), C.int(owner), r.comms[rank], s)
+			return C.ssr_nccl_broadcast(vector.Address(lo), code(vector), C.ulong(n), C.int(owner), r.comms[rank], s)
 		})
 	})
 }
@@ -96,25 +97,13 @@ func (r *Ring) buckets(bounds []int, f func(lo, n, owner int) error) error {
 	return nil
 }
 
-// Sum adds a number of each rank.
-func (r *Ring) Sum(ctx context.Context, rank int, x float64) (float64, error) {
-	m, bytes := r.machines[rank], make([]byte, 8)
-	binary.LittleEndian.PutUint64(bytes, math.Float64bits(x))
-	if err := m.Upload(r.numbers[rank], bytes); err != nil {
-		return 0, err
+// code is NCCL's for the elements of a vector.
+func code(vector *torch.Tensor) C.int {
+	if vector.DType() == torch.Float64 {
+		return C.ssr_nccl_float64
 	}
-	err := r.run(ctx, "sum", rank, func(s unsafe.Pointer) *C.char {
-		return C.ssr_nccl_sum((*C.double)(address(r.numbers[rank])), r.comms[rank], s)
-	})
-	if err != nil {
-		return 0, err
-	}
-	err = m.Download(bytes, r.numbers[rank])
-	return math.Float64frombits(binary.LittleEndian.Uint64(bytes)), err
+	return C.ssr_nccl_float32
 }
-
-// address is a device's address as C has it; it is never Go memory.
-func address(p cuda.Pointer) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&p)) }
 
 // run queues an operation and waits for it. Where the context ends first, another
 // rank may never come: the whole ring is ended, as NCCL cannot leave one operation.

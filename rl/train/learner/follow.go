@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"sync/atomic"
 	"time"
@@ -84,16 +83,6 @@ func Leave(ctx context.Context, clients []*rpc.Client) (err error) {
 	return err
 }
 
-// Serve lets the learner of rank 0 train a policy of this process as one of its
-// replicas. The policy is made with model.Options.Shard of this rank.
-func Serve(s *rpc.Server, p *model.Policy, g *c10d.Group) {
-	if p.Parameters()[0].Tensor.DType() == torch.Float64 {
-		serve[float64](s, p, g)
-	} else {
-		serve[float32](s, p, g)
-	}
-}
-
 // The messages between a remote replica and the process that has it.
 type (
 	// facts are what does not change in an update, and the version.
@@ -121,9 +110,11 @@ type (
 	}
 )
 
-func serve[F float32 | float64](s *rpc.Server, p *model.Policy, g *c10d.Group) {
-	r, vectors := replica[[]F]{p, torch.Data[F]}, c10d.Vectors[F]{Group: g}
-	var gradient []F
+// Serve lets the learner of rank 0 train a policy of this process as one of its
+// replicas. The policy is made with model.Options.Shard of this rank.
+func Serve(s *rpc.Server, p *model.Policy, g *c10d.Group) {
+	r, between := replica{p}, processes{g}
+	var gradient *torch.Tensor
 	var running atomic.Pointer[accumulation]
 	end := func() { // of an accumulation that was broken off
 		if a := running.Swap(nil); a != nil {
@@ -152,12 +143,12 @@ func serve[F float32 | float64](s *rpc.Server, p *model.Policy, g *c10d.Group) {
 	// What all processes do together ends with the group, not with rank 0's call: so
 	// everybody hears whose fault it is.
 	rpc.Handle(s, "reduce", func(ctx context.Context, bounds []int) (bool, error) {
-		return true, vectors.ReduceScatter(context.WithoutCancel(ctx), g.Rank(), gradient, bounds)
+		return true, between.ReduceScatter(context.WithoutCancel(ctx), g.Rank(), gradient, bounds)
 	})
 	rpc.Handle(s, "squares", func(context.Context, bool) (float64, error) { return r.Squares() })
 	rpc.Handle(s, "update", func(ctx context.Context, m updateMessage) (int64, error) {
-		err := r.Update(m.Optimizer, m.Scale, func(weights []F) error {
-			return vectors.AllGather(context.WithoutCancel(ctx), g.Rank(), weights, m.Bounds)
+		err := r.Update(m.Optimizer, m.Scale, func(weights *torch.Tensor) error {
+			return between.AllGather(context.WithoutCancel(ctx), g.Rank(), weights, m.Bounds)
 		})
 		return r.Version(), err
 	})
@@ -176,10 +167,9 @@ func serve[F float32 | float64](s *rpc.Server, p *model.Policy, g *c10d.Group) {
 func factsOf(p *model.Policy) facts {
 	f := facts{Version: p.Version()}
 	f.Lo, f.Hi, f.Len = p.Shard()
-	castagnoli := crc32.MakeTable(crc32.Castagnoli)
 	for _, params := range [][]model.Parameter{p.Parameters(), p.Trained()} {
 		for _, param := range params {
-			f.Sums = append(f.Sums, sum{param.Name, crc32.Checksum(param.Tensor.Bytes(), castagnoli)})
+			f.Sums = append(f.Sums, sum{param.Name, checksum(param.Tensor)})
 		}
 	}
 	return f

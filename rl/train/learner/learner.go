@@ -3,10 +3,10 @@
 package learner
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"path/filepath"
 	"slices"
 
@@ -45,7 +45,7 @@ type elsewhere interface {
 	standIn(first *model.Policy) (q *model.Policy, free func(), err error)
 }
 
-// group is a replicas.Group of either precision.
+// group is a replicas.Group, in one process or several.
 type group interface {
 	Replicas() int
 	Version() int64
@@ -70,29 +70,20 @@ func New(p *model.Policy, t *token.Tokenizer) *Learner {
 }
 
 // NewReplicated returns a learner of n policies with equal weights, number i made
-// with model.Options.Shard{i, n}. They stay the caller's to close.
+// with model.Options.Shard{i, n}, all on GPUs, each on its own, or all on one device of
+// the process's memory. They stay the caller's to close.
 func NewReplicated(policies []*model.Policy, t *token.Tokenizer) (*Learner, error) {
 	if len(policies) == 0 {
 		return nil, errors.New("learner: no policy")
 	}
 	for i, p := range policies[1:] {
-		if d := p.Device(); d != torch.CPU || policies[0].Device() != torch.CPU {
-			return nil, fmt.Errorf("learner: %d replicas, number %d on %v; several train on the CPU alone", len(policies), i+1, d)
-		}
 		if name := difference(policies[0], p); name != "" {
 			return nil, fmt.Errorf("learner: %s of replica %d is not that of replica 0; load all from one folder", name, i+1)
 		}
 	}
 	l := &Learner{policies: policies, tokenizer: t}
 	var err error
-	if policies[0].Device() != torch.CPU {
-		l.group, err = newAlone(policies[0])
-	} else if policies[0].Parameters()[0].Tensor.DType() == torch.Float64 {
-		l.group, err = newGroup[float64](policies)
-	} else {
-		l.group, err = newGroup[float32](policies)
-	}
-	if err != nil {
+	if l.group, err = join(policies); err != nil {
 		return nil, fmt.Errorf("learner: %w", err)
 	}
 	return l, nil
@@ -106,12 +97,21 @@ func difference(a, b *model.Policy) string {
 			return "the list of tensors"
 		}
 		for i := range p {
-			if p[i].Name != q[i].Name || !bytes.Equal(p[i].Tensor.Bytes(), q[i].Tensor.Bytes()) {
+			if p[i].Name != q[i].Name || checksum(p[i].Tensor) != checksum(q[i].Tensor) {
 				return p[i].Name
 			}
 		}
 	}
 	return ""
+}
+
+// checksum is one of a tensor's elements, wherever it is.
+func checksum(t *torch.Tensor) uint32 {
+	if t.Device() != torch.CPU {
+		t = t.OnCPU()
+		defer t.Free()
+	}
+	return crc32.Checksum(t.Bytes(), crc32.MakeTable(crc32.Castagnoli))
 }
 
 // Save writes the model and the optimizer's state into dir.

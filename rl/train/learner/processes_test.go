@@ -18,7 +18,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/ssr-go/ssr/internal/rpc"
-	"github.com/ssr-go/ssr/kernels/collective"
 	"github.com/ssr-go/ssr/kernels/collective/c10d"
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
@@ -123,7 +122,7 @@ func leading(ctx context.Context, p *model.Policy, g *c10d.Group, folder string)
 
 // killer is rank 0's replica; it kills rank 1 at one place of a step.
 type killer struct {
-	replicas.Replica[[]float32]
+	replicas.Replica[*torch.Tensor]
 	at   string
 	kill func()
 }
@@ -138,12 +137,12 @@ func (l *Learner) arm(at string, g *c10d.Group, file string) error {
 	if err != nil {
 		return err
 	}
-	all := []replicas.Replica[[]float32]{&killer{replica[[]float32]{l.policies[0], torch.Data[float32]}, at, func() { syscall.Kill(pid, syscall.SIGKILL) }}}
-	var others []*remote[float32]
+	all := []replicas.Replica[*torch.Tensor]{&killer{replica{l.policies[0]}, at, func() { syscall.Kill(pid, syscall.SIGKILL) }}}
+	var others []*remote
 	for _, e := range l.elsewhere {
-		all, others = append(all, e.(*remote[float32])), append(others, e.(*remote[float32]))
+		all, others = append(all, e.(*remote)), append(others, e.(*remote))
 	}
-	armed, err := replicas.New(all, &reducer[float32]{c10d.Vectors[float32]{Group: g}, collective.NewLocal[float32](len(all)), others})
+	armed, err := replicas.New(all, &reducer{processes{g}, others})
 	l.group = ending{armed, g}
 	return err
 }
@@ -159,13 +158,13 @@ func (k *killer) Accumulate(ctx context.Context, batches []rl.Packed, fn train.G
 	return k.Replica.Accumulate(ctx, batches, fn)
 }
 
-func (k *killer) Gradient() ([]float32, error) {
+func (k *killer) Gradient() (*torch.Tensor, error) {
 	k.fire("reduce")
 	return k.Replica.Gradient()
 }
 
-func (k *killer) Update(o train.AdamW, scale float64, share func([]float32) error) error {
-	return k.Replica.Update(o, scale, func(weights []float32) error {
+func (k *killer) Update(o train.AdamW, scale float64, share func(*torch.Tensor) error) error {
+	return k.Replica.Update(o, scale, func(weights *torch.Tensor) error {
 		k.fire("gather")
 		return share(weights)
 	})

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/ssr-go/ssr/internal/rpc"
-	"github.com/ssr-go/ssr/kernels/collective"
 	"github.com/ssr-go/ssr/kernels/collective/c10d"
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
@@ -27,25 +26,19 @@ func NewDistributed(ctx context.Context, p *model.Policy, t *token.Tokenizer, g 
 		return nil, fmt.Errorf("learner: %d processes, rank 0 on %v; several train on the CPU alone", g.World(), d)
 	}
 	l := &Learner{policies: []*model.Policy{p}, tokenizer: t}
-	var err error
-	if p.Parameters()[0].Tensor.DType() == torch.Float64 {
-		err = distribute[float64](ctx, l, g, clients)
-	} else {
-		err = distribute[float32](ctx, l, g, clients)
-	}
-	if err != nil {
+	if err := l.distribute(ctx, g, clients); err != nil {
 		return nil, fmt.Errorf("learner: %w", err)
 	}
 	return l, nil
 }
 
-func distribute[F float32 | float64](ctx context.Context, l *Learner, g *c10d.Group, clients []*rpc.Client) error {
-	all := []replicas.Replica[[]F]{replica[[]F]{l.policies[0], torch.Data[F]}}
-	var others []*remote[F]
+func (l *Learner) distribute(ctx context.Context, g *c10d.Group, clients []*rpc.Client) error {
+	all := []replicas.Replica[*torch.Tensor]{replica{l.policies[0]}}
+	var others []*remote
 	for i, c := range clients {
-		r := &remote[F]{rank: i + 1, client: c, group: g}
+		r := &remote{rank: i + 1, client: c, group: g}
 		var err error
-		if r.facts, err = call[F, facts](ctx, r, "facts", true); err != nil {
+		if r.facts, err = call[facts](ctx, r, "facts", true); err != nil {
 			return err
 		}
 		if err := r.check(l.policies[0]); err != nil {
@@ -53,7 +46,7 @@ func distribute[F float32 | float64](ctx context.Context, l *Learner, g *c10d.Gr
 		}
 		all, others, l.elsewhere = append(all, r), append(others, r), append(l.elsewhere, r)
 	}
-	joined, err := replicas.New(all, &reducer[F]{c10d.Vectors[F]{Group: g}, collective.NewLocal[F](len(all)), others})
+	joined, err := replicas.New(all, &reducer{processes{g}, others})
 	l.group = ending{joined, g}
 	return err
 }
@@ -75,7 +68,7 @@ func (e ending) Step(ctx context.Context, o train.AdamW) (float64, error) {
 
 // remote is a replica of a replicas.Group that is in another process. Its vectors stay
 // there: the ones it gives and is given are nil.
-type remote[F float32 | float64] struct {
+type remote struct {
 	rank   int
 	client *rpc.Client
 	group  *c10d.Group
@@ -85,7 +78,7 @@ type remote[F float32 | float64] struct {
 }
 
 // call asks the other process; one that does not answer in time is as good as dead.
-func call[F float32 | float64, Out, In any](ctx context.Context, r *remote[F], name string, in In) (Out, error) {
+func call[Out, In any](ctx context.Context, r *remote, name string, in In) (Out, error) {
 	var none Out
 	if r.failed != nil {
 		return none, r.failed
@@ -99,21 +92,21 @@ func call[F float32 | float64, Out, In any](ctx context.Context, r *remote[F], n
 	return out, nil
 }
 
-func (r *remote[F]) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+func (r *remote) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	most := r.group.Timeout()
 	return context.WithTimeoutCause(ctx, most, fmt.Errorf("not within %v", most))
 }
 
-func (r *remote[F]) Version() int64      { return r.facts.Version }
-func (r *remote[F]) Len() int            { return r.facts.Len }
-func (r *remote[F]) Shard() (lo, hi int) { return r.facts.Lo, r.facts.Hi }
+func (r *remote) Version() int64      { return r.facts.Version }
+func (r *remote) Len() int            { return r.facts.Len }
+func (r *remote) Shard() (lo, hi int) { return r.facts.Lo, r.facts.Hi }
 
-func (r *remote[F]) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error {
-	e, err := call[F, event](ctx, r, "accumulate", stripped(batches))
+func (r *remote) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error {
+	e, err := call[event](ctx, r, "accumulate", stripped(batches))
 	for err == nil && !e.Ended {
 		var gradient []float64
 		if gradient, err = fn(e.Batch, e.Logprobs, e.Entropies); err == nil {
-			e, err = call[F, event](ctx, r, "continue", gradient)
+			e, err = call[event](ctx, r, "continue", gradient)
 		}
 	}
 	return err
@@ -128,44 +121,44 @@ func stripped(batches []rl.Packed) []rl.Packed {
 	return out
 }
 
-func (r *remote[F]) Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error) {
-	return call[F, [][]float64](ctx, r, "logprobs", stripped(batches))
+func (r *remote) Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error) {
+	return call[[][]float64](ctx, r, "logprobs", stripped(batches))
 }
 
-func (r *remote[F]) Gradient() ([]F, error) {
-	_, err := call[F, bool](context.Background(), r, "gradient", true)
+func (r *remote) Gradient() (*torch.Tensor, error) {
+	_, err := call[bool](context.Background(), r, "gradient", true)
 	return nil, err
 }
 
-func (r *remote[F]) Squares() (float64, error) {
-	return call[F, float64](context.Background(), r, "squares", true)
+func (r *remote) Squares() (float64, error) {
+	return call[float64](context.Background(), r, "squares", true)
 }
 
 // Update shares the weights where they are; share would have only nil to give.
-func (r *remote[F]) Update(o train.AdamW, scale float64, _ func([]F) error) (err error) {
-	r.facts.Version, err = call[F, int64](context.Background(), r, "update", updateMessage{o, scale, r.bounds})
+func (r *remote) Update(o train.AdamW, scale float64, _ func(*torch.Tensor) error) (err error) {
+	r.facts.Version, err = call[int64](context.Background(), r, "update", updateMessage{o, scale, r.bounds})
 	return err
 }
 
 // Clear waits less than other calls: a process that cannot do this is not to be used.
-func (r *remote[F]) Clear() {
+func (r *remote) Clear() {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), time.Minute, errors.New("not within a minute"))
 	defer cancel()
 	if r.group.Err() == nil {
-		_, r.failed = call[F, bool](ctx, r, "clear", true)
+		_, r.failed = call[bool](ctx, r, "clear", true)
 	}
 }
 
 // load reads a checkpoint there, under the same path.
-func (r *remote[F]) load(dir string, first *model.Policy) (err error) {
-	if r.facts, err = call[F, facts](context.Background(), r, "load", dir); err != nil {
+func (r *remote) load(dir string, first *model.Policy) (err error) {
+	if r.facts, err = call[facts](context.Background(), r, "load", dir); err != nil {
 		return err
 	}
 	return r.check(first)
 }
 
 // check compares the weights with those of rank 0.
-func (r *remote[F]) check(first *model.Policy) error {
+func (r *remote) check(first *model.Policy) error {
 	want := factsOf(first)
 	if len(want.Sums) != len(r.facts.Sums) || want.Version != r.facts.Version {
 		return fmt.Errorf("rank %d has another model than rank 0: version %d and %d tensors, not %d and %d",
@@ -180,7 +173,7 @@ func (r *remote[F]) check(first *model.Policy) error {
 }
 
 // standIn brings the replica's part of the optimizer's state here.
-func (r *remote[F]) standIn(first *model.Policy) (*model.Policy, func(), error) {
+func (r *remote) standIn(first *model.Policy) (*model.Policy, func(), error) {
 	ctx, cancel := r.bound(context.Background())
 	defer cancel()
 	stream, err := r.client.Open(ctx, "shard")
@@ -197,28 +190,35 @@ func (r *remote[F]) standIn(first *model.Policy) (*model.Policy, func(), error) 
 
 // reducer moves memory between the processes: each rank's operation is begun where its
 // vector is.
-type reducer[F float32 | float64] struct {
-	own     c10d.Vectors[F]
-	numbers *collective.Local[F]
-	others  []*remote[F]
+type reducer struct {
+	processes
+	others []*remote
 }
 
-func (d *reducer[F]) ReduceScatter(ctx context.Context, rank int, vector []F, bounds []int) error {
+func (d *reducer) ReduceScatter(ctx context.Context, rank int, vector *torch.Tensor, bounds []int) error {
 	if rank == 0 {
-		return d.own.ReduceScatter(ctx, 0, vector, bounds)
+		return d.processes.ReduceScatter(ctx, 0, vector, bounds)
 	}
 	r := d.others[rank-1]
 	r.bounds = bounds
-	_, err := call[F, bool](ctx, r, "reduce", bounds)
+	_, err := call[bool](ctx, r, "reduce", bounds)
 	return err
 }
 
-// AllGather is rank 0's; the others begin theirs in Update.
-func (d *reducer[F]) AllGather(ctx context.Context, rank int, vector []F, bounds []int) error {
-	return d.own.AllGather(ctx, rank, vector, bounds)
+// processes is the Reducer between processes of what each has in its memory. AllGather
+// is rank 0's in reducer, too: the others begin theirs in Update.
+type processes struct{ *c10d.Group }
+
+func (p processes) ReduceScatter(ctx context.Context, rank int, vector *torch.Tensor, bounds []int) error {
+	if vector.DType() == torch.Float64 {
+		return c10d.Vectors[float64]{Group: p.Group}.ReduceScatter(ctx, rank, torch.Data[float64](vector), bounds)
+	}
+	return c10d.Vectors[float32]{Group: p.Group}.ReduceScatter(ctx, rank, torch.Data[float32](vector), bounds)
 }
 
-// Sum adds numbers that are all here.
-func (d *reducer[F]) Sum(ctx context.Context, rank int, x float64) (float64, error) {
-	return d.numbers.Sum(ctx, rank, x)
+func (p processes) AllGather(ctx context.Context, rank int, vector *torch.Tensor, bounds []int) error {
+	if vector.DType() == torch.Float64 {
+		return c10d.Vectors[float64]{Group: p.Group}.AllGather(ctx, rank, torch.Data[float64](vector), bounds)
+	}
+	return c10d.Vectors[float32]{Group: p.Group}.AllGather(ctx, rank, torch.Data[float32](vector), bounds)
 }

@@ -231,10 +231,12 @@ func TestReplicasTrainAlike(t *testing.T) {
 		o     model.Options
 		bound float64
 	}{
-		"float64":  {model.Options{DType: torch.Float64}, 1e-12},
-		"float32":  {model.Options{}, 2e-4},
-		"adapters": {model.Options{DType: torch.Float64, LoRA: &model.LoRA{Rank: 3}, EMA: 0.9}, 1e-12},
-		"frozen":   {model.Options{DType: torch.Float64, FreezeLayers: 1, EMA: 0.5, Recompute: true}, 1e-12},
+		"float64":            {model.Options{DType: torch.Float64}, 1e-12},
+		"float32":            {model.Options{}, 2e-4},
+		"adapters":           {model.Options{DType: torch.Float64, LoRA: &model.LoRA{Rank: 3}, EMA: 0.9}, 1e-12},
+		"frozen":             {model.Options{DType: torch.Float64, FreezeLayers: 1, EMA: 0.5, Recompute: true}, 1e-12},
+		"devices":            {model.Options{DType: torch.Float64, Device: torch.Generic, EMA: 0.9}, 1e-12},
+		"devices in float32": {model.Options{Device: torch.Generic}, 2e-4},
 	} {
 		t.Run(name, func(t *testing.T) {
 			const steps = 10
@@ -298,6 +300,7 @@ func TestCheckpointsFitAnyNumber(t *testing.T) {
 	for name, o := range map[string]model.Options{
 		"float32": {}, "bfloat16": {DType: torch.BFloat16, EMA: 0.9},
 		"adapters": {EMA: 0.5, LoRA: &model.LoRA{Rank: 3}}, "frozen": {FreezeLayers: 1},
+		"devices": {Device: torch.Generic, EMA: 0.9}, "half products": {Device: torch.Generic, DType: torch.BFloat16},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, n := range []int{1, 2, 3} {
@@ -364,7 +367,7 @@ func TestOptimizerStateIsShared(t *testing.T) {
 
 // faulty fails at one place of a step.
 type faulty struct {
-	replicas.Replica[[]float32]
+	replicas.Replica[*torch.Tensor]
 	at  string
 	err error
 }
@@ -385,7 +388,7 @@ func (f *faulty) Accumulate(ctx context.Context, batches []rl.Packed, fn train.G
 	})
 }
 
-func (f *faulty) Gradient() ([]float32, error) {
+func (f *faulty) Gradient() (*torch.Tensor, error) {
 	if err := f.fails("gradient"); err != nil {
 		return nil, err
 	}
@@ -399,8 +402,8 @@ func (f *faulty) Squares() (float64, error) {
 	return f.Replica.Squares()
 }
 
-func (f *faulty) Update(o train.AdamW, scale float64, share func([]float32) error) error {
-	return f.Replica.Update(o, scale, func(weights []float32) error {
+func (f *faulty) Update(o train.AdamW, scale float64, share func(*torch.Tensor) error) error {
+	return f.Replica.Update(o, scale, func(weights *torch.Tensor) error {
 		if err := f.fails("update"); err != nil {
 			return err
 		}
@@ -413,46 +416,54 @@ func (f *faulty) Update(o train.AdamW, scale float64, share func([]float32) erro
 // weights and states are as they were, and training goes on as if nothing had been;
 // during it, the learner refuses to go on.
 func TestFailingReplica(t *testing.T) {
-	for _, at := range []string{"accumulate", "gradient", "squares", "update"} {
-		t.Run(at, func(t *testing.T) {
-			_, _, calm := trained(t, 3, model.Options{}, 1)
-			_, before, l := trained(t, 3, model.Options{}, 1)
-			lost := errors.New("device lost")
-			broken := &faulty{Replica: replica[[]float32]{l.policies[1], torch.Data[float32]}, at: at, err: lost}
-			var err error
-			l.group, err = replicas.New([]replicas.Replica[[]float32]{replica[[]float32]{l.policies[0], torch.Data[float32]}, broken, replica[[]float32]{l.policies[2], torch.Data[float32]}},
-				collective.NewLocal[float32](3))
-			if err != nil {
-				t.Fatal(err)
-			}
-			_, _, err = update(l, 1)
-			if !errors.Is(err, lost) || !strings.Contains(err.Error(), "replica 1: ") {
-				t.Fatalf("%v, want %v of replica 1", err, lost)
-			}
-			broken.at = ""
-			if at == "update" {
-				if _, _, err = update(l, 1); !errors.Is(err, lost) {
-					t.Errorf("it goes on after half an update: %v", err)
-				}
-				return
-			}
-			same(t, "after the failure", saved(t, l), before)
-			for _, l := range []*Learner{l, calm} {
-				if _, _, err := update(l, 1); err != nil {
-					t.Fatal(err)
-				}
-			}
-			same(t, "a step after the failure", saved(t, l), saved(t, calm))
-		})
+	for _, on := range []torch.Device{torch.CPU, torch.Generic} {
+		for _, at := range []string{"accumulate", "gradient", "squares", "update"} {
+			t.Run(fmt.Sprint(at, " on ", on), func(t *testing.T) { testFailure(t, model.Options{Device: on}, at) })
+		}
 	}
 }
 
-// TestUnequalReplicas: replicas that are not copies of each other, or whose shards do
-// not make up the whole, are refused.
+func testFailure(t *testing.T, o model.Options, at string) {
+	_, _, calm := trained(t, 3, o, 1)
+	_, before, l := trained(t, 3, o, 1)
+	lost := errors.New("device lost")
+	broken := &faulty{Replica: replica{l.policies[1]}, at: at, err: lost}
+	var err error
+	l.group, err = replicas.New([]replicas.Replica[*torch.Tensor]{replica{l.policies[0]}, broken, replica{l.policies[2]}},
+		collective.NewLocal(3, tensors{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = update(l, 1)
+	if !errors.Is(err, lost) || !strings.Contains(err.Error(), "replica 1: ") {
+		t.Fatalf("%v, want %v of replica 1", err, lost)
+	}
+	broken.at = ""
+	if at == "update" {
+		if _, _, err = update(l, 1); !errors.Is(err, lost) {
+			t.Errorf("it goes on after half an update: %v", err)
+		}
+		return
+	}
+	same(t, "after the failure", saved(t, l), before)
+	for _, l := range []*Learner{l, calm} {
+		if _, _, err := update(l, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	same(t, "a step after the failure", saved(t, l), saved(t, calm))
+}
+
+// TestUnequalReplicas: replicas that are not copies of each other, whose shards do not
+// make up the whole, or that share no memory, are refused.
 func TestUnequalReplicas(t *testing.T) {
 	two := newReplicas(t, 2, model.Options{})
 	if _, err := NewReplicated(two[1:], nil); err == nil || !strings.Contains(err.Error(), "shard") {
 		t.Errorf("a second half alone: %v", err)
+	}
+	apart := newReplicas(t, 2, model.Options{Device: torch.Generic})
+	if _, err := NewReplicated([]*model.Policy{two[0], apart[1]}, nil); err == nil || !strings.Contains(err.Error(), "replica 1 is on generic and replica 0 on cpu") {
+		t.Errorf("a replica on another device: %v", err)
 	}
 	torch.Data[float32](two[1].Parameters()[3].Tensor)[5]++
 	if _, err := NewReplicated(two, nil); err == nil || !strings.Contains(err.Error(), two[1].Parameters()[3].Name+" of replica 1") {

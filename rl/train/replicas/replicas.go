@@ -54,8 +54,6 @@ type Reducer[B any] interface {
 	ReduceScatter(ctx context.Context, rank int, vector B, bounds []int) error
 	// AllGather copies each rank's part to all others.
 	AllGather(ctx context.Context, rank int, vector B, bounds []int) error
-	// Sum adds a number of each rank.
-	Sum(ctx context.Context, rank int, x float64) (float64, error)
 }
 
 // Group is replicas that train together. Its methods are those of train.Learner and
@@ -173,7 +171,7 @@ func (g *Group[B]) Step(ctx context.Context, opt train.AdamW) (gradNorm float64,
 		return 0, g.broken
 	}
 	defer g.clear()
-	norms := make([]float64, len(g.replicas))
+	squares := make([]float64, len(g.replicas))
 	err = g.each(ctx, func(ctx context.Context, i int) error {
 		r := g.replicas[i]
 		gradient, err := r.Gradient()
@@ -183,18 +181,17 @@ func (g *Group[B]) Step(ctx context.Context, opt train.AdamW) (gradNorm float64,
 		if err := g.reducer.ReduceScatter(ctx, i, gradient, g.bounds); err != nil {
 			return err
 		}
-		squares, err := r.Squares()
-		if err != nil {
-			return err
-		}
-		total, err := g.reducer.Sum(ctx, i, squares)
-		norms[i] = math.Sqrt(total)
+		squares[i], err = r.Squares()
 		return err
 	})
 	if err != nil {
 		return 0, err
 	}
-	norm := norms[0]
+	total := 0.0
+	for _, s := range squares {
+		total += s
+	}
+	norm := math.Sqrt(total)
 	if math.IsNaN(norm) || math.IsInf(norm, 0) {
 		return norm, fmt.Errorf("%w: the gradient's norm is %v; the weights were left as they are", rl.ErrNonFinite, norm)
 	}

@@ -170,7 +170,7 @@ func group(t *testing.T, n int) (*replicas.Group[[]float64], []*bigram) {
 		b := newBigram(i, n)
 		all, policies = append(all, b), append(policies, b)
 	}
-	g, err := replicas.New(all, collective.NewLocal[float64](n))
+	g, err := replicas.New(all, collective.NewLocal(n, collective.Slices[float64]{}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -294,7 +294,7 @@ func TestBrokenUpdateEndsTheGroup(t *testing.T) {
 func TestRefusesShards(t *testing.T) {
 	for _, shards := range [][2]int{{0, 0}, {1, 0}, {1, 1}} {
 		all := []replicas.Replica[[]float64]{newBigram(shards[0], 2), newBigram(shards[1], 2)}
-		if _, err := replicas.New(all, collective.NewLocal[float64](2)); err == nil || !strings.Contains(err.Error(), "shard") {
+		if _, err := replicas.New(all, collective.NewLocal(2, collective.Slices[float64]{})); err == nil || !strings.Contains(err.Error(), "shard") {
 			t.Errorf("shards %v: %v", shards, err)
 		}
 	}
