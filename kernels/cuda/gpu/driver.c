@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "functions.h"
 
@@ -33,6 +34,13 @@ static const char *const driver_names[] = {"libcuda.so.1", NULL};
 static const char *const nvrtc_names[] = {"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so", NULL};
 static int (*real_init)(unsigned);
 static int has_driver, has_nvrtc;
+static char lacking[1 << 14]; // more than all names
+
+static void *find(void *library, const char *name) {
+  void *found = dlsym(library, name);
+  if (!found) strcat(strcat(lacking, " "), name);
+  return found;
+}
 
 // Before main, since cu calls the driver when its package is initialised.
 __attribute__((constructor)) static void resolve(void) {
@@ -42,13 +50,13 @@ __attribute__((constructor)) static void resolve(void) {
   if (driver) {
     *(void **)&real_init = dlsym(driver, "cuInit");
 #define X(name) \
-  if ((found = dlsym(driver, #name))) ssr_to_##name = found;
+  if ((found = find(driver, #name))) ssr_to_##name = found;
     DRIVER_FUNCTIONS
 #undef X
   }
   if (nvrtc) {
 #define X(name) \
-  if ((found = dlsym(nvrtc, #name))) ssr_to_##name = found;
+  if ((found = find(nvrtc, #name))) ssr_to_##name = found;
     NVRTC_FUNCTIONS
 #undef X
   }
@@ -64,3 +72,4 @@ __attribute__((visibility("hidden"))) int cuInit(unsigned flags) {
 int ssr_driver_status(void) { return init_result; }
 int ssr_has_driver(void) { return has_driver; }
 int ssr_has_nvrtc(void) { return has_nvrtc; }
+const char *ssr_driver_lacks(void) { return lacking; }

@@ -48,6 +48,32 @@ func TestEveryKernelCompiles(t *testing.T) {
 	}
 }
 
+// TestWhatTheVersionLacks holds what compat/cuda.h stands in for, by the version that
+// changed it. It needs NVRTC and no GPU.
+func TestWhatTheVersionLacks(t *testing.T) {
+	changed := map[int][]string{
+		12: {"cuGraphAddKernelNode", "cuGraphExecKernelNodeSetParams", "cuGraphKernelNodeGetParams", "cuGraphKernelNodeSetParams"},
+		13: {"cuCtxCreate", "cuGraphAddDependencies", "cuGraphGetEdges", "cuGraphNodeGetDependencies", "cuGraphNodeGetDependentNodes",
+			"cuGraphRemoveDependencies", "cuMemAdvise", "cuMemPrefetchAsync"},
+	}
+	major, got := version()/1000, lacks()
+	t.Logf("CUDA %d.%d lacks %v", major, version()%1000/10, got)
+	for since, names := range changed {
+		for _, name := range names {
+			if slices.Contains(got, name) != (major >= since) {
+				t.Errorf("%s changed in CUDA %d; the header of %d lacks %v", name, since, version(), got)
+			}
+		}
+	}
+	missing := librariesLack()
+	t.Logf("the driver and the NVRTC at hand lack %v", missing)
+	for _, name := range missing {
+		if strings.HasPrefix(name, "nvrtc") { // Compile calls most of them
+			t.Errorf("NVRTC lacks %s", name)
+		}
+	}
+}
+
 func TestCompileTellsWhere(t *testing.T) {
 	_, err := Compile(cuda.Program{Name: "bad.cu", Source: "__global__ void f() { return 1 }"}, 8, 0)
 	if err == nil || !strings.Contains(err.Error(), "bad.cu") || !strings.Contains(err.Error(), "error") {
