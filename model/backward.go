@@ -67,8 +67,9 @@ func record(p *Policy, scope *torch.Scope, seg segment, mask []bool) *tape {
 }
 
 // backward adds the gradient of all parameters to grad, given that of the
-// log-probabilities of t.targets.
-func (t *tape) backward(p *Policy, grad *Weights, dlogprobs []float64) {
+// log-probabilities of t.targets. It calls layerDone when it has done so for a layer and
+// what comes after it.
+func (t *tape) backward(p *Policy, grad *Weights, dlogprobs []float64, layerDone func(layer int)) {
 	s := t.scope.Nest()
 	defer s.Close()
 	dx, dlp := s.Empty(t.hidden.Shape()...), s.Empty(len(dlogprobs))
@@ -80,6 +81,7 @@ func (t *tape) backward(p *Policy, grad *Weights, dlogprobs []float64) {
 		inner := s.Nest()
 		t.layerBackward(p, inner, i, dx, grad)
 		inner.Close()
+		layerDone(i)
 	}
 	if grad.Embedding != nil {
 		p.ops.scatterAdd(grad.Embedding, dx, t.tokens)

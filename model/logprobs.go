@@ -67,6 +67,15 @@ func (p *Policy) Accumulate(ctx context.Context, tokens []int32, offsets []int,
 // the others, whose log-probabilities and entropies are 0. A nil mask admits all.
 func (p *Policy) AccumulateMasked(ctx context.Context, tokens []int32, offsets []int, mask []bool,
 	fn func(logprobs, entropies []float64) (grad []float64, err error)) error {
+	return p.AccumulateLast(ctx, tokens, offsets, mask, fn, nil)
+}
+
+// AccumulateLast is AccumulateMasked for the last batch of an update of several replicas.
+// Where final is not nil, it is called again and again, one call at a time, when elements
+// [from, n) of Gradient are what all batches have added up to: from on, they belong to
+// the caller. The last call has a from of 0. It must not wait for the policy.
+func (p *Policy) AccumulateLast(ctx context.Context, tokens []int32, offsets []int, mask []bool,
+	fn func(logprobs, entropies []float64) (grad []float64, err error), final func(from int)) error {
 	if err := p.checkPacked(tokens, offsets); err != nil {
 		return err
 	}
@@ -80,11 +89,11 @@ func (p *Policy) AccumulateMasked(ctx context.Context, tokens []int32, offsets [
 	if err := p.needGradients(); err != nil {
 		return err
 	}
-	return accumulate(ctx, p, tokens, offsets, mask, fn)
+	return accumulate(ctx, p, tokens, offsets, mask, fn, p.following(final))
 }
 
 func accumulate(ctx context.Context, p *Policy, tokens []int32, offsets []int, mask []bool,
-	fn func(logprobs, entropies []float64) ([]float64, error)) (err error) {
+	fn func(logprobs, entropies []float64) ([]float64, error), done *finished) (err error) {
 	dealt := segments(tokens, offsets, p.pool.Size(), p.options.segmentTokens())
 	tapes := make([][]*tape, p.pool.Size())
 	for _, l := range p.lanes {
@@ -134,10 +143,15 @@ func accumulate(ctx context.Context, p *Policy, tokens []int32, offsets []int, m
 				any = any || dlogprobs[i] != 0
 			}
 			if any {
-				t.backward(p, p.lanes[worker].weights, dlogprobs)
+				t.backward(p, p.lanes[worker].weights, dlogprobs, func(layer int) {
+					if i == 0 { // the worker's last
+						done.reach(worker, p.begin(layer))
+					}
+				})
 			}
 			t.scope.Close()
 		}
+		done.reach(worker, 0)
 		return nil
 	})
 	if err != nil {

@@ -83,9 +83,9 @@ func (p *Policy) Shard() (lo, hi, n int) {
 	return lo, hi, n
 }
 
-// Gradient is all that was accumulated since the last update, zeros where that is
-// nothing: [n] as Shard has it, valid until the policy is closed. It also takes
-// what memory an update needs, so that Update takes none.
+// Gradient is where AccumulateLast leaves all that was accumulated since the last
+// update, zeros before that: [n] as Shard has it, valid until the policy is closed. It
+// also takes what memory an update needs, so that Update takes none.
 func (p *Policy) Gradient() (g *torch.Tensor, err error) {
 	p.training.Lock()
 	defer p.training.Unlock()
@@ -96,7 +96,7 @@ func (p *Policy) Gradient() (g *torch.Tensor, err error) {
 		return nil, err
 	}
 	p.needOptimizer()
-	return sumLanes(p), nil
+	return p.lanes[0].grad, nil
 }
 
 // GradientSquares is Σ g² over the shard of what Gradient gave.
@@ -139,12 +139,19 @@ func (p *Policy) clearGradient() {
 
 // sumLanes moves the lanes' gradients, in their order, into the first.
 func sumLanes(p *Policy) *torch.Tensor {
-	sum := p.lanes[0].grad
+	p.sumPart(0, p.live.Len())
+	return p.lanes[0].grad
+}
+
+// sumPart is sumLanes for elements [lo, hi).
+func (p *Policy) sumPart(lo, hi int) {
 	for _, l := range p.lanes[1:] {
-		sum.Add(l.grad)
-		l.grad.Zero()
+		sum, part := p.lanes[0].grad.Rows(lo, hi), l.grad.Rows(lo, hi)
+		sum.Add(part)
+		part.Zero()
+		sum.Free()
+		part.Free()
 	}
-	return sum
 }
 
 // owned is the part [lo, hi) of a trained parameter, counted from the beginning of

@@ -16,14 +16,13 @@ import (
 type Learner interface {
 	// Version counts the updates that made the weights.
 	Version() int64
-	// Accumulate runs each micro-batch forward and backward and adds its
-	// gradient to the accumulated one, in the order of batches. For batch i it
-	// calls fn once with the log-probability of every token given those before it
-	// in its sequence and the entropy, in nats, of the distribution it was drawn
-	// from (nil when it is not computed), anything where Mask is false;
-	// fn answers with dLoss/dLogprobs. Calls of fn may be concurrent and in any
-	// order; the slices given to it are not kept. After an error, of fn's or its
-	// own, no gradient remains accumulated.
+	// Accumulate, once for each Step, runs each micro-batch forward and backward and
+	// adds up their gradients, in the order of batches. For batch i it calls fn once
+	// with the log-probability of every token given those before it in its sequence
+	// and the entropy, in nats, of the distribution it was drawn from (nil when it is
+	// not computed), anything where Mask is false; fn answers with dLoss/dLogprobs.
+	// Calls of fn may be concurrent and in any order; the slices given to it are not
+	// kept. After an error, of fn's or its own, no gradient remains accumulated.
 	Accumulate(ctx context.Context, batches []rl.Packed, fn GradientFunc) error
 	// Step applies the accumulated gradient, clears it, and raises Version by
 	// one. It returns the gradient's global norm before clipping. Where the norm

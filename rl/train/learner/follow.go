@@ -96,11 +96,13 @@ type (
 		Name string
 		Sum  uint32
 	}
-	// event is a sign of an accumulation: what GradientFunc is to be called with, or
-	// its end.
+	// event is a sign of an accumulation: what GradientFunc is to be called with, what of
+	// the gradient is final, or the end.
 	event struct {
 		Batch               int
 		Logprobs, Entropies []float64
+		Final               bool
+		From                int
 		Ended               bool
 	}
 	updateMessage struct {
@@ -131,9 +133,16 @@ func Serve(s *rpc.Server, p *model.Policy, g *c10d.Group) {
 	rpc.Handle(s, "continue", func(ctx context.Context, gradient []float64) (event, error) {
 		a := running.Load()
 		if a == nil {
-			return event{}, errors.New("no accumulation is under way")
+			return event{}, errNoAccumulation
 		}
 		return a.answer(ctx, gradient)
+	})
+	rpc.Handle(s, "next", func(ctx context.Context, _ bool) (event, error) {
+		a := running.Load()
+		if a == nil {
+			return event{}, errNoAccumulation
+		}
+		return a.next(ctx)
 	})
 	rpc.Handle(s, "logprobs", r.Logprobs)
 	rpc.Handle(s, "gradient", func(context.Context, bool) (ok bool, err error) {
@@ -184,10 +193,13 @@ type accumulation struct {
 	err     error // set before done is closed
 }
 
-// accumulate begins one, which ends with the group at the latest.
-func accumulate(g *c10d.Group, f func(context.Context, []rl.Packed, train.GradientFunc) error, batches []rl.Packed) *accumulation {
+var errNoAccumulation = errors.New("no accumulation is under way")
+
+// accumulate begins one, which ends with the group at the latest. What is final is told
+// without waiting for rank 0, as long as that is not far behind.
+func accumulate(g *c10d.Group, f func(context.Context, []rl.Packed, train.GradientFunc, func(int)) error, batches []rl.Packed) *accumulation {
 	ctx, cancel := context.WithCancel(context.Background())
-	a := &accumulation{events: make(chan event), answers: make(chan []float64), cancel: cancel, done: make(chan struct{})}
+	a := &accumulation{events: make(chan event, 256), answers: make(chan []float64), cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(a.done)
 		a.err = f(ctx, batches, func(i int, logprobs, entropies []float64) ([]float64, error) {
@@ -204,6 +216,12 @@ func accumulate(g *c10d.Group, f func(context.Context, []rl.Packed, train.Gradie
 			case <-g.Over():
 				return nil, g.Err()
 			}
+		}, func(from int) {
+			select {
+			case a.events <- event{Final: true, From: from}:
+			case <-ctx.Done():
+			case <-g.Over():
+			}
 		})
 	}()
 	return a
@@ -215,10 +233,20 @@ func (a *accumulation) next(ctx context.Context) (event, error) {
 	case e := <-a.events:
 		return e, nil
 	case <-a.done:
-		return event{Ended: true}, a.err
+		return a.last()
 	case <-ctx.Done():
 		a.end()
 		return event{}, context.Cause(ctx)
+	}
+}
+
+// last is what comes when all is done: the events that are left, and the end.
+func (a *accumulation) last() (event, error) {
+	select {
+	case e := <-a.events:
+		return e, nil
+	default:
+		return event{Ended: true}, a.err
 	}
 }
 
@@ -227,7 +255,7 @@ func (a *accumulation) answer(ctx context.Context, gradient []float64) (event, e
 	case a.answers <- gradient:
 		return a.next(ctx)
 	case <-a.done:
-		return event{Ended: true}, a.err
+		return a.last()
 	}
 }
 

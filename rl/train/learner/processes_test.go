@@ -142,7 +142,7 @@ func (l *Learner) arm(at string, g *c10d.Group, file string) error {
 	for _, e := range l.elsewhere {
 		all, others = append(all, e.(*remote)), append(others, e.(*remote))
 	}
-	armed, err := replicas.New(all, &reducer{processes{g}, others})
+	armed, err := newGroup(all, &reducer{processes{g}, others})
 	l.group = ending{armed, g}
 	return err
 }
@@ -153,14 +153,14 @@ func (k *killer) fire(at string) {
 	}
 }
 
-func (k *killer) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error {
+func (k *killer) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc, final func(int)) error {
 	k.fire("accumulate") // the others are at it, too
-	return k.Replica.Accumulate(ctx, batches, fn)
-}
-
-func (k *killer) Gradient() (*torch.Tensor, error) {
-	k.fire("reduce")
-	return k.Replica.Gradient()
+	return k.Replica.Accumulate(ctx, batches, fn, func(from int) {
+		if from == 0 { // sums of what follows are under way
+			k.fire("reduce")
+		}
+		final(from)
+	})
 }
 
 func (k *killer) Update(o train.AdamW, scale float64, share func(*torch.Tensor) error) error {

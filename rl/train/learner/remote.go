@@ -46,7 +46,15 @@ func (l *Learner) distribute(ctx context.Context, g *c10d.Group, clients []*rpc.
 		}
 		all, others, l.elsewhere = append(all, r), append(others, r), append(l.elsewhere, r)
 	}
-	joined, err := replicas.New(all, &reducer{processes{g}, others})
+	bounds := []int{0}
+	for _, r := range all {
+		_, hi := r.Shard()
+		bounds = append(bounds, hi)
+	}
+	for _, r := range others {
+		r.bounds = bounds
+	}
+	joined, err := newGroup(all, &reducer{processes{g}, others})
 	l.group = ending{joined, g}
 	return err
 }
@@ -64,6 +72,14 @@ func (e ending) Step(ctx context.Context, o train.AdamW) (float64, error) {
 		err = e.processes.Fail(err)
 	}
 	return norm, err
+}
+
+func (e ending) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error {
+	err := e.group.Accumulate(ctx, batches, fn)
+	if errors.Is(err, replicas.ErrReducing) {
+		err = e.processes.Fail(err)
+	}
+	return err
 }
 
 // remote is a replica of a replicas.Group that is in another process. Its vectors stay
@@ -101,9 +117,14 @@ func (r *remote) Version() int64      { return r.facts.Version }
 func (r *remote) Len() int            { return r.facts.Len }
 func (r *remote) Shard() (lo, hi int) { return r.facts.Lo, r.facts.Hi }
 
-func (r *remote) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error {
+func (r *remote) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc, final func(from int)) error {
 	e, err := call[event](ctx, r, "accumulate", stripped(batches))
 	for err == nil && !e.Ended {
+		if e.Final {
+			final(e.From)
+			e, err = call[event](ctx, r, "next", true)
+			continue
+		}
 		var gradient []float64
 		if gradient, err = fn(e.Batch, e.Logprobs, e.Entropies); err == nil {
 			e, err = call[event](ctx, r, "continue", gradient)
@@ -199,9 +220,7 @@ func (d *reducer) ReduceScatter(ctx context.Context, rank int, vector *torch.Ten
 	if rank == 0 {
 		return d.processes.ReduceScatter(ctx, 0, vector, bounds)
 	}
-	r := d.others[rank-1]
-	r.bounds = bounds
-	_, err := call[bool](ctx, r, "reduce", bounds)
+	_, err := call[bool](ctx, d.others[rank-1], "reduce", bounds)
 	return err
 }
 

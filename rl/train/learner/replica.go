@@ -21,7 +21,20 @@ func join(policies []*model.Policy) (group, error) {
 	for i, p := range policies {
 		all[i] = replica{p}
 	}
-	return replicas.New(all, reducer)
+	return newGroup(all, reducer)
+}
+
+// bucket is how many elements of a gradient are summed at a time: 16 MB of float32. Tests
+// have shorter ones.
+var bucket = 4 << 20
+
+func newGroup(all []replicas.Replica[*torch.Tensor], reducer replicas.Reducer[*torch.Tensor]) (group, error) {
+	g, err := replicas.New(all, reducer)
+	if err != nil {
+		return nil, err
+	}
+	g.Bucket = bucket
+	return g, nil
 }
 
 // replica is a policy as one of a replicas.Group.
@@ -43,11 +56,15 @@ func (r replica) Shard() (lo, hi int) {
 // Accumulate runs the micro-batches one after the other; the policy's workers
 // share each. Only what is trained on is predicted: elsewhere logprobs and
 // entropies are 0.
-func (r replica) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error {
+func (r replica) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc, final func(from int)) error {
 	for i, b := range batches {
-		err := r.policy.AccumulateMasked(ctx, b.Tokens, b.Offsets, b.Mask, func(logprobs, entropies []float64) ([]float64, error) {
+		last := final
+		if i < len(batches)-1 {
+			last = nil
+		}
+		err := r.policy.AccumulateLast(ctx, b.Tokens, b.Offsets, b.Mask, func(logprobs, entropies []float64) ([]float64, error) {
 			return fn(i, logprobs, entropies)
-		})
+		}, last)
 		if err != nil {
 			r.policy.ClearGradient()
 			return fmt.Errorf("micro-batch %d of %d: %w", i+1, len(batches), err)

@@ -12,7 +12,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/ssr-go/ssr/kernels/collective"
 	"github.com/ssr-go/ssr/kernels/torch"
@@ -270,6 +272,91 @@ func TestReplicasTrainAlike(t *testing.T) {
 	}
 }
 
+// TestBuckets: gradients that are summed in short buckets, beside the backward pass, give
+// the files that those give which are summed whole.
+func TestBuckets(t *testing.T) {
+	for name, o := range map[string]model.Options{
+		"float32": {}, "adapters": {LoRA: &model.LoRA{Rank: 3}}, "devices": {Device: torch.Generic}, "bfloat16": {DType: torch.BFloat16, EMA: 0.9},
+	} {
+		t.Run(name, func(t *testing.T) {
+			figures, want, _ := trained(t, 3, o, 3)
+			whole := bucket
+			bucket = 700
+			t.Cleanup(func() { bucket = whole })
+			again, files, _ := trained(t, 3, o, 3)
+			if !slices.Equal(figures, again) {
+				t.Errorf("losses and norms %v, whole %v", again, figures)
+			}
+			same(t, "in buckets", files, want)
+		})
+	}
+}
+
+// diary is a reducer and its replicas that note what happens in which order.
+type diary struct {
+	replicas.Reducer[*torch.Tensor]
+	mu     sync.Mutex
+	events []string
+}
+
+func (d *diary) note(event string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.events = append(d.events, event)
+}
+
+func (d *diary) ReduceScatter(ctx context.Context, rank int, vector *torch.Tensor, bounds []int) error {
+	d.note("sum")
+	return d.Reducer.ReduceScatter(ctx, rank, vector, bounds)
+}
+
+// noted is a replica whose backward pass waits, before its last layer, for a sum.
+type noted struct {
+	replicas.Replica[*torch.Tensor]
+	d *diary
+}
+
+func (n noted) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc, final func(int)) error {
+	return n.Replica.Accumulate(ctx, batches, fn, func(from int) {
+		final(from)
+		if from == 0 {
+			n.d.note("end")
+			return
+		}
+		for begun := false; !begun; time.Sleep(time.Millisecond) {
+			n.d.mu.Lock()
+			begun = slices.Contains(n.d.events, "sum") || ctx.Err() != nil
+			n.d.mu.Unlock()
+		}
+	})
+}
+
+// TestSumsOverlapBackward: the first sum of real policies begins in the middle of their
+// backward passes, which wait for it; without overlap none would come.
+func TestSumsOverlapBackward(t *testing.T) {
+	d := &diary{Reducer: collective.NewLocal(2, tensors{})}
+	var all []replicas.Replica[*torch.Tensor]
+	for _, p := range newReplicas(t, 2, model.Options{}) {
+		all = append(all, noted{replica{p}, d})
+	}
+	g, err := replicas.New(all, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Bucket = 700
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	packed := drawn(1)
+	err = g.Accumulate(ctx, packed, func(i int, _, _ []float64) ([]float64, error) { return packed[i].Advantages, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(d.events)
+	if first, last := slices.Index(d.events, "sum"), slices.Index(d.events, "end"); first > last {
+		t.Errorf("sum %d begins after backward pass %d has ended", first, last)
+	}
+}
+
 // TestIdleReplicas: replicas without a micro-batch add zeros, which changes no bit.
 func TestIdleReplicas(t *testing.T) {
 	var want map[string][]byte
@@ -379,13 +466,13 @@ func (f *faulty) fails(at string) error {
 	return nil
 }
 
-func (f *faulty) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error {
+func (f *faulty) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc, final func(int)) error {
 	return f.Replica.Accumulate(ctx, batches, func(i int, logprobs, entropies []float64) ([]float64, error) {
 		if err := f.fails("accumulate"); err != nil && i == len(batches)-1 {
 			return nil, err
 		}
 		return fn(i, logprobs, entropies)
-	})
+	}, final)
 }
 
 func (f *faulty) Gradient() (*torch.Tensor, error) {

@@ -1,6 +1,7 @@
 // Package replicas trains one policy on several devices: each has a
 // copy of the weights and a share of the micro-batches. Each sums one part of the
-// gradient over all; it alone keeps the optimizer's state of that part and updates
+// gradient over all, in buckets, while the backward pass is still at work on what
+// comes before them; it alone keeps the optimizer's state of that part and updates
 // it (ZeRO stage 1, arXiv 1910.02054); then all copy the new weights.
 //
 // It is pure: a device is a Replica, what moves memory between devices a Reducer.
@@ -13,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"sync"
 
 	"github.com/ssr-go/ssr/rl"
@@ -30,10 +30,12 @@ type Replica[B any] interface {
 	Len() int
 	Shard() (lo, hi int)
 	// Accumulate, Logprobs and their errors are those of train.Learner and
-	// train.Scorer.
-	Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error
+	// train.Scorer. In the last of its batches Accumulate calls final, again and again,
+	// when elements [from, Len) of the gradient have got their last: it does not touch
+	// them any more, and they may be summed over the replicas meanwhile.
+	Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc, final func(from int)) error
 	Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error)
-	// Gradient is all that was accumulated, flat, zeros where that is nothing. The
+	// Gradient is where all is accumulated, flat, zeros before that. It stays there. The
 	// sum over all replicas is written into its shard.
 	Gradient() (B, error)
 	// Squares is Σ g² over the shard.
@@ -59,11 +61,20 @@ type Reducer[B any] interface {
 // Group is replicas that train together. Its methods are those of train.Learner and
 // train.Scorer.
 type Group[B any] struct {
+	// Bucket is how many elements of the gradient are summed at a time. Results do not
+	// depend on it where a Reducer's sums do not.
+	Bucket int
+
 	replicas []Replica[B]
 	reducer  Reducer[B]
 	bounds   []int // of the shards
+	reduced  bool  // the gradients have been summed
 	broken   error // why the replicas may differ
 }
+
+// ErrReducing is wrapped by errors that came when gradients were perhaps being summed:
+// members of a Reducer may be in the middle of an operation.
+var ErrReducing = errors.New("while gradients are summed")
 
 // New joins replicas whose weights are equal and whose shards, in their order, make
 // up the whole.
@@ -71,7 +82,7 @@ func New[B any](replicas []Replica[B], reducer Reducer[B]) (*Group[B], error) {
 	if len(replicas) == 0 {
 		return nil, errors.New("replicas: none")
 	}
-	g := &Group[B]{replicas: replicas, reducer: reducer, bounds: []int{0}}
+	g := &Group[B]{Bucket: 4 << 20, replicas: replicas, reducer: reducer, bounds: []int{0}}
 	for i, r := range replicas {
 		lo, hi := r.Shard()
 		switch {
@@ -93,29 +104,43 @@ func (g *Group[B]) Replicas() int { return len(g.replicas) }
 func (g *Group[B]) Version() int64 { return g.replicas[0].Version() }
 
 // Accumulate deals the micro-batches to the replicas, the longest first and each to
-// the replica with the fewest tokens. After an error no gradient remains.
+// the replica with the fewest tokens, and sums the gradients: it is called once for
+// each Step. After an error no gradient remains.
 func (g *Group[B]) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error {
-	if g.broken != nil {
+	switch {
+	case g.broken != nil:
 		return g.broken
+	case g.reduced:
+		return errors.New("replicas: the gradients are summed already; take the step")
 	}
-	err := g.share(ctx, batches, func(ctx context.Context, r Replica[B], own []rl.Packed, number []int) error {
-		return r.Accumulate(ctx, own, func(i int, logprobs, entropies []float64) ([]float64, error) {
-			return fn(number[i], logprobs, entropies)
+	dealt := deal(batches, len(g.replicas))
+	answered := newGate(len(g.replicas))
+	err := g.each(ctx, func(ctx context.Context, i int) error {
+		return g.accumulate(ctx, i, pick(batches, dealt[i]), answered, func(k int, logprobs, entropies []float64) ([]float64, error) {
+			return fn(dealt[i][k], logprobs, entropies)
 		})
 	})
 	if err != nil {
 		g.clear()
+		if answered.isOpen() {
+			err = fmt.Errorf("%w: %w", ErrReducing, err)
+		}
+		return err
 	}
-	return err
+	g.reduced = true
+	return nil
 }
 
 // Logprobs deals the micro-batches as Accumulate does.
 func (g *Group[B]) Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error) {
-	out := make([][]float64, len(batches))
-	err := g.share(ctx, batches, func(ctx context.Context, r Replica[B], own []rl.Packed, number []int) error {
-		logprobs, err := r.Logprobs(ctx, own)
-		for i := range logprobs {
-			out[number[i]] = logprobs[i]
+	out, dealt := make([][]float64, len(batches)), deal(batches, len(g.replicas))
+	err := g.each(ctx, func(ctx context.Context, i int) error {
+		if len(dealt[i]) == 0 {
+			return nil
+		}
+		logprobs, err := g.replicas[i].Logprobs(ctx, pick(batches, dealt[i]))
+		for k := range logprobs {
+			out[dealt[i][k]] = logprobs[k]
 		}
 		return err
 	})
@@ -125,43 +150,7 @@ func (g *Group[B]) Logprobs(ctx context.Context, batches []rl.Packed) ([][]float
 	return out, nil
 }
 
-// share runs f at once on all replicas that have a share of the batches; number are
-// the places in batches of its own.
-func (g *Group[B]) share(ctx context.Context, batches []rl.Packed,
-	f func(ctx context.Context, r Replica[B], own []rl.Packed, number []int) error) error {
-	dealt := deal(batches, len(g.replicas))
-	return g.each(ctx, func(ctx context.Context, i int) error {
-		if len(dealt[i]) == 0 {
-			return nil
-		}
-		own := make([]rl.Packed, len(dealt[i]))
-		for j, b := range dealt[i] {
-			own[j] = batches[b]
-		}
-		return f(ctx, g.replicas[i], own, dealt[i])
-	})
-}
-
-// deal gives each of n replicas batches, in ascending order.
-func deal(batches []rl.Packed, n int) [][]int {
-	order := make([]int, len(batches))
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortStableFunc(order, func(a, b int) int { return len(batches[b].Tokens) - len(batches[a].Tokens) })
-	out, load := make([][]int, n), make([]int, n)
-	for _, b := range order {
-		least := slices.Index(load, slices.Min(load))
-		out[least] = append(out[least], b)
-		load[least] += len(batches[b].Tokens)
-	}
-	for _, own := range out {
-		slices.Sort(own)
-	}
-	return out
-}
-
-// Step sums the gradients, updates the weights everywhere, and clears the gradients.
+// Step updates the weights everywhere from the summed gradients, and clears these.
 // It returns the gradient's global norm before clipping; where that is not finite
 // the weights stay as they are and the error wraps rl.ErrNonFinite. An error before
 // the first update leaves the weights as they are, too; one after it leaves the
@@ -170,18 +159,15 @@ func (g *Group[B]) Step(ctx context.Context, opt train.AdamW) (gradNorm float64,
 	if g.broken != nil {
 		return 0, g.broken
 	}
+	if !g.reduced { // nothing was accumulated
+		if err := g.Accumulate(ctx, nil, nil); err != nil {
+			return 0, err
+		}
+	}
 	defer g.clear()
 	squares := make([]float64, len(g.replicas))
-	err = g.each(ctx, func(ctx context.Context, i int) error {
-		r := g.replicas[i]
-		gradient, err := r.Gradient()
-		if err != nil {
-			return err
-		}
-		if err := g.reducer.ReduceScatter(ctx, i, gradient, g.bounds); err != nil {
-			return err
-		}
-		squares[i], err = r.Squares()
+	err = g.each(ctx, func(_ context.Context, i int) (err error) {
+		squares[i], err = g.replicas[i].Squares()
 		return err
 	})
 	if err != nil {
@@ -212,6 +198,7 @@ func (g *Group[B]) Step(ctx context.Context, opt train.AdamW) (gradNorm float64,
 }
 
 func (g *Group[B]) clear() {
+	g.reduced = false
 	for _, r := range g.replicas {
 		r.Clear()
 	}

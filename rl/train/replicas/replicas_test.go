@@ -27,8 +27,8 @@ type bigram struct {
 	weights, grad, mean, square []float64
 	lo, hi                      int
 	version                     int64
-	// failAccumulate, failGradient and failUpdate are returned where not nil.
-	failAccumulate, failGradient, failUpdate error
+	// failAccumulate, failBackward, failGradient and failUpdate are returned where not nil.
+	failAccumulate, failBackward, failGradient, failUpdate error
 }
 
 // newBigram has shard i of n of the optimizer's state.
@@ -61,7 +61,8 @@ func (b *bigram) softmax(prev int32) (p [vocab]float64) {
 	return p
 }
 
-func (b *bigram) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error {
+// Accumulate adds the last batch's gradient row by row, the last row first.
+func (b *bigram) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc, final func(from int)) error {
 	for i, batch := range batches {
 		if b.failAccumulate != nil {
 			return b.failAccumulate
@@ -73,16 +74,23 @@ func (b *bigram) Accumulate(ctx context.Context, batches []rl.Packed, fn train.G
 		if err != nil {
 			return err
 		}
-		for t, m := range batch.Mask {
-			if !m {
-				continue
+		for prev := int32(vocab - 1); prev >= 0; prev-- {
+			row, p := b.grad[int(prev)*vocab:][:vocab], b.softmax(prev)
+			for t, m := range batch.Mask {
+				if !m || batch.Tokens[t-1] != prev {
+					continue
+				}
+				for v := range row {
+					row[v] -= gradient[t] * p[v]
+				}
+				row[batch.Tokens[t]] += gradient[t]
 			}
-			p := b.softmax(batch.Tokens[t-1])
-			row := b.grad[int(batch.Tokens[t-1])*vocab:][:vocab]
-			for v := range row {
-				row[v] -= gradient[t] * p[v]
+			if i == len(batches)-1 {
+				if b.failBackward != nil && prev == vocab/2 {
+					return b.failBackward
+				}
+				final(int(prev) * vocab)
 			}
-			row[batch.Tokens[t]] += gradient[t]
 		}
 	}
 	return nil
@@ -185,7 +193,7 @@ func TestSameTraining(t *testing.T) {
 	var norms []float64
 	for step := range int64(steps) {
 		all := batches(uint64(step))
-		if err := alone.Accumulate(t.Context(), all, objective(all)); err != nil {
+		if err := alone.Accumulate(t.Context(), all, objective(all), func(int) {}); err != nil {
 			t.Fatal(err)
 		}
 		sum, _ := alone.Squares()
@@ -238,19 +246,18 @@ func TestSameTraining(t *testing.T) {
 func TestFailureStopsTheStep(t *testing.T) {
 	lost := errors.New("device lost")
 	for name, set := range map[string]func(*bigram, error){
-		"accumulate": func(b *bigram, err error) { b.failAccumulate = err },
-		"reduce":     func(b *bigram, err error) { b.failGradient = err },
+		"memory":   func(b *bigram, err error) { b.failGradient = err },
+		"forward":  func(b *bigram, err error) { b.failAccumulate = err },
+		"backward": func(b *bigram, err error) { b.failBackward = err },
 	} {
 		t.Run(name, func(t *testing.T) {
 			g, policies := group(t, 4)
+			g.Bucket = 10
 			set(policies[2], lost)
 			all := batches(1)
 			err := g.Accumulate(t.Context(), all, objective(all))
-			if name == "reduce" {
-				if err != nil {
-					t.Fatal(err)
-				}
-				_, err = g.Step(t.Context(), opt)
+			if errors.Is(err, replicas.ErrReducing) != (name == "backward") {
+				t.Errorf("%v: ErrReducing is for the backward pass", err)
 			}
 			if !errors.Is(err, lost) || !strings.Contains(err.Error(), "replica 2: ") {
 				t.Fatalf("%v, want %v of replica 2", err, lost)
