@@ -1,29 +1,17 @@
 package model
 
 import (
-	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/ssr-go/ssr/internal/envtest"
 	"github.com/ssr-go/ssr/kernels/torch"
 )
-
-// accelerator is the device that tests of devices run on: the one that SSR_TEST_DEVICE
-// names, or what stands for any.
-func accelerator(t *testing.T) torch.Device {
-	t.Helper()
-	d, err := torch.ParseDevice(cmp.Or(os.Getenv("SSR_TEST_DEVICE"), "generic"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
 
 // families with everything in them.
 func everyFamily() []Config {
@@ -71,7 +59,7 @@ func TestDeviceIsTheCPU(t *testing.T) {
 				dir := t.TempDir()
 				o.Workers = 1
 				cpu := adapted(t, c, o, dir)
-				o.Device = accelerator(t)
+				o.Device = envtest.Device(t, torch.ParseDevice)
 				other := adapted(t, c, o, dir)
 				tokens, offsets := packed(c, 30, 1, 21, 9, 60)
 				near("log-probabilities", mustLogprobs(t, other, tokens, offsets), mustLogprobs(t, cpu, tokens, offsets))
@@ -118,7 +106,7 @@ func TestDeviceIsTheCPU(t *testing.T) {
 // difference of the loss, all on the device.
 func TestDeviceGradient(t *testing.T) {
 	for _, c := range everyFamily() {
-		p := random(t, c, Options{DType: torch.Float64, Device: accelerator(t)})
+		p := random(t, c, Options{DType: torch.Float64, Device: envtest.Device(t, torch.ParseDevice)})
 		tokens, offsets := packed(c, 19, 1, 24, 5)
 		accumulateAll(t, p, tokens, offsets)
 		grad, weights := read(sumLanes(p)), read(p.flat)
@@ -150,7 +138,7 @@ func TestDeviceGradient(t *testing.T) {
 func TestDeviceMatchesTransformers(t *testing.T) {
 	for _, name := range goldenCases {
 		for dtype, most := range map[torch.DType]float64{torch.Float32: 2e-5, torch.Float64: 2e-5, torch.BFloat16: 0.3} {
-			p, g := loadGolden(t, name, Options{DType: dtype, Device: accelerator(t)})
+			p, g := loadGolden(t, name, Options{DType: dtype, Device: envtest.Device(t, torch.ParseDevice)})
 			want := g.Logprobs
 			if dtype == torch.BFloat16 {
 				want = g.BFloat16
@@ -172,7 +160,7 @@ func TestDeviceMatchesTransformers(t *testing.T) {
 // does, and the weights that are trained are exact ones.
 func TestHalfProducts(t *testing.T) {
 	c := tiny("qwen3", true)
-	single, half := random(t, c, Options{Device: accelerator(t)}), random(t, c, Options{Device: accelerator(t), DType: torch.BFloat16})
+	single, half := random(t, c, Options{Device: envtest.Device(t, torch.ParseDevice)}), random(t, c, Options{Device: envtest.Device(t, torch.ParseDevice), DType: torch.BFloat16})
 	if d := differ(t, read(half.flat), read(single.flat)); d != 0 {
 		t.Errorf("weights differ by %g; want the same", d)
 	}
@@ -200,7 +188,7 @@ func TestHalfProducts(t *testing.T) {
 	if err := half.Save(dir, torch.Float32); err != nil {
 		t.Fatal(err)
 	}
-	again, err := Load(dir, Options{Device: accelerator(t), DType: torch.BFloat16})
+	again, err := Load(dir, Options{Device: envtest.Device(t, torch.ParseDevice), DType: torch.BFloat16})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +214,7 @@ func TestDeviceCheckpoint(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	there := map[torch.Device]torch.Device{torch.CPU: accelerator(t), accelerator(t): torch.CPU}
+	there := map[torch.Device]torch.Device{torch.CPU: envtest.Device(t, torch.ParseDevice), envtest.Device(t, torch.ParseDevice): torch.CPU}
 	for from := range there {
 		a := random(t, c, Options{Device: from, Workers: 1, EMA: 0.5})
 		step(a)
@@ -274,7 +262,7 @@ func TestDeviceMemory(t *testing.T) {
 	for name, o := range map[string]Options{
 		"single": {}, "half": {DType: torch.BFloat16, Recompute: true}, "adapters": {LoRA: &LoRA{Rank: 8}},
 	} {
-		o.Device = accelerator(t)
+		o.Device = envtest.Device(t, torch.ParseDevice)
 		before := torch.Allocated()
 		p, err := New(small, 1, o)
 		if err != nil {

@@ -2,13 +2,14 @@ package main
 
 import (
 	"fmt"
-	"net"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/ssr-go/ssr/internal/envtest"
 )
 
 // TestProcesses plays a run with two processes, which is the run of two replicas in
@@ -66,12 +67,7 @@ func TestProcesses(t *testing.T) {
 // launch starts the processes of a run, of one worker each, as torchrun would.
 func (s *stage) launch(t *testing.T, run string, world int) (ranks []*life) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close()
+	port := envtest.FreePort(t)
 	var commands []*exec.Cmd
 	for r := range world {
 		cmd := s.command(t, run, "--set", "policy.workers=1")

@@ -1,26 +1,14 @@
 package torch
 
 import (
-	"cmp"
 	"math"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"testing"
 
+	"github.com/ssr-go/ssr/internal/envtest"
 	"github.com/ssr-go/ssr/kernels/native"
 )
-
-// accelerator is the device that tests of devices run on: the one that SSR_TEST_DEVICE
-// names, or what stands for any.
-func accelerator(t *testing.T) Device {
-	t.Helper()
-	d, err := ParseDevice(cmp.Or(os.Getenv("SSR_TEST_DEVICE"), "generic"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
 
 // generic puts values on the device that stands for any.
 func generic(t *testing.T, shape []int, next func() float64) *Tensor {
@@ -29,7 +17,7 @@ func generic(t *testing.T, shape []int, next func() float64) *Tensor {
 	for i, d := 0, Data[float64](host); i < len(d); i++ {
 		d[i] = next()
 	}
-	out := accelerator(t).New(Activations, Float64, shape...)
+	out := envtest.Device(t, ParseDevice).New(Activations, Float64, shape...)
 	Copy(out, host)
 	host.Free()
 	t.Cleanup(out.Free)
@@ -96,7 +84,7 @@ func TestSampleIsThatOfTheCPU(t *testing.T) {
 			Temperature: pick(0, 0.3, 1, 1.7), TopP: pick(0, 0.5, 0.95, 1), MinP: pick(0, 0, 0.1), TopK: int(pick(0, 1, 5, 1000)), U: r.Float64(),
 		})
 	}
-	device := accelerator(t).New(Activations, Float32, rows, vocab)
+	device := envtest.Device(t, ParseDevice).New(Activations, Float32, rows, vocab)
 	defer device.Free()
 	Copy(device, host)
 	// Some together, some without one that is filtered.
@@ -142,7 +130,7 @@ func TestParseDevice(t *testing.T) {
 
 // TestDeviceMemoryIsNotGos: what Go may not read on a GPU it may not read on Generic.
 func TestDeviceMemoryIsNotGos(t *testing.T) {
-	a := accelerator(t).New(Weights, Float32, 2)
+	a := envtest.Device(t, ParseDevice).New(Weights, Float32, 2)
 	defer a.Free()
 	row := a.Rows(0, 1)
 	defer row.Free()

@@ -1,31 +1,19 @@
 package engine
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"testing"
 
+	"github.com/ssr-go/ssr/internal/envtest"
 	"github.com/ssr-go/ssr/kernels/native"
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
 	"github.com/ssr-go/ssr/model/gen"
 )
-
-// accelerator is the device that tests of devices run on: the one that SSR_TEST_DEVICE
-// names, or what stands for any.
-func accelerator(t *testing.T) torch.Device {
-	t.Helper()
-	d, err := torch.ParseDevice(cmp.Or(os.Getenv("SSR_TEST_DEVICE"), "generic"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
 
 // shapes have all kinds of attention.
 func shapes() []model.Config {
@@ -76,7 +64,7 @@ func TestDeviceGeneratesAsTheCPU(t *testing.T) {
 	block := int64(2 * 2 * 2 * 8 * native.BlockTokens * 4) // bytes over both layers
 	for _, c := range shapes() {
 		cpu := start(t, policyOn(t, c, model.Options{Workers: 1}), Options{})
-		p := policyOn(t, c, model.Options{Device: accelerator(t)})
+		p := policyOn(t, c, model.Options{Device: envtest.Device(t, torch.ParseDevice)})
 		want := concurrently(t, cpu, reqs, order)
 		for name, o := range map[string]Options{
 			"roomy": {}, "chunks": {ChunkTokens: 32, StepTokens: 64, MaxSequences: 5}, "tight": {CacheBytes: 8 * block, ChunkTokens: 32},
@@ -108,7 +96,7 @@ func TestDeviceGeneratesAsTheCPU(t *testing.T) {
 func TestDeviceUpdatesInPlace(t *testing.T) {
 	var out [2][]gen.Completion
 	train := prompt(4, 60)
-	for i, o := range []model.Options{{Workers: 1}, {Device: accelerator(t)}} {
+	for i, o := range []model.Options{{Workers: 1}, {Device: envtest.Device(t, torch.ParseDevice)}} {
 		p := policyOn(t, shapes()[1], o)
 		e := start(t, p, Options{})
 		req := gen.Request{ID: "a", Tokens: prompt(1, 40), MaxTokens: 25, Alternatives: 3}

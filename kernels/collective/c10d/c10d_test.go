@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"slices"
@@ -19,6 +18,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/ssr-go/ssr/internal/envtest"
 	"github.com/ssr-go/ssr/kernels/collective"
 )
 
@@ -177,12 +177,7 @@ type outcome struct {
 // the minute that Gloo would wait; those in expendable are killed when all others have ended.
 func launch(t *testing.T, scenario string, world int, ranks, expendable []int) map[int]outcome {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := listener.Addr().(*net.TCPAddr).Port
-	listener.Close()
+	port := envtest.FreePort(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 55*time.Second)
 	defer cancel()
 	var mu sync.Mutex

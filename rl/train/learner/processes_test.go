@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/ssr-go/ssr/internal/envtest"
 	"github.com/ssr-go/ssr/internal/rpc"
 	"github.com/ssr-go/ssr/kernels/collective/c10d"
 	"github.com/ssr-go/ssr/kernels/torch"
@@ -173,12 +173,7 @@ func (k *killer) Update(o train.AdamW, scale float64, share func(*torch.Tensor) 
 // launch runs a group of processes to their end, which comes within a minute and a half.
 func launch(t *testing.T, scenario, kill string, world int) (folder string, out []string, failed []bool) {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := listener.Addr().(*net.TCPAddr).Port
-	listener.Close()
+	port := envtest.FreePort(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	folder, out, failed = t.TempDir(), make([]string, world), make([]bool, world)
