@@ -31,7 +31,9 @@ func (p *Policy) WriteShard(w io.Writer) error {
 		return err
 	}
 	for _, s := range p.optimizerState() {
-		if _, err := w.Write(s.of.Bytes()); err != nil {
+		var err error
+		onHost(s.of, false, func(host *torch.Tensor) { _, err = w.Write(host.Bytes()) })
+		if err != nil {
 			return err
 		}
 	}

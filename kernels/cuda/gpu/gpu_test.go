@@ -177,4 +177,7 @@ func TestRingOfWhatIsNotThere(t *testing.T) {
 			t.Errorf("a ring of %v: %v, want %q", numbers, err, want)
 		}
 	}
+	if _, err := JoinRing(nil, len(devices), 0, 2); err == nil || !strings.Contains(err.Error(), "no GPU number") {
+		t.Errorf("rank 0 of 2 without a GPU: %v", err)
+	}
 }

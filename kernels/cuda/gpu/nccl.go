@@ -19,13 +19,36 @@ import (
 	"github.com/ssr-go/ssr/kernels/torch"
 )
 
-// Ring reduces vectors between GPUs of one process with NCCL; it is the Reducer of
-// rl/train/replicas over them. Sums are the same in every run on the same devices, in
-// NCCL's order.
+// Ring reduces vectors between GPUs with NCCL, of one process or of several; it is the
+// Reducer of rl/train/replicas over them. Sums are the same in every run on the same
+// devices, in NCCL's order.
 type Ring struct {
-	machines []*Machine
-	comms    []unsafe.Pointer
-	end      sync.Once
+	world   int
+	members map[int]member // those of this process, by rank
+	end     sync.Once
+}
+
+// member is a GPU in a ring. Its operations wait for what libtorch has queued, and for
+// nothing that it queues later: they have a stream of their own.
+type member struct {
+	*Machine
+	comm   unsafe.Pointer
+	stream cu.Stream
+	queued cu.Event
+}
+
+func newMember(number int) (member, error) {
+	m := member{Machine: &Machine{device: number}}
+	err := m.on(func(cu.Stream) (err error) {
+		if m.stream, err = cu.MakeStream(cu.NonBlocking); err == nil {
+			m.queued, err = cu.MakeEvent(cu.DisableTiming)
+		}
+		return err
+	})
+	if err != nil {
+		return m, fmt.Errorf("gpu: device %d: a stream: %w", number, err)
+	}
+	return m, nil
 }
 
 // NewRing joins the GPUs of these numbers, no two alike; rank i is numbers[i].
@@ -33,30 +56,85 @@ func NewRing(numbers []int) (*Ring, error) {
 	if len(numbers) == 0 {
 		return nil, errors.New("gpu: a ring of no GPU")
 	}
-	r := &Ring{comms: make([]unsafe.Pointer, len(numbers))}
-	devices, why := Devices()
-	ordinals := make([]C.int, len(numbers))
+	ordinals, comms := make([]C.int, len(numbers)), make([]unsafe.Pointer, len(numbers))
 	for i, number := range numbers {
-		switch {
-		case number < 0 || number >= len(devices):
-			return nil, fmt.Errorf("gpu: no GPU number %d of %d: %s", number, len(devices), why)
-		case slices.Contains(numbers[:i], number):
+		if err := known(number); err != nil {
+			return nil, err
+		}
+		if slices.Contains(numbers[:i], number) {
 			return nil, fmt.Errorf("gpu: GPU number %d is given twice; NCCL needs one for each rank", number)
 		}
 		ordinals[i] = C.int(number)
-		r.machines = append(r.machines, &Machine{device: number})
 	}
-	if why := C.ssr_nccl_init(&r.comms[0], C.int(len(numbers)), &ordinals[0]); why != nil {
+	if why := C.ssr_nccl_init(&comms[0], C.int(len(numbers)), &ordinals[0]); why != nil {
 		return nil, fmt.Errorf("gpu: NCCL over %d GPUs: %s", len(numbers), C.GoString(why))
 	}
+	r := &Ring{world: len(numbers), members: map[int]member{}}
+	for i, number := range numbers {
+		m, err := newMember(number)
+		if err != nil {
+			return nil, err
+		}
+		m.comm = comms[i]
+		r.members[i] = m
+	}
 	return r, nil
+}
+
+// idLen is the length of a ring's name.
+const idLen = int(C.sizeof_ssr_nccl_id)
+
+// NewRingID names a ring of several processes, for all of them to join.
+func NewRingID() ([]byte, error) {
+	var id C.ssr_nccl_id
+	if why := C.ssr_nccl_new_id(&id); why != nil {
+		return nil, fmt.Errorf("gpu: NCCL: %s", C.GoString(why))
+	}
+	return C.GoBytes(unsafe.Pointer(&id), C.int(idLen)), nil
+}
+
+// JoinRing makes the GPU of that number a rank of the ring of world processes that id
+// names, and returns when all have joined. It cannot be broken off.
+func JoinRing(id []byte, number, rank, world int) (*Ring, error) {
+	if err := known(number); err != nil {
+		return nil, err
+	}
+	if len(id) != idLen {
+		return nil, fmt.Errorf("gpu: %d bytes are not the name of a ring", len(id))
+	}
+	m, err := newMember(number)
+	if err != nil {
+		return nil, err
+	}
+	err = m.on(func(cu.Stream) error {
+		if why := C.ssr_nccl_join(&m.comm, (*C.ssr_nccl_id)(unsafe.Pointer(&id[0])), C.int(rank), C.int(world)); why != nil {
+			return errors.New(C.GoString(why))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("gpu: NCCL, rank %d of %d: %w", rank, world, err)
+	}
+	return &Ring{world: world, members: map[int]member{rank: m}}, nil
+}
+
+// known says what keeps a GPU from being used.
+func known(number int) error {
+	devices, why := Devices()
+	if number >= 0 && number < len(devices) {
+		return nil
+	}
+	if why == "" {
+		why = fmt.Sprintf("there are %d, which count from 0", len(devices))
+	}
+	return fmt.Errorf("gpu: no GPU number %d: %s", number, why)
 }
 
 // Close ends the ring; a call in progress fails.
 func (r *Ring) Close() {
 	r.end.Do(func() {
-		for _, c := range r.comms {
-			C.ssr_nccl_abort(c)
+		for _, m := range r.members {
+			C.ssr_nccl_abort(m.comm)
 		}
 	})
 }
@@ -70,7 +148,7 @@ const bucket = 4 << 20
 func (r *Ring) ReduceScatter(ctx context.Context, rank int, vector *torch.Tensor, bounds []int) error {
 	return r.buckets(bounds, func(lo, n, owner int) error {
 		return r.run(ctx, "reduce", rank, func(s unsafe.Pointer) *C.char {
-			return C.ssr_nccl_reduce(vector.Address(lo), code(vector), C.ulong(n), C.int(owner), r.comms[rank], s)
+			return C.ssr_nccl_reduce(vector.Address(lo), code(vector), C.ulong(n), C.int(owner), r.members[rank].comm, s)
 		})
 	})
 }
@@ -80,14 +158,14 @@ func (r *Ring) ReduceScatter(ctx context.Context, rank int, vector *torch.Tensor
 func (r *Ring) AllGather(ctx context.Context, rank int, vector *torch.Tensor, bounds []int) error {
 	return r.buckets(bounds, func(lo, n, owner int) error {
 		return r.run(ctx, "broadcast", rank, func(s unsafe.Pointer) *C.char {
-			return C.ssr_nccl_broadcast(vector.Address(lo), code(vector), C.ulong(n), C.int(owner), r.comms[rank], s)
+			return C.ssr_nccl_broadcast(vector.Address(lo), code(vector), C.ulong(n), C.int(owner), r.members[rank].comm, s)
 		})
 	})
 }
 
 // buckets calls f for every stretch of n elements of a part with the part's owner.
 func (r *Ring) buckets(bounds []int, f func(lo, n, owner int) error) error {
-	for owner := range r.machines {
+	for owner := range r.world {
 		for lo, end := bounds[owner], bounds[owner+1]; lo < end; lo += bucket {
 			if err := f(lo, min(bucket, end-lo), owner); err != nil {
 				return err
@@ -111,7 +189,15 @@ func (r *Ring) run(ctx context.Context, what string, rank int, queue func(stream
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	err := r.machines[rank].on(func(s cu.Stream) error {
+	m := r.members[rank]
+	err := m.on(func(libtorch cu.Stream) error {
+		s := m.stream
+		if err := m.queued.Record(libtorch); err != nil {
+			return err
+		}
+		if err := s.Wait(m.queued, 0); err != nil {
+			return err
+		}
 		if why := queue(*(*unsafe.Pointer)(unsafe.Pointer(&s))); why != nil {
 			return errors.New(C.GoString(why))
 		}
@@ -129,7 +215,7 @@ func (r *Ring) run(ctx context.Context, what string, rank int, queue func(stream
 		}
 	})
 	if err != nil {
-		return fmt.Errorf("gpu: rank %d of %d: %s: %w", rank, len(r.machines), what, err)
+		return fmt.Errorf("gpu: rank %d of %d: %s: %w", rank, r.world, what, err)
 	}
 	return nil
 }

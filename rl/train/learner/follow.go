@@ -88,6 +88,7 @@ type (
 	// facts are what does not change in an update, and the version.
 	facts struct {
 		Version     int64
+		GPU         bool
 		Len, Lo, Hi int
 		Sums        []sum
 	}
@@ -115,7 +116,7 @@ type (
 // Serve lets the learner of rank 0 train a policy of this process as one of its
 // replicas. The policy is made with model.Options.Shard of this rank.
 func Serve(s *rpc.Server, p *model.Policy, g *c10d.Group) {
-	r, between := replica{p}, processes{g}
+	r, between := replica{p}, &processes{Group: g}
 	var gradient *torch.Tensor
 	var running atomic.Pointer[accumulation]
 	end := func() { // of an accumulation that was broken off
@@ -123,6 +124,10 @@ func Serve(s *rpc.Server, p *model.Policy, g *c10d.Group) {
 			a.end()
 		}
 	}
+	rpc.Handle(s, "join", func(_ context.Context, id []byte) (bool, error) {
+		number, _ := p.Device().GPU()
+		return true, between.join(id, number)
+	})
 	rpc.Handle(s, "facts", func(context.Context, bool) (facts, error) { return factsOf(p), nil })
 	rpc.Handle(s, "accumulate", func(ctx context.Context, batches []rl.Packed) (event, error) {
 		end()
@@ -175,6 +180,7 @@ func Serve(s *rpc.Server, p *model.Policy, g *c10d.Group) {
 
 func factsOf(p *model.Policy) facts {
 	f := facts{Version: p.Version()}
+	_, f.GPU = p.Device().GPU()
 	f.Lo, f.Hi, f.Len = p.Shard()
 	for _, params := range [][]model.Parameter{p.Parameters(), p.Trained()} {
 		for _, param := range params {

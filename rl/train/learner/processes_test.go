@@ -142,7 +142,7 @@ func (l *Learner) arm(at string, g *c10d.Group, file string) error {
 	for _, e := range l.elsewhere {
 		all, others = append(all, e.(*remote)), append(others, e.(*remote))
 	}
-	armed, err := newGroup(all, &reducer{processes{g}, others})
+	armed, err := newGroup(all, &reducer{processes{Group: g}, others})
 	l.group = ending{armed, g}
 	return err
 }

@@ -1,6 +1,7 @@
 package learner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,10 +21,11 @@ import (
 // other process of the group, which Serve them to these clients. The weights are equal,
 // and that of rank i is made with model.Options.Shard{i, World}. It trains as
 // NewReplicated does with as many replicas, to the last bit; but a step that fails
-// ends the group.
+// ends the group. All policies compute on the CPU, and Gloo moves what they share, or each
+// on a GPU of its own, and NCCL does.
 func NewDistributed(ctx context.Context, p *model.Policy, t *token.Tokenizer, g *c10d.Group, clients []*rpc.Client) (*Learner, error) {
-	if d := p.Device(); d != torch.CPU {
-		return nil, fmt.Errorf("learner: %d processes, rank 0 on %v; several train on the CPU alone", g.World(), d)
+	if d := p.Device(); d == torch.Generic {
+		return nil, fmt.Errorf("learner: %d processes, rank 0 on %v; they train on the CPU or on GPUs", g.World(), d)
 	}
 	l := &Learner{policies: []*model.Policy{p}, tokenizer: t}
 	if err := l.distribute(ctx, g, clients); err != nil {
@@ -54,8 +56,47 @@ func (l *Learner) distribute(ctx context.Context, g *c10d.Group, clients []*rpc.
 	for _, r := range others {
 		r.bounds = bounds
 	}
-	joined, err := newGroup(all, &reducer{processes{g}, others})
+	between := processes{Group: g}
+	if err := between.meet(ctx, l.policies[0].Device(), others); err != nil {
+		return g.Fail(err)
+	}
+	joined, err := newGroup(all, &reducer{between, others})
 	l.group = ending{joined, g}
+	return err
+}
+
+// meet joins the GPUs of all processes, where they have some.
+func (p *processes) meet(ctx context.Context, d torch.Device, others []*remote) error {
+	number, gpu := d.GPU()
+	if !gpu {
+		return nil
+	}
+	id, err := newRingID()
+	if err != nil {
+		return err
+	}
+	joined := make(chan error, 1+len(others))
+	go func() { joined <- p.join(id, number) }()
+	for _, r := range others {
+		go func() {
+			_, err := call[bool](ctx, r, "join", id)
+			joined <- err
+		}()
+	}
+	for range cap(joined) {
+		if err := <-joined; err != nil {
+			return err // who waits in NCCL for the others is left behind
+		}
+	}
+	return nil
+}
+
+// join makes this process's GPU one of the ring that id names.
+func (p *processes) join(id []byte, number int) error {
+	ring, err := joinRing(id, number, p.Rank(), p.World())
+	if err == nil {
+		p.ring = ring
+	}
 	return err
 }
 
@@ -181,6 +222,10 @@ func (r *remote) load(dir string, first *model.Policy) (err error) {
 // check compares the weights with those of rank 0.
 func (r *remote) check(first *model.Policy) error {
 	want := factsOf(first)
+	if want.GPU != r.facts.GPU {
+		where := map[bool]string{true: "a GPU", false: "the CPU"}
+		return fmt.Errorf("rank %d computes on %s and rank 0 on %s; let all compute on either", r.rank, where[r.facts.GPU], where[want.GPU])
+	}
 	if len(want.Sums) != len(r.facts.Sums) || want.Version != r.facts.Version {
 		return fmt.Errorf("rank %d has another model than rank 0: version %d and %d tensors, not %d and %d",
 			r.rank, r.facts.Version, len(r.facts.Sums), want.Version, len(want.Sums))
@@ -224,20 +269,50 @@ func (d *reducer) ReduceScatter(ctx context.Context, rank int, vector *torch.Ten
 	return err
 }
 
-// processes is the Reducer between processes of what each has in its memory. AllGather
+// processes is the Reducer between processes of what each has on its device. AllGather
 // is rank 0's in reducer, too: the others begin theirs in Update.
-type processes struct{ *c10d.Group }
+type processes struct {
+	*c10d.Group
+	ring replicas.Reducer[*torch.Tensor] // of GPUs
+}
 
 func (p processes) ReduceScatter(ctx context.Context, rank int, vector *torch.Tensor, bounds []int) error {
-	if vector.DType() == torch.Float64 {
+	switch {
+	case p.ring != nil:
+		return p.within(ctx, func(ctx context.Context) error { return p.ring.ReduceScatter(ctx, rank, vector, bounds) })
+	case vector.DType() == torch.Float64:
 		return c10d.Vectors[float64]{Group: p.Group}.ReduceScatter(ctx, rank, torch.Data[float64](vector), bounds)
 	}
 	return c10d.Vectors[float32]{Group: p.Group}.ReduceScatter(ctx, rank, torch.Data[float32](vector), bounds)
 }
 
 func (p processes) AllGather(ctx context.Context, rank int, vector *torch.Tensor, bounds []int) error {
-	if vector.DType() == torch.Float64 {
+	switch {
+	case p.ring != nil:
+		return p.within(ctx, func(ctx context.Context) error { return p.ring.AllGather(ctx, rank, vector, bounds) })
+	case vector.DType() == torch.Float64:
 		return c10d.Vectors[float64]{Group: p.Group}.AllGather(ctx, rank, torch.Data[float64](vector), bounds)
 	}
 	return c10d.Vectors[float32]{Group: p.Group}.AllGather(ctx, rank, torch.Data[float32](vector), bounds)
+}
+
+// within runs an operation that does not know of the group: it ends with it, at its
+// timeout, and takes it down where it fails.
+func (p processes) within(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, p.Timeout(), fmt.Errorf("not within %v", p.Timeout()))
+	defer cancel()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	go func() {
+		select {
+		case <-p.Over():
+			end(p.Err())
+		case <-ctx.Done():
+		}
+	}()
+	err := f(ctx)
+	if err != nil {
+		err = p.Fail(cmp.Or(context.Cause(ctx), err))
+	}
+	return err
 }

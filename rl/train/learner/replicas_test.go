@@ -557,3 +557,15 @@ func TestUnequalReplicas(t *testing.T) {
 		t.Errorf("another weight: %v", err)
 	}
 }
+
+// TestNoRing: where GPUs cannot be joined, in one process or several, the error says what
+// lacks: a build with CUDA, or the GPU.
+func TestNoRing(t *testing.T) {
+	_, one := newRing([]int{97, 98})
+	_, several := joinRing(nil, 97, 0, 2)
+	for _, err := range []error{one, several} {
+		if err == nil || !strings.Contains(err.Error(), "make CUDA=1") && !strings.Contains(err.Error(), "no GPU number 97") {
+			t.Errorf("GPUs that are not there: %v", err)
+		}
+	}
+}

@@ -10,3 +10,10 @@ import (
 
 // newRing reduces between the GPUs of these numbers.
 func newRing(numbers []int) (replicas.Reducer[*torch.Tensor], error) { return gpu.NewRing(numbers) }
+
+func newRingID() ([]byte, error) { return gpu.NewRingID() }
+
+// joinRing is newRing for several processes, of which this is one.
+func joinRing(id []byte, number, rank, world int) (replicas.Reducer[*torch.Tensor], error) {
+	return gpu.JoinRing(id, number, rank, world)
+}
