@@ -5,26 +5,27 @@ import (
 	"math"
 )
 
-// AdamW are the constants of one step; Step counts from 1.
+// AdamW are the constants of one step; Step counts from 1. Gradients are multiplied by
+// GradScale first.
 type AdamW struct {
-	LR, Beta1, Beta2, Eps float64
-	Step                  int
+	LR, Beta1, Beta2, Eps, WeightDecay, GradScale float64
+	Step                                          int
 }
 
-// Param is one tensor that is trained: weights in bfloat16, which the model
-// computes with, and of N elements each in float32 the weights as they are
-// updated, both moments, and the gradient.
+// Param is one tensor that is trained: of N elements each in float32 the weights as
+// they are updated, both moments, and the gradient; and, unless Weight is 0, the
+// weights in bfloat16, which follow.
 type Param struct {
 	Weight, Master, Mean, Square, Grad Pointer
 	N                                  int
-	// Decay is the decoupled weight decay of this tensor.
+	// Decay multiplies AdamW.WeightDecay, which is decoupled, for this tensor.
 	Decay float64
 }
 
-// Optimizer updates a fixed set of tensors in three launches, however many.
+// Optimizer updates a fixed set of tensors in one launch, however many.
 type Optimizer struct {
-	tensors, shares, part, norm, scale Pointer
-	blocks                             int
+	tensors, shares, part, sum Pointer
+	blocks                     int
 }
 
 const (
@@ -52,7 +53,7 @@ func NewOptimizer(m Machine, params []Param) (o *Optimizer, err error) {
 	for _, a := range []struct {
 		to    *Pointer
 		bytes int
-	}{{&o.tensors, len(tensors)}, {&o.shares, len(shares)}, {&o.part, 8 * o.blocks}, {&o.norm, 8}, {&o.scale, 4}} {
+	}{{&o.tensors, len(tensors)}, {&o.shares, len(shares)}, {&o.part, 8 * o.blocks}, {&o.sum, 8}} {
 		if *a.to, err = m.Alloc(a.bytes); err != nil {
 			o.Free(m)
 			return nil, err
@@ -70,7 +71,7 @@ func NewOptimizer(m Machine, params []Param) (o *Optimizer, err error) {
 
 // Free gives the table's memory back.
 func (o *Optimizer) Free(m Machine) {
-	for _, p := range []Pointer{o.tensors, o.shares, o.part, o.norm, o.scale} {
+	for _, p := range []Pointer{o.tensors, o.shares, o.part, o.sum} {
 		if p != 0 {
 			m.Free(p)
 		}
@@ -78,9 +79,8 @@ func (o *Optimizer) Free(m Machine) {
 	*o = Optimizer{}
 }
 
-// Norm computes the global norm of the gradients, and on the machine the factor
-// with which Step scales it down to clip (0: no limit). It waits for the result.
-func (o *Optimizer) Norm(m Machine, clip float64) (float64, error) {
+// Squares is Σ g² over all gradients, in double precision. It waits for the result.
+func (o *Optimizer) Squares(m Machine) (float64, error) {
 	err := m.Launch(Launch{
 		Kernel: "grad_squares", Grid: [3]int{o.blocks, 1, 1}, Threads: maxThreads, Args: []Arg{ptr(o.tensors), ptr(o.shares), ptr(o.part)},
 	})
@@ -88,25 +88,24 @@ func (o *Optimizer) Norm(m Machine, clip float64) (float64, error) {
 		return 0, err
 	}
 	err = m.Launch(Launch{
-		Kernel: "clip_scale", Grid: [3]int{1, 1, 1}, Threads: maxThreads,
-		Args: []Arg{ptr(o.part), i32(o.blocks), f64(clip), ptr(o.norm), ptr(o.scale)},
+		Kernel: "grad_sum", Grid: [3]int{1, 1, 1}, Threads: maxThreads, Args: []Arg{ptr(o.part), i32(o.blocks), ptr(o.sum)},
 	})
 	if err != nil {
 		return 0, err
 	}
-	var norm [8]byte
-	err = m.Download(norm[:], o.norm)
-	return math.Float64frombits(binary.LittleEndian.Uint64(norm[:])), err
+	var sum [8]byte
+	err = m.Download(sum[:], o.sum)
+	return math.Float64frombits(binary.LittleEndian.Uint64(sum[:])), err
 }
 
-// Step updates all tensors, with the factor that the last Norm left.
+// Step updates all tensors.
 func (o *Optimizer) Step(m Machine, a AdamW) error {
 	check("Step", a.Step > 0, "step %d", a.Step)
 	c1, c2 := 1-math.Pow(a.Beta1, float64(a.Step)), 1-math.Pow(a.Beta2, float64(a.Step))
 	return m.Launch(Launch{
-		Kernel: "adamw_bf16", Grid: [3]int{o.blocks, 1, 1}, Threads: maxThreads,
+		Kernel: "adamw", Grid: [3]int{o.blocks, 1, 1}, Threads: maxThreads,
 		Args: []Arg{
-			ptr(o.tensors), ptr(o.shares), ptr(o.scale), f64(a.LR), f32(a.Beta2), f32(1 - a.Beta1), f32(1 - a.Beta2),
+			ptr(o.tensors), ptr(o.shares), f32(a.GradScale), f64(a.LR * a.WeightDecay), f32(a.Beta2), f32(1 - a.Beta1), f32(1 - a.Beta2),
 			f32(a.Eps), f32(a.LR / c1), f32(math.Sqrt(c2)),
 		},
 	})

@@ -22,10 +22,32 @@ func (a Attention) check(kernel string) {
 	check(kernel, a.KVHeads > 0 && a.Heads%a.KVHeads == 0 && a.Dim > 0 && a.Dim%2 == 0 && a.Window >= 0, "%+v", a)
 }
 
-// RopeAppend rotates the queries of qkv [T, (H+2K)·D] in place (halves convention:
-// element i pairs with i + D/2), and writes the rotated keys and the values to the
-// cache. position is [T] int32; slot [T] int64 is block·PageTokens + place in it, or
-// -1 for a token that is not kept; cos and sin are float32 [positions, D/2].
+// Fits says whether every GPU has the shared memory that Decode needs for a.
+func (a Attention) Fits() bool { return a.shared() <= maxShared && a.KVHeads <= maxRows }
+
+// shared is the bytes of shared memory that a block of Decode takes.
+func (a Attention) shared() int { return a.Heads / a.KVHeads * (a.Dim + splitKeys) * 4 }
+
+// maxShared is the dynamic shared memory that every GPU gives a block unasked.
+const maxShared = 48 << 10
+
+// Rope rotates the first n heads, of width d, of rows of x at a stride of ld in place
+// (halves convention: element i pairs with i + d/2), or back. position is int64
+// [rows]; cos and sin are float32 [positions, d/2].
+func Rope(m Machine, t DType, x, position, cos, sin Pointer, rows, n, d, ld int, inverse bool) error {
+	back := map[bool]int{true: 1}[inverse]
+	return eachRows(rows, func(first, count int) error {
+		return m.Launch(Launch{
+			Kernel: "rope_" + t.String(), Grid: [3]int{n, count, 1}, Threads: warps(d / 2),
+			Args: []Arg{ptr(x.At(first*ld, t.Size())), i32(ld), ptr(position.At(first, 8)), ptr(cos), ptr(sin), i32(d), i32(back)},
+		})
+	})
+}
+
+// RopeAppend rotates the queries of qkv [T, (H+2K)·D] in place, as Rope does, and
+// writes the rotated keys and the values to the cache. position is int64 [T]; slot
+// int64 [T] is block·PageTokens + place in it, or -1 for a token that is not kept.
+// Where cos is 0, all is rotated already.
 func RopeAppend(m Machine, t DType, a Attention, qkv, position, slot, cos, sin, cache Pointer, tokens int) error {
 	a.check("RopeAppend")
 	row := (a.Heads + 2*a.KVHeads) * a.Dim
@@ -33,38 +55,38 @@ func RopeAppend(m Machine, t DType, a Attention, qkv, position, slot, cos, sin, 
 		return m.Launch(Launch{
 			Kernel: "rope_append_" + t.String(), Grid: [3]int{a.Heads + 2*a.KVHeads, n, 1}, Threads: warps(a.Dim / 2),
 			Args: []Arg{
-				ptr(qkv.At(first*row, t.Size())), ptr(position.At(first, 4)), ptr(slot.At(first, 8)), ptr(cos), ptr(sin),
+				ptr(qkv.At(first*row, t.Size())), ptr(position.At(first, 8)), ptr(slot.At(first, 8)), ptr(cos), ptr(sin),
 				i32(a.Heads), i32(a.KVHeads), i32(a.Dim), ptr(cache),
 			},
 		})
 	})
 }
 
-// DecodeScratch is the bytes that Decode needs for sequences of up to maxKeys keys.
-func DecodeScratch(a Attention, sequences, maxKeys int) int {
-	return sequences * a.Heads * ceil(maxKeys, splitKeys) * (a.Dim + 2) * 4
+// QuerySize is the bytes of a query of Decode: three int64, its row in q and out, where
+// in the table the blocks of its sequence begin, and how many keys it has, its own the
+// last. A query of no keys gets zeros.
+const QuerySize = 24
+
+// DecodeScratch is the bytes that Decode needs for queries of up to maxKeys keys.
+func DecodeScratch(a Attention, queries, maxKeys int) int {
+	return queries * a.Heads * ceil(maxKeys, splitKeys) * (a.Dim + 2) * 4
 }
 
-// maxShared is the dynamic shared memory that every GPU gives a block unasked.
-const maxShared = 48 << 10
-
-// Decode is the attention of one new token of each sequence over its cache, which
-// holds the token's own key and value already. q points at the queries, row by row
-// at a stride of ldq elements; table is int32 [sequences, ldtable], the cache blocks
-// of each; length [sequences] int32 counts the keys, at most maxKeys. out is
-// [sequences, H, D].
-func Decode(m Machine, t DType, a Attention, q Pointer, ldq int, cache, table Pointer, ldtable int, length Pointer, sequences, maxKeys int, scratch, out Pointer) error {
+// Decode is the attention of n queries over a cache that holds their own keys and
+// values already. queries is [n] of QuerySize; q has their heads [H, D] at a stride of
+// ldq elements a row; table is int64, numbers of cache blocks; no query has more than
+// maxKeys keys. out is [rows, H, D]; lse float32 [rows, H], the log of the softmax's
+// denominator, may be 0. A query's result does not depend on the others, nor on maxKeys.
+func Decode(m Machine, t DType, a Attention, q Pointer, ldq int, cache, table, queries Pointer, n, maxKeys int, scratch, out, lse Pointer) error {
 	a.check("Decode")
 	splits := ceil(maxKeys, splitKeys)
-	group := a.Heads / a.KVHeads
-	shared := group * (a.Dim + splitKeys) * 4
-	check("Decode", sequences > 0 && maxKeys > 0 && maxKeys <= ldtable*PageTokens, "%d sequences of at most %d keys in %d blocks", sequences, maxKeys, ldtable)
-	check("Decode", shared <= maxShared && splits <= maxRows && a.KVHeads <= maxRows, "%+v needs %d bytes of shared memory a block; at most %d", a, shared, maxShared)
-	ml := scratch.At(sequences*a.Heads*splits*a.Dim, 4)
+	check("Decode", n > 0 && maxKeys > 0, "%d queries of at most %d keys", n, maxKeys)
+	check("Decode", a.Fits() && splits <= maxRows, "%+v needs %d bytes of shared memory a block; at most %d", a, a.shared(), maxShared)
+	ml := scratch.At(n*a.Heads*splits*a.Dim, 4)
 	err := m.Launch(Launch{
-		Kernel: "decode_" + t.String(), Grid: [3]int{sequences, a.KVHeads, splits}, Threads: 128, Shared: shared,
+		Kernel: "decode_" + t.String(), Grid: [3]int{n, a.KVHeads, splits}, Threads: 128, Shared: a.shared(),
 		Args: []Arg{
-			ptr(q), i32(ldq), ptr(cache), ptr(table), i32(ldtable), ptr(length), i32(a.Heads), i32(a.KVHeads), i32(a.Dim),
+			ptr(q), i32(ldq), ptr(cache), ptr(table), ptr(queries), i32(a.Heads), i32(a.KVHeads), i32(a.Dim),
 			i32(a.Window), f32(a.Scale), ptr(scratch), ptr(ml),
 		},
 	})
@@ -72,7 +94,7 @@ func Decode(m Machine, t DType, a Attention, q Pointer, ldq int, cache, table Po
 		return err
 	}
 	return m.Launch(Launch{
-		Kernel: "decode_join_" + t.String(), Grid: [3]int{sequences, a.Heads, 1}, Threads: warps(a.Dim),
-		Args: []Arg{ptr(scratch), ptr(ml), ptr(length), i32(splits), i32(a.Heads), i32(a.Dim), i32(a.Window), ptr(out)},
+		Kernel: "decode_join_" + t.String(), Grid: [3]int{n, a.Heads, 1}, Threads: warps(a.Dim),
+		Args: []Arg{ptr(scratch), ptr(ml), ptr(queries), i32(splits), i32(a.Heads), i32(a.Dim), i32(a.Window), ptr(out), ptr(lse)},
 	})
 }

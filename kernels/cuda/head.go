@@ -17,7 +17,7 @@ type Head struct {
 	DType              DType
 	Rows, Vocab, Chunk int
 	// Logits is [Rows, Chunk] of DType, Stats [Rows] of HeadRowSize bytes, Target
-	// [Rows] int32.
+	// [Rows] int64.
 	Logits, Stats, Target Pointer
 }
 

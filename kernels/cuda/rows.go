@@ -4,10 +4,20 @@ package cuda
 // not 0, it takes x in first, and it is what is normalised: residual += x. rstd
 // [R] float32, 1/sqrt(…), may be 0.
 func RMSNorm(m Machine, t DType, x, residual, weight, y, rstd Pointer, rows, d int, eps float64) error {
-	check("RMSNorm", rows > 0 && d > 0, "%d rows of %d", rows, d)
+	return rmsNorm(m, t, x, residual, weight, y, rstd, rows, 1, d, d, eps)
+}
+
+// RMSNormHeads normalises in place, each by itself, n adjacent heads of width d in
+// rows at a stride of ld elements; x points at the first row's. rstd [n, R] may be 0.
+func RMSNormHeads(m Machine, t DType, x, weight, rstd Pointer, rows, n, d, ld int, eps float64) error {
+	return rmsNorm(m, t, x, 0, weight, x, rstd, rows, n, d, ld, eps)
+}
+
+func rmsNorm(m Machine, t DType, x, residual, weight, y, rstd Pointer, rows, heads, d, ld int, eps float64) error {
+	check("RMSNorm", rows > 0 && heads > 0 && heads <= maxRows && d > 0, "%d rows of %d heads of %d", rows, heads, d)
 	return m.Launch(Launch{
-		Kernel: "rms_norm_" + t.String(), Grid: [3]int{rows, 1, 1}, Threads: warps(d),
-		Args: []Arg{ptr(x), ptr(residual), ptr(weight), ptr(y), ptr(rstd), i32(d), f32(eps)},
+		Kernel: "rms_norm_" + t.String(), Grid: [3]int{rows, heads, 1}, Threads: warps(d),
+		Args: []Arg{ptr(x), ptr(residual), ptr(weight), ptr(y), ptr(rstd), i32(d), i32(ld), f32(eps)},
 	})
 }
 

@@ -3,8 +3,8 @@ package cuda
 // Sampling is how one row is sampled, in the layout that the kernel reads. The
 // order is temperature, top-k, top-p, min-p.
 type Sampling struct {
-	// ID, Seed and Position name the draw, as model/gen's Stream does.
-	ID, Seed, Position uint64
+	// Draw is uniform in [0, 2^53), see Uniform.
+	Draw uint64
 	// Temperature divides the logits; 0 is greedy (lowest id on a tie).
 	Temperature float32
 	// TopP keeps the smallest set of tokens whose probability reaches it; 0 or 1 keeps all.
@@ -15,8 +15,11 @@ type Sampling struct {
 	TopK int32
 }
 
+// Uniform is the Draw of a number in [0, 1) with 53 bits, as model/gen draws them.
+func Uniform(u float64) uint64 { return uint64(u * (1 << 53)) }
+
 // SamplingSize is the bytes of a Sampling.
-const SamplingSize = 40
+const SamplingSize = 24
 
 // Sample draws a token for each row of logits [R, V] float32. requests is [R] of
 // Sampling. token [R] int32 is -1 for a row with a NaN or no finite maximum.

@@ -1,6 +1,7 @@
 package cudatest
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 
@@ -22,7 +23,7 @@ func testAttention(b bench) {
 // attention fills a paged cache through RopeAppend, in blocks out of order, decodes,
 // and compares with rotation by complex numbers and a softmax over all keys.
 func attention(b bench, t cuda.DType, a cuda.Attention) {
-	lengths := []int32{1, 37, 600}
+	lengths := []int64{1, 37, 600}
 	const maxKeys, ld, pages = 640, 20, 60
 	width := (a.Heads + 2*a.KVHeads) * a.Dim
 	half := a.Dim / 2
@@ -36,7 +37,7 @@ func attention(b bench, t cuda.DType, a cuda.Attention) {
 	pc, cos := b.putAs(cuda.F32, cos)
 	ps, sin := b.putAs(cuda.F32, sin)
 	free := b.rng.Perm(pages)
-	table := make([]int32, len(lengths)*ld)
+	table := make([]int64, len(lengths)*ld)
 	cache := b.room(pages * a.PageElements() * t.Size())
 	var queries []float64 // rotated, of each sequence's last token
 	keys, values := make([][]float64, len(lengths)), make([][]float64, len(lengths))
@@ -44,15 +45,28 @@ func attention(b bench, t cuda.DType, a cuda.Attention) {
 	for s, n := range lengths {
 		tokens := int(n)
 		for i := 0; i*cuda.PageTokens < tokens; i++ {
-			table[s*ld+i], free = int32(free[0]), free[1:]
+			table[s*ld+i], free = int64(free[0]), free[1:]
 		}
 		qkv, rows := b.putAs(t, b.normal(tokens*width, 1))
-		position, slot := make([]int32, tokens), make([]int64, tokens)
+		position, slot := make([]int64, tokens), make([]int64, tokens)
 		for i := range tokens {
-			position[i] = int32(i)
-			slot[i] = int64(table[s*ld+i/cuda.PageTokens])*cuda.PageTokens + int64(i%cuda.PageTokens)
+			position[i] = int64(i)
+			slot[i] = table[s*ld+i/cuda.PageTokens]*cuda.PageTokens + int64(i%cuda.PageTokens)
 		}
-		b.ok(cuda.RopeAppend(b.m, t, a, qkv, b.put(position), b.put(slot), pc, ps, cache, tokens))
+		at, to, again := b.put(position), b.put(slot), b.copied(qkv, tokens*width*t.Size())
+		b.ok(cuda.RopeAppend(b.m, t, a, qkv, at, to, pc, ps, cache, tokens))
+		written := get[byte](b, cache, pages*a.PageElements()*t.Size())
+		// Rotated first and then written, there and back, it is the same.
+		unturned := get[byte](b, again, tokens*width*t.Size())
+		heads := a.Heads + a.KVHeads
+		b.ok(cuda.Rope(b.m, t, again, at, pc, ps, tokens, heads, a.Dim, width, false))
+		b.ok(cuda.RopeAppend(b.m, t, a, again, at, to, 0, 0, cache, tokens))
+		if !bytes.Equal(get[byte](b, cache, len(written)), written) {
+			b.Fatalf("%v %+v: another cache where keys are rotated before", t, a)
+		}
+		b.ok(cuda.Rope(b.m, t, again, at, pc, ps, tokens, heads, a.Dim, width, true))
+		back := b.put(unturned)
+		b.near(t, "rotated there and back", getAs(b, t, again, tokens*width), getAs(b, t, back, tokens*width))
 		got := getAs(b, t, qkv, tokens*width)
 		for i := range tokens {
 			row := rows[i*width : (i+1)*width]
@@ -78,10 +92,23 @@ func attention(b bench, t cuda.DType, a cuda.Attention) {
 	}
 	q, _ := b.putAs(t, qs)
 	n := len(lengths)
-	scratch, out := b.room(cuda.DecodeScratch(a, n, maxKeys)), b.room(n*a.Heads*a.Dim*t.Size())
-	ptable, plen := b.put(table), b.put(lengths)
-	b.ok(cuda.Decode(b.m, t, a, q, width, cache, ptable, ld, plen, n, maxKeys, scratch, out))
-	got := getAs(b, t, out, n*a.Heads*a.Dim)
+	scratch, out, lse := b.room(cuda.DecodeScratch(a, n+1, maxKeys)), b.room((n+1)*a.Heads*a.Dim*t.Size()), b.room((n+1)*a.Heads*4)
+	var list []int64 // in another order than the rows, and one that has no keys
+	for _, s := range []int{n, 2, 0, 1} {
+		if s == n {
+			list = append(list, int64(n), 1<<40, 0)
+		} else {
+			list = append(list, int64(s), int64(s*ld), lengths[s])
+		}
+	}
+	ptable, plist := b.put(table), b.put(list)
+	b.ok(cuda.Decode(b.m, t, a, q, width, cache, ptable, plist, n+1, maxKeys, scratch, out, lse))
+	got, logs := getAs(b, t, out, (n+1)*a.Heads*a.Dim), get[float32](b, lse, (n+1)*a.Heads)
+	for i, v := range got[n*a.Heads*a.Dim:] {
+		if v != 0 {
+			b.Fatalf("%v %+v: [%d] is %v without a key", t, a, i, v)
+		}
+	}
 	kw := a.KVHeads * a.Dim
 	for s, length := range lengths {
 		for h := range a.Heads {
@@ -106,12 +133,13 @@ func attention(b bench, t cuda.DType, a cuda.Attention) {
 			for d := range want {
 				want[d] /= sum
 			}
+			b.near(t, "lse", []float64{float64(logs[s*a.Heads+h])}, []float64{math.Log(sum)})
 			b.near(t, fmt.Sprintf("%v %+v: %d keys, head %d", t, a, length, h), got[(s*a.Heads+h)*a.Dim:][:a.Dim], want)
 		}
 	}
 	// A sequence alone, with room for no more keys than it has, has the same bits.
-	b.ok(cuda.Decode(b.m, t, a, q.At(width, t.Size()), width, cache, ptable.At(ld, 4), ld, plen.At(1, 4), 1, int(lengths[1]), scratch, out))
-	for i, v := range getAs(b, t, out, a.Heads*a.Dim) {
+	b.ok(cuda.Decode(b.m, t, a, q, width, cache, ptable, plist.At(3, cuda.QuerySize), 1, int(lengths[1]), scratch, out, 0))
+	for i, v := range getAs(b, t, out.At(a.Heads*a.Dim, t.Size()), a.Heads*a.Dim) {
 		if v != got[a.Heads*a.Dim+i] {
 			b.Fatalf("%v %+v: [%d] is %v alone and %v in a batch", t, a, i, v, got[a.Heads*a.Dim+i])
 		}
@@ -162,7 +190,7 @@ func testHead(b bench) {
 	for _, chunk := range []int{vocab, 50, 1} {
 		p := &product{b: b, t: cuda.F32, hidden: b.normal(rows*width, 1), weight: b.normal(vocab*width, 1), width: width}
 		p.dhidden, p.dw = make([]float64, rows*width), make([]float64, vocab*width)
-		target := []int32{0, vocab - 1, 49, 50, 77}
+		target := []int64{0, vocab - 1, 49, 50, 77}
 		g := []float64{1, -0.5, 0, 2, 0.25}
 		// score is the definition: log-probability and entropy of a row.
 		score := func(r int) (lp, entropy, lse float64) {
@@ -220,5 +248,51 @@ func testHead(b bench) {
 			}
 			b.near(cuda.F32, what+v.name, v.got, want)
 		}
+	}
+}
+
+func testLinear(b bench) {
+	for _, shape := range [][3]int{{1, 1, 1}, {3, 70, 33}, {130, 65, 40}} {
+		rows, n, c := shape[0], shape[1], shape[2]
+		dtypes(func(t cuda.DType) {
+			x, xs := b.putAs(cuda.F32, b.normal(rows*c, 1))
+			w, ws := b.putAs(t, b.normal(n*c, 1))
+			bias, bs := b.putAs(cuda.F32, b.normal(n, 1))
+			y, was := b.putAs(cuda.F32, b.normal(rows*n, 1))
+			want := make([]float64, rows*n)
+			for r := range rows {
+				for i := range n {
+					for k := range c {
+						v := xs[r*c+k]
+						if t == cuda.BF16 {
+							v = roundBF16(v)
+						}
+						want[r*n+i] += v * ws[i*c+k]
+					}
+				}
+			}
+			sum := func(terms ...[]float64) []float64 {
+				out := make([]float64, rows*n)
+				for i := range out {
+					for _, term := range terms {
+						out[i] += term[i%len(term)]
+					}
+				}
+				return out
+			}
+			what := fmt.Sprintf("%v %v: ", t, shape)
+			b.ok(cuda.Linear(b.m, t, x, w, bias, y, rows, n, c, true))
+			b.near(cuda.F32, what+"added", getAs(b, cuda.F32, y, rows*n), sum(want, bs, was))
+			b.ok(cuda.Linear(b.m, t, x, w, 0, y, rows, n, c, false))
+			got := getAs(b, cuda.F32, y, rows*n)
+			b.near(cuda.F32, what+"y", got, want)
+			// The last row alone has the same bits.
+			b.ok(cuda.Linear(b.m, t, x.At((rows-1)*c, 4), w, 0, y, 1, n, c, false))
+			for i, v := range getAs(b, cuda.F32, y, n) {
+				if v != got[(rows-1)*n+i] {
+					b.Fatalf("%s[%d] is %v alone and %v in a batch", what, i, v, got[(rows-1)*n+i])
+				}
+			}
+		})
 	}
 }

@@ -3,24 +3,10 @@ package cudatest
 import (
 	"fmt"
 	"math"
-	"math/bits"
 	"sort"
 
 	"github.com/ssr-go/ssr/kernels/cuda"
 )
-
-// uniform is Philox4x32-10 (Salmon et al., SC 2011) as model/gen draws from it.
-func uniform(s cuda.Sampling) float64 {
-	c := [4]uint32{uint32(s.ID), uint32(s.ID >> 32), uint32(s.Position), uint32(s.Position >> 32)}
-	k := [2]uint32{uint32(s.Seed), uint32(s.Seed >> 32)}
-	for range 10 {
-		h0, l0 := bits.Mul32(0xD2511F53, c[0])
-		h1, l1 := bits.Mul32(0xCD9E8D57, c[2])
-		c = [4]uint32{h1 ^ c[1] ^ k[0], l1, h0 ^ c[3] ^ k[1], l0}
-		k[0], k[1] = k[0]+0x9E3779B9, k[1]+0xBB67AE85
-	}
-	return float64((uint64(c[0])<<32|uint64(c[1]))>>11) / (1 << 53)
-}
 
 // kept is the distribution that Sample draws from, by its definition.
 func kept(logits []float64, s cuda.Sampling) []float64 {
@@ -71,14 +57,13 @@ func testSample(b bench) {
 	for _, vocab := range []int{1, 33, 613, 3000} {
 		var logits []float64
 		var requests []cuda.Sampling
-		for i, s := range settings {
+		for _, s := range settings {
 			row := b.normal(vocab, 2)
 			if vocab > 600 {
 				row[600], row[17], row[5] = row[3], row[3], math.Copysign(0, -1) // ties
 				row[9], row[11] = math.Inf(-1), 0
 			}
 			logits = append(logits, row...)
-			s.ID, s.Seed, s.Position = uint64(i)<<40|7, 0x123456789abcdef, uint64(i)
 			requests = append(requests, s)
 		}
 		p, xs := b.putAs(cuda.F32, logits)
@@ -86,7 +71,7 @@ func testSample(b bench) {
 		token, lp, slp := b.room(rows*4), b.room(rows*4), b.room(rows*4)
 		for round := range 4 {
 			for i := range requests {
-				requests[i].Position = uint64(round)<<33 + uint64(i)
+				requests[i].Draw = cuda.Uniform([]float64{b.rng.Float64(), 0, b.rng.Float64(), 1 - 1.0/(1<<53)}[round])
 			}
 			b.ok(cuda.Sample(b.m, p, b.put(requests), rows, vocab, token, lp, slp))
 			tokens, lps, slps := get[int32](b, token, rows), get[float32](b, lp, rows), get[float32](b, slp, rows)
@@ -102,7 +87,7 @@ func testSample(b bench) {
 					}
 				} else {
 					dist = kept(row, s)
-					u, at := uniform(s), 0.0
+					u, at := float64(s.Draw)/(1<<53), 0.0
 					for want = range dist {
 						if at += dist[want]; at > u {
 							break

@@ -34,6 +34,9 @@ namespace attention_ {
 namespace head_ {
 #include "head.cu"
 }
+namespace linear_ {
+#include "linear.cu"
+}
 
 #include "faulty.h"
 
@@ -192,11 +195,12 @@ const std::vector<Entry> &table() {
       ENTRY(swiglu_, swiglu_f32), ENTRY(swiglu_, swiglu_bf16), ENTRY(swiglu_, swiglu_backward_f32), ENTRY(swiglu_, swiglu_backward_bf16),
       ENTRY(sample_, sample_f32),
       ENTRY(objective_, objective_f32), ENTRY(objective_, objective_sum),
-      ENTRY(adamw_, adamw_bf16), ENTRY(adamw_, grad_squares), ENTRY(adamw_, clip_scale),
-      ENTRY(attention_, rope_append_f32), ENTRY(attention_, rope_append_bf16), ENTRY(attention_, decode_f32),
+      ENTRY(adamw_, adamw), ENTRY(adamw_, grad_squares), ENTRY(adamw_, grad_sum),
+      ENTRY(attention_, rope_f32), ENTRY(attention_, rope_bf16), ENTRY(attention_, rope_append_f32), ENTRY(attention_, rope_append_bf16), ENTRY(attention_, decode_f32),
       ENTRY(attention_, decode_bf16), ENTRY(attention_, decode_join_f32), ENTRY(attention_, decode_join_bf16),
       ENTRY(head_, head_update_f32), ENTRY(head_, head_update_bf16), ENTRY(head_, head_finish), ENTRY(head_, head_backward_f32),
       ENTRY(head_, head_backward_bf16),
+      ENTRY(linear_, linear_f32), ENTRY(linear_, linear_bf16),
       {"faulty_race", &Invoke<&::faulty_race>::run, sizes_of(&::faulty_race)},
       {"faulty_exit", &Invoke<&::faulty_exit>::run, sizes_of(&::faulty_exit)},
       {"faulty_shuffle", &Invoke<&::faulty_shuffle>::run, sizes_of(&::faulty_shuffle)},

@@ -2,7 +2,6 @@ package emulate_test
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -40,9 +39,8 @@ func TestSampleIsThatOfTheCPU(t *testing.T) {
 	for r := range rows {
 		id, position := fmt.Sprint("trajectory ", r), rng.IntN(100000)
 		s := native.Sampling{Temperature: []float64{1, 0.5, 1.5, 0}[r%4], TopK: []int{0, 50, 0, 7, 0}[r%5], TopP: []float64{0, 0.9, 1}[r%3]}
-		sum := sha256.Sum256([]byte(id)) // as gen.NewStream names a trajectory
 		requests = append(requests, cuda.Sampling{
-			ID: binary.LittleEndian.Uint64(sum[:]), Seed: seed, Position: uint64(position),
+			Draw:        cuda.Uniform(gen.NewStream(seed, id).Uniform(position)),
 			Temperature: float32(s.Temperature), TopK: int32(s.TopK), TopP: float32(s.TopP),
 		})
 		s.TopP = float64(float32(s.TopP))

@@ -1,13 +1,14 @@
-// AdamW (arXiv 1711.05101) over many tensors in one launch, weights in bfloat16
-// beside a float copy that the step changes, and the gradient's norm before it.
+// AdamW (arXiv 1711.05101) over many tensors in one launch, weights in float that
+// the step changes with, where there is one, a copy in bfloat16; and the gradient's
+// norm before it.
 #include "common.cuh"
 
 struct Tensor {
-  bf16 *weight; // what the model computes with
+  bf16 *weight; // what products are computed with; may be null
   float *master, *mean, *square;
   const float *grad;
   u64 n;
-  float decay; // weight decay of this tensor
+  float decay; // multiplies the weight decay
   u32 unused;
 };
 
@@ -18,15 +19,14 @@ struct Share {
 };
 #define CHUNK 4096
 
-// take1 = 1 - beta1, take2 = 1 - beta2, step = lr / (1 - beta1^steps), root2 =
-// sqrt(1 - beta2^steps); gradients are multiplied by gscale[0] first, which
-// clipping leaves on the device.
-KERNEL void adamw_bf16(const Tensor *tensors, const Share *shares, const float *gscale, double lr, float beta2, float take1,
-                       float take2, float eps, float step, float root2) {
+// decay = lr·weight decay, take1 = 1 - beta1, take2 = 1 - beta2, step = lr / (1 - beta1^steps), root2 =
+// sqrt(1 - beta2^steps); gradients are multiplied by scale first.
+KERNEL void adamw(const Tensor *tensors, const Share *shares, float scale, double decay, float beta2, float take1, float take2,
+                  float eps, float step, float root2) {
   const Share s = shares[blockIdx.x];
   const Tensor T = tensors[s.tensor];
   const u64 end = s.begin + CHUNK < T.n ? s.begin + CHUNK : T.n;
-  const float scale = gscale[0], shrink = float(1 - lr * double(T.decay));
+  const float shrink = float(1 - decay * double(T.decay));
   for (u64 i = s.begin + threadIdx.x; i < end; i += blockDim.x) {
     const float g = T.grad[i] * scale;
     const float m = T.mean[i] + take1 * (g - T.mean[i]);
@@ -35,7 +35,7 @@ KERNEL void adamw_bf16(const Tensor *tensors, const Share *shares, const float *
     T.mean[i] = m;
     T.square[i] = v;
     T.master[i] = p;
-    put(T.weight + i, p);
+    if (T.weight) put(T.weight + i, p);
   }
 }
 
@@ -50,14 +50,10 @@ KERNEL void grad_squares(const Tensor *tensors, const Share *shares, double *par
   if (threadIdx.x == 0) part[blockIdx.x] = sum;
 }
 
-// One block of at least 32 threads: norm[0] = sqrt(Σ part [n]), and gscale[0] what
-// clips it to clip (0: no limit).
-KERNEL void clip_scale(const double *part, int n, double clip, double *norm, float *gscale) {
-  double sum = 0;
-  for (int i = threadIdx.x; i < n; i += blockDim.x) sum += part[i];
-  sum = sqrt(block_reduce(sum, Sum()));
-  if (threadIdx.x == 0) {
-    norm[0] = sum;
-    gscale[0] = clip > 0 && sum > clip ? float(clip / sum) : 1.f;
-  }
+// One block: sum[0] = Σ part [n].
+KERNEL void grad_sum(const double *part, int n, double *sum) {
+  double total = 0;
+  for (int i = threadIdx.x; i < n; i += blockDim.x) total += part[i];
+  total = block_reduce(total, Sum());
+  if (threadIdx.x == 0) sum[0] = total;
 }

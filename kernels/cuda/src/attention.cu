@@ -5,12 +5,42 @@
 #include "common.cuh"
 #define PAGE 32
 
+// The pair (a, b) turned by an angle. The sums are spelled out, so that every kernel
+// that turns has the same bits.
+__device__ inline void turn(float &a, float &b, float c, float s) {
+  const float was = a;
+  a = fmaf(a, c, -(b * s));
+  b = fmaf(b, c, was * s);
+}
+
+// One block a token (y) and head (x) of rows of x at a stride of ld: each of the
+// first heads is rotated in place, or back. cos and sin are [positions, D/2].
+template <class T>
+__device__ void rope(T *x, int ld, const i64 *position, const float *cosine, const float *sine, int D, int inverse) {
+  const int half = D / 2;
+  T *in = x + i64(blockIdx.y) * ld + i64(blockIdx.x) * D;
+  const float *c = cosine + position[blockIdx.y] * half, *s = sine + position[blockIdx.y] * half;
+  for (int i = threadIdx.x; i < half; i += blockDim.x) {
+    float a = get(in + i), b = get(in + i + half);
+    turn(a, b, c[i], inverse ? -s[i] : s[i]);
+    put(in + i, a);
+    put(in + i + half, b);
+  }
+}
+
+KERNEL void rope_f32(float *x, int ld, const i64 *position, const float *cosine, const float *sine, int D, int inverse) {
+  rope(x, ld, position, cosine, sine, D, inverse);
+}
+KERNEL void rope_bf16(bf16 *x, int ld, const i64 *position, const float *cosine, const float *sine, int D, int inverse) {
+  rope(x, ld, position, cosine, sine, D, inverse);
+}
+
 // One block a token and head of qkv [T, (H+2K)·D]; D/2 threads at least, each for
 // the pairs (i, i + D/2). Queries are rotated in place, keys rotated into the cache,
 // values copied there. slot[t] is block·PAGE + place, or -1 for a token that is not
-// kept. cos and sin are [positions, D/2].
+// kept. cos and sin are [positions, D/2], or null where all is rotated already.
 template <class T>
-__device__ void rope_append(T *qkv, const int *position, const i64 *slot, const float *cosine, const float *sine, int H, int K,
+__device__ void rope_append(T *qkv, const i64 *position, const i64 *slot, const float *cosine, const float *sine, int H, int K,
                             int D, T *cache) {
   const int half = D / 2, head = blockIdx.x;
   const i64 t = blockIdx.y;
@@ -21,24 +51,22 @@ __device__ void rope_append(T *qkv, const int *position, const i64 *slot, const 
     const int k = (head - H) % K, value = (head - H) / K;
     out = cache + (((slot[t] / PAGE * K + k) * 2 + value) * PAGE + slot[t] % PAGE) * D;
   }
-  const float *c = cosine + i64(position[t]) * half, *s = sine + i64(position[t]) * half;
+  const bool rotate = cosine && head < H + K;
+  if (out == in && !rotate) return;
+  const i64 at = rotate ? position[t] * half : 0;
   for (int i = threadIdx.x; i < half; i += blockDim.x) {
-    const float a = get(in + i), b = get(in + i + half);
-    if (head >= H + K) {
-      put(out + i, a);
-      put(out + i + half, b);
-    } else {
-      put(out + i, a * c[i] - b * s[i]);
-      put(out + i + half, b * c[i] + a * s[i]);
-    }
+    float a = get(in + i), b = get(in + i + half);
+    if (rotate) turn(a, b, cosine[at + i], sine[at + i]);
+    put(out + i, a);
+    put(out + i + half, b);
   }
 }
 
-KERNEL void rope_append_f32(float *qkv, const int *position, const i64 *slot, const float *cosine, const float *sine, int H,
+KERNEL void rope_append_f32(float *qkv, const i64 *position, const i64 *slot, const float *cosine, const float *sine, int H,
                             int K, int D, float *cache) {
   rope_append(qkv, position, slot, cosine, sine, H, K, D, cache);
 }
-KERNEL void rope_append_bf16(bf16 *qkv, const int *position, const i64 *slot, const float *cosine, const float *sine, int H,
+KERNEL void rope_append_bf16(bf16 *qkv, const i64 *position, const i64 *slot, const float *cosine, const float *sine, int H,
                              int K, int D, bf16 *cache) {
   rope_append(qkv, position, slot, cosine, sine, H, K, D, cache);
 }
@@ -47,29 +75,37 @@ KERNEL void rope_append_bf16(bf16 *qkv, const int *position, const i64 *slot, co
 // depend on the others: a longer one has more splits, not longer ones.
 #define SPLIT 256
 
-// One block of 128 threads a sequence (x), key head (y) and split (z). The G = H/K
-// queries that share the key head are kept in shared memory and each key is read
-// once for all of them. Query row: qkv + seq·ldq + (y·G + g)·D. length[s] counts the
-// keys, the new token's included; the last `window` of them are seen (0: all).
-// Partial results: o [seq, H, splits, D], and their running maximum and sum
-// ml [seq, H, splits, 2]. Shared memory: G·(D + SPLIT) floats.
+// A token that attends: its row in q and in out, where in the table the blocks of its
+// sequence begin, and how many keys there are, its own the last; 0 gives zeros.
+struct Query {
+  i64 row, table, keys;
+};
+
+// One block of 128 threads a query (x), key head (y) and split (z). The G = H/K
+// heads that share the key head are kept in shared memory and each key is read
+// once for all of them. A head's query: q + row·ldq + (y·G + g)·D. The last `window`
+// keys are seen (0: all). Partial results: o [queries, H, splits, D], and their running
+// maximum and sum ml [queries, H, splits, 2]; splits without a key that is seen have
+// none. Shared memory: G·(D + SPLIT) floats.
 template <class T>
-__device__ void decode(const T *q, int ldq, const T *cache, const int *table, int ldtable, const int *length, int H, int K, int D,
-                       int window, float scale, float *o, float *ml) {
+__device__ void decode(const T *q, int ldq, const T *cache, const i64 *table, const Query *list, int H, int K, int D, int window,
+                       float scale, float *o, float *ml) {
   DYNAMIC_SHARED(float, shared);
   const int G = H / K, seq = blockIdx.x, k = blockIdx.y, split = blockIdx.z, splits = gridDim.z;
-  const int n = length[seq], first = window > 0 && n > window ? n - window : 0;
+  const Query query = list[seq];
+  const int n = int(query.keys), first = window > 0 && n > window ? n - window : 0;
   int lo = split * SPLIT, hi = lo + SPLIT < n ? lo + SPLIT : n;
   if (lo < first) lo = first;
+  if (lo >= hi) return;
   float *queries = shared, *scores = shared + G * D; // [G, D], [G, SPLIT]
   for (int i = threadIdx.x; i < G * D; i += blockDim.x)
-    queries[i] = get(q + i64(seq) * ldq + i64(k) * G * D + i) * scale;
+    queries[i] = get(q + query.row * ldq + i64(k) * G * D + i) * scale;
   __syncthreads();
-  const int *pages = table + i64(seq) * ldtable;
+  const i64 *pages = table + query.table;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
   // A warp a key: its lanes share the products.
   for (int j = lo + warp; j < hi; j += warps) {
-    const T *key = cache + ((i64(pages[j / PAGE]) * K + k) * 2 * PAGE + j % PAGE) * D;
+    const T *key = cache + ((pages[j / PAGE] * K + k) * 2 * PAGE + j % PAGE) * D;
     for (int g = 0; g < G; g++) {
       float dot = 0;
       for (int d = lane; d < D; d += 32) dot += get(key + d) * queries[g * D + d];
@@ -100,18 +136,21 @@ __device__ void decode(const T *q, int ldq, const T *cache, const int *table, in
     const int g = d / D, e = d % D;
     float sum = 0;
     for (int j = lo; j < hi; j++) {
-      const T *value = cache + (((i64(pages[j / PAGE]) * K + k) * 2 + 1) * PAGE + j % PAGE) * D;
+      const T *value = cache + (((pages[j / PAGE] * K + k) * 2 + 1) * PAGE + j % PAGE) * D;
       sum += scores[g * SPLIT + j - lo] * get(value + e);
     }
     o[((i64(seq) * H + k * G + g) * splits + split) * D + e] = sum;
   }
 }
 
-// Joins the splits, in their order. One block a sequence (x) and head (y); out [seq, H, D].
+// Joins the splits, in their order. One block a query (x) and head (y); out [rows, H, D],
+// and lse [rows, H], the log of the softmax's denominator, unless it is null.
 template <class T>
-__device__ void decode_join(const float *o, const float *ml, const int *length, int splits, int H, int D, int window, T *out) {
-  const i64 row = i64(blockIdx.x) * H + blockIdx.y;
-  const int n = length[blockIdx.x], used = (n + SPLIT - 1) / SPLIT;
+__device__ void decode_join(const float *o, const float *ml, const Query *list, int splits, int H, int D, int window, T *out,
+                            float *lse) {
+  const Query query = list[blockIdx.x];
+  const i64 row = i64(blockIdx.x) * H + blockIdx.y, to = query.row * H + blockIdx.y;
+  const int n = int(query.keys), used = (n + SPLIT - 1) / SPLIT;
   const int begin = window > 0 && n > window ? (n - window) / SPLIT : 0;
   o += row * splits * D;
   ml += row * splits * 2;
@@ -122,18 +161,19 @@ __device__ void decode_join(const float *o, const float *ml, const int *length, 
   for (int d = threadIdx.x; d < D; d += blockDim.x) {
     float sum = 0;
     for (int s = begin; s < used; s++) sum += o[s * D + d] * expf(ml[s * 2] - m);
-    put(out + row * D + d, sum / l);
+    put(out + to * D + d, n > 0 ? sum / l : 0);
   }
+  if (lse && threadIdx.x == 0) lse[to] = m + logf(l);
 }
 
-#define DECODE(T, name)                                                                                                     \
-  KERNEL void decode_##name(const T *q, int ldq, const T *cache, const int *table, int ldtable, const int *length, int H,  \
-                            int K, int D, int window, float scale, float *o, float *ml) {                                  \
-    decode(q, ldq, cache, table, ldtable, length, H, K, D, window, scale, o, ml);                                           \
-  }                                                                                                                         \
-  KERNEL void decode_join_##name(const float *o, const float *ml, const int *length, int splits, int H, int D, int window, \
-                                 T *out) {                                                                                  \
-    decode_join(o, ml, length, splits, H, D, window, out);                                                                  \
+#define DECODE(T, name)                                                                                                       \
+  KERNEL void decode_##name(const T *q, int ldq, const T *cache, const i64 *table, const Query *list, int H, int K, int D,    \
+                            int window, float scale, float *o, float *ml) {                                                  \
+    decode(q, ldq, cache, table, list, H, K, D, window, scale, o, ml);                                                        \
+  }                                                                                                                           \
+  KERNEL void decode_join_##name(const float *o, const float *ml, const Query *list, int splits, int H, int D, int window,   \
+                                 T *out, float *lse) {                                                                        \
+    decode_join(o, ml, list, splits, H, D, window, out, lse);                                                                 \
   }
 DECODE(float, f32)
 DECODE(bf16, bf16)

@@ -10,7 +10,7 @@ struct Row {
 };
 
 // One block a row of logits [R, n], tokens first … first + n of the vocabulary.
-template <class T> __device__ void head_update(const T *logits, const int *target, int n, int first, Row *rows) {
+template <class T> __device__ void head_update(const T *logits, const i64 *target, int n, int first, Row *rows) {
   const i64 row = blockIdx.x;
   const T *x = logits + row * n;
   float max = negative_infinity();
@@ -34,7 +34,7 @@ template <class T> __device__ void head_update(const T *logits, const int *targe
     now.sum += old.sum * f;
     now.dot += f * (old.dot + old.sum * d);
   }
-  const int at = target[row] - first;
+  const int at = int(target[row] - first);
   if (at >= 0 && at < n) now.target = get(x + at);
   rows[row] = now;
 }
@@ -51,20 +51,20 @@ KERNEL void head_finish(const Row *rows, int R, float *logprob, float *entropy, 
 
 // logits ← g·(onehot(target) - softmax), given lse and g = dLoss/dLogprob [R].
 template <class T>
-__device__ void head_backward(T *logits, const int *target, const float *lse, const float *g, int n, int first) {
+__device__ void head_backward(T *logits, const i64 *target, const float *lse, const float *g, int n, int first) {
   const i64 row = blockIdx.x;
   T *x = logits + row * n;
   const float s = lse[row], gr = g[row];
-  const int at = target[row] - first;
+  const int at = int(target[row] - first);
   for (int i = threadIdx.x; i < n; i += blockDim.x)
     put(x + i, gr == 0 ? 0.f : (i == at ? gr : 0.f) - gr * expf(get(x + i) - s));
 }
 
 #define HEAD(T, name)                                                                                                   \
-  KERNEL void head_update_##name(const T *logits, const int *target, int n, int first, Row *rows) {                     \
+  KERNEL void head_update_##name(const T *logits, const i64 *target, int n, int first, Row *rows) {                     \
     head_update(logits, target, n, first, rows);                                                                        \
   }                                                                                                                     \
-  KERNEL void head_backward_##name(T *logits, const int *target, const float *lse, const float *g, int n, int first) { \
+  KERNEL void head_backward_##name(T *logits, const i64 *target, const float *lse, const float *g, int n, int first) { \
     head_backward(logits, target, lse, g, n, first);                                                                    \
   }
 HEAD(float, f32)

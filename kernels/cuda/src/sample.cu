@@ -1,31 +1,13 @@
-// Drawing a token from a row of logits, with the draws and by the definition of
-// kernels/native's sampler: the inverse of the cumulative distribution in
+// Drawing a token from a row of logits by the definition of kernels/native's sampler: the inverse of the cumulative distribution in
 // ascending id order.
 #include "common.cuh"
 
 // Request says how one row is sampled; see Go's Sampling. temperature 0 is greedy.
 struct Request {
-  u64 id, seed, position; // name the draw
+  u64 draw; // uniform in [0, 2^53)
   float temperature, top_p, min_p;
   int top_k;
 };
-
-// Philox4x32-10 (Salmon et al., SC 2011), as model/gen draws: 53 bits of the first two words.
-__device__ inline u64 philox53(u64 id, u64 seed, u64 position) {
-  u32 c0 = u32(id), c1 = u32(id >> 32), c2 = u32(position), c3 = u32(position >> 32);
-  u32 k0 = u32(seed), k1 = u32(seed >> 32);
-  for (int i = 0; i < 10; i++) {
-    u64 p0 = u64(0xD2511F53u) * c0, p1 = u64(0xCD9E8D57u) * c2;
-    u32 n0 = u32(p1 >> 32) ^ c1 ^ k0, n2 = u32(p0 >> 32) ^ c3 ^ k1;
-    c0 = n0;
-    c1 = u32(p1);
-    c2 = n2;
-    c3 = u32(p0);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  return ((u64(c0) << 32) | c1) >> 11;
-}
 
 // Weights are added as integers, 2^-44 the unit, so that sums have no order: any
 // number of threads finds the same token. The largest weight is 1, and up to 2^19
@@ -183,7 +165,7 @@ KERNEL void sample_f32(const float *logits, const Request *requests, int V, int 
     kept += bins[i];
   }
   // The token at which the sum passes u·kept.
-  const u64 u = philox53(r.id, r.seed, r.position);
+  const u64 u = r.draw;
   const u64 want = (__umul64hi(u, kept) << 11) | ((u * kept) >> 53);
   if (want >= before && want < before + mine) {
     u64 sum = before;
@@ -201,7 +183,7 @@ KERNEL void sample_f32(const float *logits, const Request *requests, int V, int 
       }
       if (sum + upto - w <= want && want < sum + upto) {
         token[row] = i;
-        logprob[row] = float(double(x[i] - max) - lse);
+        logprob[row] = float(double(x[i]) - double(max) - lse); // as head.cu has it
         sampled[row] = float(log(double(w) / double(kept)));
       }
       sum += __shfl_sync(FULL_WARP, upto, 31);
