@@ -13,6 +13,8 @@ type Cache struct {
 	memory *torch.Arena
 	scope  *torch.Scope
 	layers []*torch.Tensor // [blocks, elements of a block]
+	// repeats are recorded steps; nil where nothing records.
+	repeats *repeater
 }
 
 // NewCache takes the memory of a cache of so many blocks. Free gives it back.
@@ -26,11 +28,17 @@ func (p *Policy) NewCache(blocks int) *Cache {
 		}
 		c.layers = append(c.layers, t)
 	}
+	if k, ok := p.ops.(*onKernels); ok {
+		c.repeats = newRepeater(k, c.layers)
+	}
 	return c
 }
 
 // Free ends the cache.
 func (c *Cache) Free() {
+	if c.repeats != nil {
+		c.repeats.free()
+	}
 	c.scope.Close()
 	c.memory.Free()
 }
@@ -41,6 +49,18 @@ func (c *Cache) Free() {
 // native.Segment. It is valid while s is open. team is as ForwardRows has it.
 func (c *Cache) Attend(s *torch.Scope, team *device.Team, segs, last []native.Segment, table []int32) Attend {
 	return c.p.shared(team).ops.attendCached(s, c.layers, segs, last, table)
+}
+
+// Decode is a whole step of generation for sequences of one new token each, which is
+// row i in segment i, where the policy's device can repeat recorded work: it adds the
+// tokens' keys and values to the cache and draws what follows. ok is false where it can
+// not, and nothing was done.
+func (c *Cache) Decode(tokens []int32, segs []native.Segment, table []int32, draws []Draw) (next []int32, logprobs, sampled []float32, ok bool) {
+	if c.repeats == nil {
+		return nil, nil, nil, false
+	}
+	next, logprobs, sampled = c.repeats.step(tokens, segs, table, draws)
+	return next, logprobs, sampled, true
 }
 
 // Draw is how one row of logits is sampled, at U in [0, 1).

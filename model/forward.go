@@ -34,14 +34,17 @@ func Forward(p *Policy, s *torch.Scope, tokens, positions []int32, attend Attend
 // ForwardRows is Forward for who wants the hidden states of some rows only:
 // [len(rows), C], on a CPU with the bits that Forward gives them. What the last layer
 // does after its keys and values is left out for the others; of its attention, only
-// the output of these rows is used. A team, where it is not nil and the policy is on a
-// CPU, shares the products, which changes no bit.
+// the output of these rows is used. attend is that of a Cache. A team, where it is not
+// nil and the policy is on a CPU, shares the products, which changes no bit.
 func ForwardRows(p *Policy, s *torch.Scope, team *device.Team, tokens, positions, rows []int32, attend Attend) *torch.Tensor {
 	p = p.shared(team)
 	out := s.Empty(len(rows), p.config.Hidden)
 	inner := s.Nest()
 	x := p.embed(inner, p.ops.indices(inner, tokens))
-	at := p.ops.indices(inner, positions)
+	var at indices
+	if !p.ops.rotatesCached() {
+		at = p.ops.indices(inner, positions)
+	}
 	last := len(p.weights.Layers) - 1
 	for i := range last {
 		s := inner.Nest()
@@ -134,7 +137,9 @@ func attentionForward(p *Policy, s *torch.Scope, layer int, x *torch.Tensor, pos
 		}
 		p.ops.normHeads(w, a)
 	}
-	p.ops.rotate(a.qkv, positions, false)
+	if positions.host != nil { // else attend does
+		p.ops.rotate(a.qkv, positions, false)
+	}
 	attend(layer, a.qkv, a.att)
 }
 

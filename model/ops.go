@@ -7,9 +7,9 @@ import (
 )
 
 // operations are what a policy is computed with, where its tensors are: onCPU has them
-// from kernels/native, onDevice from libtorch. Matrices are dense, a row a token.
-// Gradients of weights are added to what is there, and may be nil where nobody asks
-// for them.
+// from kernels/native, onDevice from libtorch, onKernels many from kernels/cuda. Matrices
+// are dense, a row a token. Gradients of weights are added to what is there, and may be
+// nil where nobody asks for them.
 type operations interface {
 	// shared are the operations whose linear, attendCached and sample a team shares,
 	// nil for none. A device needs no help.
@@ -61,7 +61,9 @@ type operations interface {
 
 	// attendCached is attention over a cache to which the rows of segs are added
 	// first. last are the rows whose attention is wanted in the last layer.
+	// rotatesCached says whether it also rotates the queries and keys, as rotate would.
 	attendCached(s *torch.Scope, cache []*torch.Tensor, segs, last []native.Segment, table []int32) Attend
+	rotatesCached() bool
 	// sample draws a token for each row of logits.
 	sample(logits *torch.Tensor, draws []Draw) (tokens []int32, logprobs, sampled []float32)
 }

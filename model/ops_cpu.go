@@ -251,6 +251,8 @@ func (onCPU[F]) follow(mean, w *torch.Tensor, decay float64, lo, hi int) {
 	}
 }
 
+func (onCPU[F]) rotatesCached() bool { return false }
+
 func (o onCPU[F]) attendCached(_ *torch.Scope, cache []*torch.Tensor, segs, last []native.Segment, table []int32) Attend {
 	return func(layer int, qkv, out *torch.Tensor) {
 		q, k, v := SplitQKV(o.p, torch.Data[F](qkv))

@@ -235,6 +235,8 @@ func (o *onDevice) page(s *torch.Scope, segs []native.Segment, table []int32, wi
 	return p
 }
 
+func (*onDevice) rotatesCached() bool { return false }
+
 func (o *onDevice) attendCached(s *torch.Scope, cache []*torch.Tensor, segs, last []native.Segment, table []int32) Attend {
 	const size = native.BlockTokens
 	var slots []int32

@@ -161,7 +161,17 @@ func (p *Policy) owned(param Parameter) (lo, hi int) {
 	return max(param.offset, first) - first, min(param.offset+param.len(), last) - first
 }
 
+// stepper is what operations are that update the whole shard at once, and the copies
+// that products take with it.
+type stepper interface {
+	shardSquares() float64
+	updateShard(u native.AdamW, decay float64)
+}
+
 func (p *Policy) squares() (total float64) {
+	if o, ok := p.ops.(stepper); ok {
+		return o.shardSquares()
+	}
 	first, _, _ := p.Shard()
 	for _, param := range p.trained {
 		if lo, hi := p.owned(param); lo < hi {
@@ -180,7 +190,8 @@ func (p *Policy) update(o AdamW, scale float64, share func(*torch.Tensor) error)
 	if err = p.updateShard(u, o.WeightDecay); err == nil {
 		err = share(p.live)
 	}
-	if err == nil {
+	// What a stepper updated needs no more, but for what others did and adapters.
+	if _, ok := p.ops.(stepper); err == nil && (!ok || p.options.Shard.Of > 1 || p.options.LoRA != nil) {
 		err = p.refresh()
 	}
 	if err != nil {
@@ -195,6 +206,13 @@ func (p *Policy) updateShard(update native.AdamW, decay float64) error {
 	live, grad := p.live.Rows(first, last), p.lanes[0].grad.Rows(first, last)
 	defer live.Free()
 	defer grad.Free()
+	if o, ok := p.ops.(stepper); ok {
+		o.updateShard(update, decay)
+		if p.mean != nil {
+			p.ops.follow(p.mean, live, p.options.EMA, 0, last-first)
+		}
+		return nil
+	}
 	exact := live
 	if p.master != nil {
 		exact = p.master

@@ -22,6 +22,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/ssr-go/ssr/kernels/cuda"
 	"github.com/ssr-go/ssr/kernels/device"
 	"github.com/ssr-go/ssr/kernels/torch"
 )
@@ -38,6 +39,14 @@ type Options struct {
 	// the CPU and its own kernels. On another, in bfloat16 the products are of that
 	// type and all else is float32.
 	Device torch.Device
+	// Kernels runs kernels/cuda on the device's memory, in order with libtorch, in the
+	// place of several of its operations each; nil does without. The policy's worker
+	// alone uses it.
+	Kernels cuda.Machine
+	// Determinism makes a token's log-probability have the same bits alone, in a batch,
+	// packed and through a KV cache. A CPU always does; another device needs Kernels, and
+	// gives libtorch's products and attention up for it.
+	Determinism bool
 	// Workers is the number of CPU workers, each on one thread; 0 means one per
 	// core. Gradients are summed per worker and then over workers in their
 	// order: results do not depend on timing, but, in the last bits, on Workers.
@@ -72,6 +81,20 @@ func (o Options) validate(c Config) error {
 		return fmt.Errorf("shard %d of %d is none; they count from 0", o.Shard.Index, o.Shard.Of)
 	case o.LoRA != nil:
 		return o.LoRA.validate(c)
+	}
+	return nil
+}
+
+// validateKernels says what is wrong with the kernels that there are.
+func (o Options) validateKernels(c Config) error {
+	attention := cuda.Attention{Heads: c.Heads, KVHeads: c.KVHeads, Dim: c.HeadDim}
+	switch {
+	case o.Kernels != nil && (o.Device == torch.CPU || o.DType == torch.Float64):
+		return fmt.Errorf("CUDA kernels are for float32 and bfloat16 on a device, not for %v on %v", o.DType, o.Device)
+	case o.Kernels != nil && !attention.Fits():
+		return fmt.Errorf("CUDA kernels have no room for %d heads of %d on one key head", c.Heads/c.KVHeads, c.HeadDim)
+	case o.Determinism && o.Device != torch.CPU && o.Kernels == nil:
+		return fmt.Errorf("determinism on %v needs the CUDA kernels", o.Device)
 	}
 	return nil
 }
@@ -204,6 +227,9 @@ func newPolicy(c Config, o Options) (p *Policy, err error) {
 	if err := o.validate(c); err != nil {
 		return nil, fmt.Errorf("model: %w", err)
 	}
+	if err := o.validateKernels(c); err != nil {
+		return nil, fmt.Errorf("model: %w", err)
+	}
 	compute := torch.Float32
 	switch o.DType {
 	case 0:
@@ -230,6 +256,8 @@ func newPolicy(c Config, o Options) (p *Policy, err error) {
 	p.weights.needPacked(o)
 	p.setTrained()
 	switch {
+	case o.Kernels != nil:
+		p.ops = newOnKernels(newOnDevice(p), o.Kernels)
 	case o.Device != torch.CPU:
 		p.ops = newOnDevice(p)
 	case compute == torch.Float64:
@@ -276,7 +304,7 @@ func (p *Policy) Close() {
 			t.Free()
 		}
 	}
-	if o, ok := p.ops.(*onDevice); ok {
+	if o, ok := p.ops.(interface{ free() }); ok {
 		o.free()
 	}
 	p.weights.free()

@@ -25,19 +25,21 @@ import (
 )
 
 type benchCmd struct {
-	Model   string        `type:"existingdir" help:"A model; a config.json alone gets random weights; by default random weights in a shape of Qwen2."`
-	Shape   string        `default:"2M" enum:"2M,20M,0.5B" help:"The random model's size: 2M, 20M or 0.5B parameters, the last in the shape of Qwen2.5-0.5B."`
-	Device  string        `default:"cpu" help:"What computes: cpu, cuda:0 and so on, or generic, a GPU's operations on the CPU."`
-	DType   string        `name:"dtype" default:"float32" enum:"float32,bfloat16" help:"What it computes in."`
-	Save    string        `type:"path" help:"Write the model, rounded to --dtype, to this folder and measure nothing."`
-	Batch   int           `default:"128" help:"Sequences that generate side by side."`
-	Prompt  int           `default:"128" help:"Tokens of each prompt."`
-	New     int           `default:"64" help:"New tokens of each sequence."`
-	Train   int           `default:"16" help:"Sequences of a training step."`
-	Length  int           `default:"512" help:"Tokens of each training sequence."`
-	Budget  time.Duration `name:"seconds" default:"10s" help:"Time for each part."`
-	Workers int           `help:"CPU workers; 0 means one per core."`
-	Parts   []string      `default:"sampling,training,sandbox" enum:"greedy,machine,sampling,training,sandbox" help:"What to measure: sampling, training, sandbox; machine, what the kernels reach at best; or greedy, which prints tokens, to compare with those of other programs on the same model."`
+	Model       string        `type:"existingdir" help:"A model; a config.json alone gets random weights; by default random weights in a shape of Qwen2."`
+	Shape       string        `default:"2M" enum:"2M,20M,0.5B" help:"The random model's size: 2M, 20M or 0.5B parameters, the last in the shape of Qwen2.5-0.5B."`
+	Device      string        `default:"cpu" help:"What computes: cpu, cuda:0 and so on, or generic, a GPU's operations on the CPU."`
+	Kernels     bool          `default:"true" negatable:"" help:"On a GPU, this program's CUDA kernels where it has them; without, libtorch's operations alone."`
+	Determinism bool          `help:"On a GPU, log-probabilities with the same bits in sampling and training."`
+	DType       string        `name:"dtype" default:"float32" enum:"float32,bfloat16" help:"What it computes in."`
+	Save        string        `type:"path" help:"Write the model, rounded to --dtype, to this folder and measure nothing."`
+	Batch       int           `default:"128" help:"Sequences that generate side by side."`
+	Prompt      int           `default:"128" help:"Tokens of each prompt."`
+	New         int           `default:"64" help:"New tokens of each sequence."`
+	Train       int           `default:"16" help:"Sequences of a training step."`
+	Length      int           `default:"512" help:"Tokens of each training sequence."`
+	Budget      time.Duration `name:"seconds" default:"10s" help:"Time for each part."`
+	Workers     int           `help:"CPU workers; 0 means one per core."`
+	Parts       []string      `default:"sampling,training,sandbox" enum:"greedy,machine,sampling,training,sandbox" help:"What to measure: sampling, training, sandbox; machine, what the kernels reach at best; or greedy, which prints tokens, to compare with those of other programs on the same model."`
 	sandboxFlags
 	jsonFlag
 }
@@ -141,7 +143,12 @@ func (c *benchCmd) model() (*model.Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := model.Options{Workers: c.Workers, Device: on, DType: d}
+	o := model.Options{Workers: c.Workers, Device: on, DType: d, Determinism: c.Determinism}
+	if c.Kernels {
+		if o.Kernels, err = openKernels(on); err != nil {
+			return nil, err
+		}
+	}
 	if c.Model != "" {
 		weights, err := filepath.Glob(filepath.Join(c.Model, "*.safetensors*"))
 		if err != nil || len(weights) > 0 {

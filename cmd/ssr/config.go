@@ -53,6 +53,12 @@ type policyConfig struct {
 	// cuda is the first so many, a list names one for each. Results depend on it in their
 	// last bits.
 	Device deviceNames `yaml:"device,omitempty"`
+	// Kernels of a GPU: this program's CUDA kernels where it has them, the default, or
+	// libtorch for its operations alone.
+	Kernels string `yaml:"kernels,omitempty"`
+	// Determinism gives a token's log-probability the same bits in sampling and in
+	// training, whatever else is in the batch, on a GPU at a price. A CPU always does.
+	Determinism bool `yaml:"determinism,omitempty"`
 	// Workers of each replica on the CPU, one thread each; 0 shares the cores out
 	// among the replicas. Results depend on it in their last bits.
 	Workers int `yaml:"workers"`
@@ -95,7 +101,7 @@ func (c policyConfig) options() (model.Options, error) {
 	}
 	return model.Options{
 		DType: d, Device: on[0], Workers: c.workers(), Recompute: c.Recompute, LoRA: c.LoRA, FreezeLayers: c.FreezeLayers, EMA: c.EMA,
-		Shard: model.Shard{Of: c.Replicas},
+		Determinism: c.Determinism, Shard: model.Shard{Of: c.Replicas},
 	}, nil
 }
 
@@ -380,6 +386,7 @@ func (c config) check() error {
 	need(c.Policy.Replicas > 0, "policy.replicas is %d; it must be positive", c.Policy.Replicas)
 	err := c.Policy.Device.check()
 	need(err == nil, "policy.device: %w", err)
+	need(c.Policy.Kernels == "" || c.Policy.Kernels == libtorchKernels, "policy.kernels is %q; want %s or nothing", c.Policy.Kernels, libtorchKernels)
 	need(c.Policy.DeviceBytes >= 0, "policy.device_bytes is %d; it must not be negative", c.Policy.DeviceBytes)
 	need(c.Policy.MaxStale >= 0, "policy.max_stale is %d; it must not be negative", c.Policy.MaxStale)
 	need(c.Eval.Injections >= 0, "eval.injections is %d; it must not be negative", c.Eval.Injections)

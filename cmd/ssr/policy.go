@@ -63,13 +63,19 @@ func openReplicas(dir string, c policyConfig, ps *processes) (*policy, error) {
 		return nil, err
 	}
 	ps.shard(&o)
+	if o.Kernels, err = c.kernels(o.Device); err != nil {
+		return nil, err
+	}
 	p, err := openPolicy(dir, o)
 	if err != nil {
 		return nil, err
 	}
 	for i := 1; i < c.Replicas; i++ {
 		o.Shard.Index, o.Device = i, devices[i]
-		r, err := model.Load(dir, o)
+		var r *model.Policy
+		if o.Kernels, err = c.kernels(o.Device); err == nil {
+			r, err = model.Load(dir, o)
+		}
 		if err != nil {
 			p.Close()
 			return nil, fmt.Errorf("replica %d of %d: %w", i, c.Replicas, err)

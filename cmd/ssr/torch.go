@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/ssr-go/ssr/kernels/cuda"
 	"github.com/ssr-go/ssr/kernels/cuda/gpu"
 	"github.com/ssr-go/ssr/kernels/torch"
 )
@@ -46,6 +47,30 @@ var warnCPU = sync.OnceFunc(func() {
 	}
 	fmt.Fprintln(os.Stderr, "computing on the CPU: "+why)
 })
+
+// libtorchKernels is what policy.kernels says where CUDA kernels are not wanted.
+const libtorchKernels = "libtorch"
+
+// kernels are the CUDA kernels of a device, nil for libtorch's operations.
+func (c policyConfig) kernels(d torch.Device) (cuda.Machine, error) {
+	if c.Kernels == libtorchKernels {
+		return nil, nil
+	}
+	return openKernels(d)
+}
+
+// openKernels compiles the CUDA kernels for a GPU; other devices have none.
+func openKernels(d torch.Device) (cuda.Machine, error) {
+	number, ok := d.GPU()
+	if !ok {
+		return nil, nil
+	}
+	m, err := gpu.Open(number)
+	if err != nil {
+		return nil, fmt.Errorf("%w (policy.kernels: %s does without)", err, libtorchKernels)
+	}
+	return m, nil
+}
 
 // openDevice reads the name of a device and says why there is none of that name.
 func openDevice(name string) (torch.Device, error) {

@@ -43,7 +43,7 @@ var Rooms = []Room{
 	{Path: "model/safetensors", Pure: true},
 	{Path: "model/serve", Pure: true, May: []string{"model/gen", "model/token"}},
 	{Path: "model/sched", Pure: true, May: []string{"model/gen"}},
-	{Path: "model", May: []string{"kernels/device", "kernels/native", "kernels/torch", "model/safetensors"}},
+	{Path: "model", May: []string{"kernels/cuda", "kernels/device", "kernels/native", "kernels/torch", "model/safetensors"}},
 	{Path: "model/engine", May: []string{
 		"kernels/device", "kernels/native", "kernels/torch", "model", "model/gen", "model/sched",
 	}},

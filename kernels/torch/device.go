@@ -71,6 +71,11 @@ func (d Device) New(purpose Purpose, dtype DType, shape ...int) *Tensor {
 	return t
 }
 
+// Empty is New of undefined content.
+func (d Device) Empty(purpose Purpose, dtype DType, shape ...int) *Tensor {
+	return d.alloc(purpose, dtype, shape)
+}
+
 // NewArena is the package's NewArena, of memory on the device.
 func (d Device) NewArena(purpose Purpose, dtype DType) *Arena {
 	return &Arena{books: Meter{dtype: dtype}, device: d, purpose: purpose}
@@ -80,8 +85,14 @@ func (d Device) NewArena(purpose Purpose, dtype DType) *Arena {
 // indices. The caller frees it.
 func (d Device) Indices(of []int32) *Tensor {
 	t := d.alloc(Activations, Int64, []int{len(of)})
+	t.SetIndices(of)
+	return t
+}
+
+// SetIndices replaces indices by as many others.
+func (t *Tensor) SetIndices(of []int32) {
 	if len(of) == 0 {
-		return t
+		return
 	}
 	host := CPU.alloc(Activations, Int64, []int{len(of)})
 	defer host.Free()
@@ -90,7 +101,6 @@ func (d Device) Indices(of []int32) *Tensor {
 		at[i] = int64(v)
 	}
 	Copy(t, host)
-	return t
 }
 
 // OnCPU is the tensor where Data can read it: a copy, dense, that the caller frees.

@@ -176,6 +176,9 @@ func (t *Tensor) Bytes() []byte {
 	return unsafe.Slice((*byte)(t.data), t.Len()*t.dtype.Size())
 }
 
+// Pointer is the address of the first element in its device's memory, for kernels/cuda.
+func (t *Tensor) Pointer() uintptr { return uintptr(t.data) }
+
 // hostInts is Data of indices.
 func hostInts(t *Tensor) []int64 {
 	t.needCPU("Data")

@@ -101,6 +101,12 @@ func (s *shard) run(e *Engine, team *device.Team) (err error) {
 	scope := s.arena.Scope()
 	defer scope.Close()
 	p := e.policy
+	if s.decodes() {
+		if tokens, logprobs, sampled, ok := e.cache.Decode(s.tokens, s.segments, s.table, s.asked(0, len(s.rows))); ok {
+			s.take(0, tokens, logprobs, sampled, nil)
+			return nil
+		}
+	}
 	attend := e.cache.Attend(scope, team, s.segments, s.last, s.table)
 	hidden := model.ForwardRows(p, scope, team, s.tokens, s.positions, s.rows, attend)
 	size := p.LogitRows()
@@ -108,19 +114,36 @@ func (s *shard) run(e *Engine, team *device.Team) (err error) {
 		hi := min(lo+size, len(s.rows))
 		inner := scope.Nest()
 		logits := model.Logits(p, inner, team, inner.Own(hidden.Rows(lo, hi)))
-		var draws []model.Draw
-		for _, c := range s.calls[lo:hi] {
-			draws = append(draws, model.Draw{Sampling: c.sampling, U: c.stream.Uniform(c.position())})
-		}
-		tokens, logprobs, sampled := p.Sample(team, logits, draws)
-		for i, c := range s.calls[lo:hi] {
-			d := draw{token: tokens[i], logprob: logprobs[i], sampling: sampled[i], oldest: s.sampled[lo+i].Oldest}
-			if n := c.req.Alternatives; n > 0 && d.token >= 0 {
-				d.alternatives = alternatives(model.Row(logits, i), n, d.token, d.logprob)
-			}
-			s.draws = append(s.draws, d)
-		}
+		tokens, logprobs, sampled := p.Sample(team, logits, s.asked(lo, hi))
+		s.take(lo, tokens, logprobs, sampled, logits)
 		inner.Close()
 	}
 	return nil
+}
+
+// decodes says whether every row is the one new token of a sequence, and tokens are all
+// that is asked.
+func (s *shard) decodes() bool {
+	return len(s.sampled) == len(s.tokens) && !slices.ContainsFunc(s.calls, func(c *call) bool { return c.req.Alternatives > 0 })
+}
+
+// asked is how rows [lo, hi) of those sampled are drawn.
+func (s *shard) asked(lo, hi int) (draws []model.Draw) {
+	for _, c := range s.calls[lo:hi] {
+		draws = append(draws, model.Draw{Sampling: c.sampling, U: c.stream.Uniform(c.position())})
+	}
+	return draws
+}
+
+// take records what was drawn for the calls from lo on, from logits where alternatives
+// are asked for.
+func (s *shard) take(lo int, tokens []int32, logprobs, sampled []float32, logits *torch.Tensor) {
+	for i, token := range tokens {
+		c := s.calls[lo+i]
+		d := draw{token: token, logprob: logprobs[i], sampling: sampled[i], oldest: s.sampled[lo+i].Oldest}
+		if n := c.req.Alternatives; n > 0 && d.token >= 0 {
+			d.alternatives = alternatives(model.Row(logits, i), n, d.token, d.logprob)
+		}
+		s.draws = append(s.draws, d)
+	}
 }

@@ -2,7 +2,11 @@
 
 package gpu
 
-import "errors"
+import (
+	"errors"
+
+	"github.com/ssr-go/ssr/kernels/cuda"
+)
 
 // Built says whether this program can use GPUs.
 const Built = false
@@ -16,3 +20,6 @@ func Devices() (devices []Info, why string) {
 func Free(int) (bytes int64, err error) { return 0, errors.New(without) }
 
 const without = "this program was built without CUDA; build it with make CUDA=1"
+
+// Open compiles the kernels for a device and loads them.
+func Open(int) (cuda.Machine, error) { return nil, errors.New(without) }

@@ -1,0 +1,71 @@
+package engine
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/ssr-go/ssr/kernels/cuda"
+	"github.com/ssr-go/ssr/kernels/cuda/cudatest"
+	"github.com/ssr-go/ssr/kernels/cuda/emulate"
+	"github.com/ssr-go/ssr/kernels/cuda/gpu"
+	"github.com/ssr-go/ssr/kernels/torch"
+	"github.com/ssr-go/ssr/model"
+)
+
+// withKernels is a device with the CUDA kernels: the GPU that SSR_TEST_DEVICE names, or
+// what stands for any, where the emulator runs them.
+func withKernels(t *testing.T, o model.Options) model.Options {
+	t.Helper()
+	o.Device, o.Kernels = accelerator(t), &cudatest.Recorder{Machine: emulate.New(emulate.Descending)}
+	if number, ok := o.Device.GPU(); ok {
+		m, err := gpu.Open(number)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Kernels = m
+	}
+	return o
+}
+
+// TestKernelsGenerate: with the CUDA kernels greedy and sampled
+// tokens are those of the CPU, through windows, grouped queries and prompts in chunks.
+func TestKernelsGenerate(t *testing.T) {
+	reqs := mixed()[:6]
+	order := []int{3, 1, 0, 2, 5, 4}
+	for _, c := range shapes() {
+		cpu := start(t, policyOn(t, c, model.Options{Workers: 1}), Options{})
+		want := concurrently(t, cpu, reqs, order)
+		recorded := withKernels(t, model.Options{})
+		plain := recorded
+		plain.Kernels = struct{ cuda.Machine }{recorded.Kernels} // which can not record
+		for name, o := range map[string]model.Options{"recorded": recorded, "plain": plain} {
+			e := start(t, policyOn(t, c, o), Options{ChunkTokens: 32, StepTokens: 64, MaxSequences: 4})
+			for i, got := range concurrently(t, e, reqs, order) {
+				near(t, fmt.Sprintf("%s, %s, request %d", c.ModelType, name, i), got, want[i])
+			}
+		}
+	}
+}
+
+// TestKernelsDeterminism: a completion has the same bits alone and in any company, and
+// its log-probabilities are those that training recomputes.
+func TestKernelsDeterminism(t *testing.T) {
+	reqs := mixed()[:5]
+	for i, c := range shapes() {
+		dtype := []torch.DType{torch.Float32, torch.BFloat16}[i%2]
+		p := policyOn(t, c, withKernels(t, model.Options{Determinism: true, DType: dtype}))
+		alone, e := start(t, p, Options{}), start(t, p, Options{ChunkTokens: 32, StepTokens: 64, MaxSequences: 4})
+		for i, got := range concurrently(t, e, reqs, []int{3, 1, 0, 2, 4}) {
+			want := generate(t, alone, reqs[i])
+			alone.Release(reqs[i].ID)
+			if !equal(got, want) {
+				t.Fatalf("%s, %v, request %d:\n%+v\nalone it was\n%+v", c.ModelType, dtype, i, got, want)
+			}
+			for j, lp := range rescore(t, p, reqs[i], got) {
+				if float64(got.Logprobs[j]) != lp {
+					t.Fatalf("%s, %v, request %d, token %d: sampled at %v, recomputed %v", c.ModelType, dtype, i, j, got.Logprobs[j], lp)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,236 @@
+package model
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/ssr-go/ssr/kernels/cuda/cudatest"
+	"github.com/ssr-go/ssr/kernels/cuda/emulate"
+	"github.com/ssr-go/ssr/kernels/cuda/gpu"
+	"github.com/ssr-go/ssr/kernels/native"
+	"github.com/ssr-go/ssr/kernels/torch"
+)
+
+// withKernels is a device with the CUDA kernels: the GPU that SSR_TEST_DEVICE names, or
+// what stands for any, where the emulator runs them.
+func withKernels(t *testing.T, o Options) Options {
+	t.Helper()
+	o.Device, o.Kernels = accelerator(t), emulate.New(emulate.Descending)
+	if number, ok := o.Device.GPU(); ok {
+		m, err := gpu.Open(number)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Kernels = m
+	}
+	return o
+}
+
+// TestKernelsAreTheCPU: with the CUDA kernels log-probabilities, entropies, gradients and
+// three steps of AdamW are those of the CPU's kernels.
+func TestKernelsAreTheCPU(t *testing.T) {
+	for family, c := range everyFamily() {
+		for name, o := range map[string]Options{
+			"float32": {EMA: 0.9}, "determinism": {Determinism: true, Recompute: true}, "frozen": {FreezeLayers: 1},
+			"adapters": {LoRA: &LoRA{Rank: 3, Alpha: 5}},
+		} {
+			if name != "float32" && family != len(name)%5 {
+				continue // the emulator is slow
+			}
+			t.Run(c.ModelType+"/"+name, func(t *testing.T) {
+				most := 0.0
+				near := func(what string, got, want []float64) {
+					t.Helper()
+					d := differ(t, got, want)
+					if most = max(most, d); !(d <= 1e-5) {
+						t.Errorf("%s: off by %.3g; want 1e-5 at most", what, d)
+					}
+				}
+				defer func() { t.Logf("off by %.2g at most", most) }()
+				dir := t.TempDir()
+				o.Workers = 1
+				cpu, other := adapted(t, c, o, dir), adapted(t, c, withKernels(t, o), dir)
+				tokens, offsets := packed(c, 13, 1, 24)
+				near("log-probabilities", mustLogprobs(t, other, tokens, offsets), mustLogprobs(t, cpu, tokens, offsets))
+				for step := range 3 {
+					var lp, entropy, grad [2][]float64
+					var norm [2]float64
+					for i, p := range []*Policy{cpu, other} {
+						err := p.Accumulate(t.Context(), tokens, offsets, func(l, e []float64) ([]float64, error) {
+							lp[i], entropy[i] = slices.Clone(l), slices.Clone(e)
+							_, g := objective(l)
+							for j := range g {
+								g[j] /= float64(len(g))
+							}
+							return g, nil
+						})
+						if err != nil {
+							t.Fatal(err)
+						}
+						grad[i] = read(sumLanes(p))
+						if norm[i], err = p.Step(AdamW{LR: 1e-3, Beta1: 0.9, Beta2: 0.95, Eps: 1e-3, WeightDecay: 0.1}, 0.1); err != nil {
+							t.Fatal(err)
+						}
+					}
+					near("log-probabilities in training", lp[1], lp[0])
+					near("entropies", entropy[1], entropy[0])
+					near(fmt.Sprintf("gradient of step %d", step), grad[1], grad[0])
+					near("norm", norm[1:], norm[:1])
+					near("weights", read(other.flat), read(cpu.flat))
+				}
+				if o.EMA > 0 {
+					near("mean of the weights", read(other.mean), read(cpu.mean))
+				}
+			})
+		}
+	}
+}
+
+// TestKernelsHalf: in bfloat16 the products' copies of the weights, which the update
+// writes, are the weights rounded.
+func TestKernelsHalf(t *testing.T) {
+	for _, c := range []Config{tiny("qwen3", true), tiny("mistral", false)} {
+		plain, p := random(t, c, Options{Device: accelerator(t)}), random(t, c, withKernels(t, Options{DType: torch.BFloat16}))
+		tokens, offsets := packed(c, 30, 9)
+		d := differ(t, mustLogprobs(t, p, tokens, offsets), mustLogprobs(t, plain, tokens, offsets))
+		if !(d > 0 && d < 0.3) {
+			t.Errorf("%s: log-probabilities are %g from those of float32; want a little", c.ModelType, d)
+		}
+		accumulateAll(t, p, tokens, offsets)
+		if _, err := p.Step(AdamW{LR: 1e-2, Beta1: 0.9, Beta2: 0.95, Eps: 1e-3, WeightDecay: 0.1}, 1); err != nil {
+			t.Fatal(err)
+		}
+		for i, l := range p.weights.linears() {
+			wide := accelerator(t).Empty(torch.Activations, torch.Float32, l.W.Shape()...)
+			torch.Copy(wide, l.packed)
+			for j, w := range read(l.W) {
+				if got := read(wide)[j]; got != float64(bf16(float32(w))) {
+					t.Fatalf("%s, matrix %d: [%d] is %v, its copy %v", c.ModelType, i, j, w, got)
+				}
+			}
+			wide.Free()
+		}
+	}
+}
+
+// TestKernelsDeterminism: with it a token's log-probability has the same bits alone,
+// packed with others and in training, in float32 and bfloat16.
+func TestKernelsDeterminism(t *testing.T) {
+	for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
+		for _, c := range []Config{tiny("qwen2", true), tiny("qwen3", false), tiny("cwm", false)} {
+			p := random(t, c, withKernels(t, Options{Determinism: true, DType: dtype}))
+			tokens, offsets := packed(c, 9, 1, 40, 3)
+			together := mustLogprobs(t, p, tokens, offsets)
+			for s, lo := range offsets[:4] {
+				hi := offsets[s+1]
+				if i := sameBits(mustLogprobs(t, p, tokens[lo:hi], []int{0, hi - lo}), together[lo:hi]); i >= 0 {
+					t.Errorf("%s, %v: sequence %d, token %d has other bits alone", c.ModelType, dtype, s, i)
+				}
+			}
+			err := p.Accumulate(t.Context(), tokens, offsets, func(lp, _ []float64) ([]float64, error) {
+				if i := sameBits(lp, together); i >= 0 {
+					t.Errorf("%s, %v: token %d scores %v in training, %v in scoring", c.ModelType, dtype, i, lp[i], together[i])
+				}
+				return make([]float64, len(lp)), nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func TestKernelsRefuse(t *testing.T) {
+	wide := tiny("qwen2", true)
+	wide.Heads, wide.KVHeads, wide.HeadDim = 64, 1, 64
+	for name, c := range map[string]struct {
+		c Config
+		o Options
+	}{
+		"float64": {tiny("qwen2", true), withKernels(t, Options{DType: torch.Float64})},
+		"CPU":     {tiny("qwen2", true), Options{Kernels: emulate.New(emulate.Ascending)}},
+		"heads":   {wide, withKernels(t, Options{})},
+		"none":    {tiny("qwen2", true), Options{Device: torch.Generic, Determinism: true}},
+	} {
+		if p, err := New(c.c, 1, c.o); err == nil {
+			p.Close()
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// TestRecordedSteps: three sequences in a bucket of four draw what each draws alone, and
+// write nothing to the cache but their own keys and values, before and after an update of
+// the weights.
+func TestRecordedSteps(t *testing.T) {
+	for _, c := range []Config{tiny("qwen3", false), tiny("mistral", false)} {
+		c.MaxPositions = 700
+		r := &cudatest.Recorder{Machine: emulate.New(emulate.Ascending)}
+		p := random(t, c, Options{Device: torch.Generic, Kernels: r, Determinism: true})
+		const blocks = 24
+		past, first := []int32{37, 0, 600}, []int32{0, 3, 5}
+		tokens, table := []int32{5, 9, 1}, []int32{7, 2, 3, 0, 4}
+		for i := range int32(19) {
+			table = append(table, 5+i)
+		}
+		draws := []Draw{{}, {Sampling: native.Sampling{Temperature: 1}, U: 0.3}, {Sampling: native.Sampling{Temperature: 0.8, TopP: 0.9, TopK: 20}, U: 0.7}}
+		step := func(cache *Cache, rows ...int) ([]int32, []float32, []float32) {
+			var ids []int32
+			var segs []native.Segment
+			var asked []Draw
+			for i, r := range rows {
+				ids, asked = append(ids, tokens[r]), append(asked, draws[r])
+				segs = append(segs, native.Segment{Row: int32(i), Rows: 1, Past: past[r], Table: first[r]})
+			}
+			next, lps, slps, ok := cache.Decode(ids, segs, table, asked)
+			if !ok {
+				t.Fatal("the machine records, but the cache does not")
+			}
+			return next, lps, slps
+		}
+		together, alone := p.NewCache(blocks), p.NewCache(blocks)
+		defer together.Free()
+		defer alone.Free()
+		var last []float32
+		for round := range 2 {
+			r.Made, r.Replayed = 0, 0
+			next, lps, slps := step(together, 0, 1, 2)
+			for i := range tokens {
+				n, l, s := step(alone, i)
+				if n[0] != next[i] || l[0] != lps[i] || s[0] != slps[i] {
+					t.Errorf("%s, row %d: %d (%v, %v), alone %d (%v, %v)", c.ModelType, i, next[i], lps[i], slps[i], n[0], l[0], s[0])
+				}
+			}
+			// Alone there are buckets of one row with 256 and with 1024 keys.
+			if want := [][2]int{{3, 1}, {0, 4}}[round]; r.Made != want[0] || r.Replayed != want[1] {
+				t.Errorf("%s: %d steps were recorded and %d repeated; want %v", c.ModelType, r.Made, r.Replayed, want)
+			}
+			own := map[int]bool{}
+			for i := range tokens {
+				block := int(table[first[i]+past[i]/native.BlockTokens])
+				for head := range 2 * c.KVHeads {
+					for d := range c.HeadDim {
+						own[((block*2*c.KVHeads+head)*native.BlockTokens+int(past[i])%native.BlockTokens)*c.HeadDim+d] = true
+					}
+				}
+			}
+			for layer := range c.Layers {
+				for i, v := range read(together.layers[layer]) {
+					if (v != 0) != own[i] {
+						t.Fatalf("%s, layer %d: element %d of the cache is %v; it is a token's own: %v", c.ModelType, layer, i, v, own[i])
+					}
+				}
+			}
+			if slices.Equal(lps, last) {
+				t.Errorf("%s: an update changed nothing", c.ModelType)
+			}
+			last = lps
+			batch, offsets := packed(c, 12)
+			accumulateAll(t, p, batch, offsets)
+			if _, err := p.Step(AdamW{LR: 1e-2, Beta1: 0.9, Beta2: 0.95, Eps: 1e-3}, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
