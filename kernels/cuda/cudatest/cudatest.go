@@ -27,6 +27,7 @@ func Test(t *testing.T, open func(t *testing.T) cuda.Machine) {
 		{"Attention", testAttention},
 		{"Head", testHead},
 		{"Linear", testLinear},
+		{"Record", testRecord},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			part.test(bench{t, open(t), rand.New(rand.NewPCG(1, 2))})
