@@ -132,7 +132,10 @@ func (*onDevice) swigluBackward(gateUp, dact *torch.Tensor) { torch.SwiGLUBackwa
 
 func (o *onDevice) heads(layer int) torch.Heads {
 	c := o.p.config
-	return torch.Heads{Heads: c.Heads, KVHeads: c.KVHeads, Dim: c.HeadDim, Window: c.window(layer), Scale: 1 / math.Sqrt(float64(c.HeadDim))}
+	return torch.Heads{
+		Heads: c.Heads, KVHeads: c.KVHeads, Dim: c.HeadDim, Window: c.window(layer), Scale: 1 / math.Sqrt(float64(c.HeadDim)),
+		Fused: o.half && !o.p.options.Determinism,
+	}
 }
 
 func (o *onDevice) attention(layer int, qkv *torch.Tensor, offsets []int32, out, lse *torch.Tensor) {

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/TensorIndexing.h>
+#include <c10/core/GradMode.h>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -118,6 +119,30 @@ void attend_backward(const ssr_heads &h, const Parts &x, const Tensor &out, cons
   });
 }
 
+bool fused(const ssr_heads &h, int64_t n) { return h.fused && (h.window <= 0 || h.window >= n); }
+
+// libtorch's own attention of one sequence, [N, H, D].
+Tensor fused_attention(const ssr_heads &h, const Parts &x) {
+  const int64_t n = x.q.size(0);
+  auto half = [](const Tensor &t) { return t.to(at::kBFloat16).transpose(0, 1); };
+  // Every query head gets keys of its own: not all versions share them.
+  auto repeated = [&](const Tensor &t) {
+    return half(t).unsqueeze(1).expand({h.kv_heads, h.heads / h.kv_heads, n, h.dim}).reshape({1, h.heads, n, h.dim});
+  };
+  Tensor out = at::scaled_dot_product_attention(half(x.q).unsqueeze(0), repeated(x.k), repeated(x.v), {}, 0.0, true, h.scale);
+  return out.squeeze(0).transpose(0, 1).to(x.q.scalar_type());
+}
+
+void fused_backward(const ssr_heads &h, const Parts &x, const Tensor &dout, const Parts &d) {
+  c10::AutoGradMode on(true);
+  auto leaf = [](const Tensor &t) { return t.detach().requires_grad_(true); };
+  const Parts again{leaf(x.q), leaf(x.k), leaf(x.v)};
+  fused_attention(h, again).backward(dout);
+  d.q.copy_(again.q.grad());
+  d.k.copy_(again.k.grad());
+  d.v.copy_(again.v.grad());
+}
+
 // The cache [blocks · K · 2 · block · D] as blocks.
 Tensor paged(const Tensor &cache, const ssr_heads &h, int64_t block) {
   return cache.view({-1, h.kv_heads, 2, block, h.dim});
@@ -219,6 +244,10 @@ char *ssr_t_attention(ssr_heads h, void *qkv, const int32_t *offsets, int64_t se
     Tensor o = heads(ref(out), 0, h.heads, h.dim);
     for (int64_t i = 0; i < sequences; i++) {
       const int64_t lo = offsets[i], n = offsets[i + 1] - lo;
+      if (n > 0 && fused(h, n)) {
+        o.narrow(0, lo, n).copy_(fused_attention(h, {x.q.narrow(0, lo, n), x.k.narrow(0, lo, n), x.v.narrow(0, lo, n)}));
+        continue;
+      }
       attend(h, x.q.narrow(0, lo, n), x.k.narrow(0, lo, n), x.v.narrow(0, lo, n), 0, 0, o.narrow(0, lo, n),
              lse ? ref(lse).narrow(0, lo, n) : Tensor());
     }
@@ -233,6 +262,10 @@ char *ssr_t_attention_backward(ssr_heads h, void *qkv, void *out, void *lse, voi
     for (int64_t i = 0; i < sequences; i++) {
       const int64_t lo = offsets[i], n = offsets[i + 1] - lo;
       auto of = [&](const Parts &p) { return Parts{p.q.narrow(0, lo, n), p.k.narrow(0, lo, n), p.v.narrow(0, lo, n)}; };
+      if (n > 0 && fused(h, n)) {
+        fused_backward(h, of(x), go.narrow(0, lo, n), of(d));
+        continue;
+      }
       attend_backward(h, of(x), o.narrow(0, lo, n), ref(lse).narrow(0, lo, n), go.narrow(0, lo, n), of(d));
     }
   });

@@ -28,6 +28,11 @@ type Heads struct {
 	Scale float64
 	// Scores is how many of them may exist at a time, at least a row; 0 means Scores.
 	Scores int
+	// Fused is libtorch's own attention, of bfloat16, for Attention and AttentionBackward
+	// where the window hides nothing: no scores exist, and lse is not computed. On a GPU
+	// it is FlashAttention (arXiv 2307.08691) where that supports the shape; its gradient
+	// may differ in the last bits from run to run.
+	Fused bool
 }
 
 // Scores is the most attention scores that exist at a time, of which there are up to
@@ -43,7 +48,9 @@ func (h Heads) c() C.ssr_heads {
 	if scores == 0 {
 		scores = Scores
 	}
+	flag := map[bool]C.int{true: 1}
 	return C.ssr_heads{
+		fused: flag[h.Fused],
 		heads: C.int64_t(h.Heads), kv_heads: C.int64_t(h.KVHeads), dim: C.int64_t(h.Dim), window: C.int64_t(h.Window),
 		scale: C.double(h.Scale), scores: C.int64_t(scores),
 	}

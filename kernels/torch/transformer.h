@@ -11,6 +11,7 @@ typedef struct {
   int64_t window; // tokens that a query sees, itself the last; 0 means all before it
   double scale;
   int64_t scores; // how many scores may exist at a time
+  int fused;      // libtorch's own attention, of bfloat16, where the window hides nothing
 } ssr_heads;
 
 typedef struct {
