@@ -66,8 +66,8 @@ else
 fi
 export SSR_TEST_DEVICE=$device
 section "operations on $device" go test "${tags[@]}" -count=1 -v -run 'Attention|Sample|Device' ./kernels/torch
-section "policies on $device" go test "${tags[@]}" -count=1 -v -run 'Device|Half' ./model
-section "generation on $device" go test "${tags[@]}" -count=1 -v -run Device ./model/engine
+section "policies on $device" go test "${tags[@]}" -count=1 -v -run 'Device|Half|Kernels|Recorded' ./model
+section "generation on $device" go test "${tags[@]}" -count=1 -v -run 'Device|Kernels' ./model/engine
 
 # bench TITLE FLAGS...: figures of ssr bench, each in a section of its own.
 bench() {
@@ -79,17 +79,23 @@ if [ "$device" = generic ]; then
   bench 'sampling, toy' --parts sampling --batch 4 --prompt 40 --new 8 --seconds 1s
   bench 'training, toy' --parts training --train 2 --length 64 --seconds 1s
 else
-  section 'kernels against a copy' go test "${tags[@]}" -count=1 -run '^$' -bench . -benchtime 20x ./kernels/cuda/gpu
-  sampling() { # sampling SHAPE BATCH PROMPT
-    bench "sampling, $1, batch $2, prompts of $3" --parts sampling --model scripts/gpu/shapes/$1 --dtype bfloat16 --batch $2 --prompt $3 \
-      --new 64 --seconds 5s
+  section 'kernels against their rooflines' go test "${tags[@]}" -count=1 -run '^$' -bench . -benchtime 20x ./kernels/cuda/gpu
+  sampling() { # sampling SHAPE BATCH PROMPT [FLAG]
+    bench "sampling, $1, batch $2, prompts of $3${4:+, $4}" --parts sampling --model scripts/gpu/shapes/$1 --dtype bfloat16 --batch $2 \
+      --prompt $3 --new 64 --seconds 5s ${4:-}
   }
   for batch in 1 16 64 256; do sampling qwen2.5-0.5b $batch 960; done
   sampling qwen2.5-0.5b 16 8128
   sampling qwen2.5-1.5b 64 960
-  for dtype in float32 bfloat16; do
-    bench "training, qwen3-0.6b, 16 x 1k, $dtype" --parts training --model scripts/gpu/shapes/qwen3-0.6b --dtype $dtype --train 16 \
-      --length 1024 --seconds 10s
+  training() { # training DTYPE [FLAG]
+    bench "training, qwen3-0.6b, 16 x 1k, $1${2:+, $2}" --parts training --model scripts/gpu/shapes/qwen3-0.6b --dtype $1 --train 16 \
+      --length 1024 --seconds 10s ${2:-}
+  }
+  for dtype in float32 bfloat16; do training $dtype; done
+  # What the kernels bring, and what determinism costs.
+  for flag in --no-kernels --determinism; do
+    for batch in 1 64; do sampling qwen2.5-0.5b $batch 960 $flag; done
+    training bfloat16 $flag
   done
 fi
 
