@@ -214,7 +214,8 @@ func TestPackForReplicas(t *testing.T) {
 type everything struct{ rl.Objective }
 
 // TestIdleSequences: sequences without an advantage are not computed, and the update is
-// that with them, bit for bit: what the loss is divided by counts them.
+// that with them, bit for bit: what the loss is divided by counts them. A recorded batch
+// has them, too.
 func TestIdleSequences(t *testing.T) {
 	var seqs []rl.Sequence
 	for i, advantage := range []float64{1, 0, -0.5, 0, 0, 2} {
@@ -224,6 +225,7 @@ func TestIdleSequences(t *testing.T) {
 		}
 		seqs = append(seqs, s)
 	}
+	var recorded *rl.Recorded
 	train := func(hide bool, seqs []rl.Sequence) (*table, UpdateMetrics) {
 		loss, err := rl.Defaults("dapo")
 		if err != nil {
@@ -237,6 +239,10 @@ func TestIdleSequences(t *testing.T) {
 		if hide {
 			u.objective = everything{u.objective}
 		}
+		u.record = func(r *rl.Recorded) error {
+			recorded = r
+			return nil
+		}
 		m, err := u.run(t.Context(), &state{}, [][]rl.Sequence{seqs, seqs})
 		if err != nil {
 			t.Fatal(err)
@@ -245,6 +251,9 @@ func TestIdleSequences(t *testing.T) {
 	}
 	want, all := train(true, seqs)
 	got, busy := train(false, seqs)
+	if b, err := recorded.Batch(nil); err != nil || b.Totals.Tokens != rl.TotalsOf(seqs).Tokens || b.Totals.Sequences != len(seqs) {
+		t.Errorf("the recorded batch has %+v (%v), want all %d sequences", b.Totals, err, len(seqs))
+	}
 	if got.W != want.W || got.M != want.M || got.V != want.V || got.N != 2 || got.W == (table{}).W {
 		t.Errorf("weights %v, with every sequence computed %v", got.W, want.W)
 	}
