@@ -32,7 +32,7 @@ func reducerOf(policies []*model.Policy) (replicas.Reducer[*torch.Tensor], error
 type tensors struct{}
 
 // stretch is how many elements Sum adds at a time: its memory beside the terms.
-const stretch = 1 << 20
+const stretch = 1 << 16
 
 func (tensors) Sum(to *torch.Tensor, terms []*torch.Tensor, lo, hi int) (err error) {
 	defer torch.Catch(&err)
