@@ -18,7 +18,7 @@ var writable = []string{
 
 // mounted is a line of a mountinfo (proc_pid_mountinfo(5)).
 type mounted struct {
-	id, parent, at, options, fs string
+	id, parent, of, at, options, fs string
 }
 
 // checkMounts looks at a container's mounts from outside: an engine need not know
@@ -31,11 +31,11 @@ func checkMounts(mountinfo string) error {
 		if !ok || len(f) < 6 || len(g) < 1 {
 			return fmt.Errorf("mount %q is not understood", line)
 		}
-		list[f[0]] = mounted{f[0], f[1], f[4], f[5], g[0]}
+		list[f[0]] = mounted{f[0], f[1], f[3], f[4], f[5], g[0]}
 	}
 	for _, m := range list {
 		switch {
-		case covered(list, m):
+		case covered(list, m), m.of == "/null": // which hides a file, as Docker does
 		case m.fs == "sysfs":
 			return fmt.Errorf("%s shows the machine's devices", m.at)
 		case slices.Contains(strings.Split(m.options, ","), "rw") && !slices.Contains(writable, m.at):

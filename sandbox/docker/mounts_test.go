@@ -17,6 +17,7 @@ const mountsSeen = `600 500 0:70 / / ro,relatime - overlay overlay rw,lowerdir=x
 605 600 0:30 /s/1/empty /run ro,relatime shared:1 - tmpfs tmpfs rw
 606 602 0:74 / /sys ro,relatime - tmpfs tmpfs rw,size=0k
 608 602 0:75 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime - cgroup cgroup rw
+610 604 0:71 /null /proc/keys rw,nosuid - tmpfs tmpfs rw,mode=755
 609 601 0:5 /null /dev/null rw,nosuid - devtmpfs udev rw
 607 604 0:73 /sys /proc/sys ro,relatime - proc proc rw
 `
