@@ -1,6 +1,7 @@
 package train
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,7 +29,7 @@ type SFTSettings struct {
 	Optimizer   AdamW `json:"optimizer" yaml:"optimizer"`
 	// Schedule's Total, where 0, is the number of updates.
 	Schedule Schedule `json:"schedule" yaml:"schedule"`
-	// CheckpointEvery is a number of updates; 0 means at the end only.
+	// CheckpointEvery is a number of updates; 0 means at the end of every epoch.
 	CheckpointEvery int `json:"checkpoint_every" yaml:"checkpoint_every"`
 	KeepCheckpoints int `json:"keep_checkpoints" yaml:"keep_checkpoints"`
 	MaxSkipped      int `json:"max_skipped" yaml:"max_skipped"`
@@ -91,9 +92,18 @@ func SFT(ctx context.Context, o SFTOptions, learner Learner, examples []Example)
 		return sum, err
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
+	every := cmp.Or(o.CheckpointEvery, perEpoch)
 	emit := o.OnEvent
 	if emit == nil {
 		emit = func(Event) {}
+	}
+	saved := r.state.Step // an open run has a checkpoint
+	save := func() error {
+		if saved == r.state.Step {
+			return nil
+		}
+		saved = r.state.Step
+		return r.checkpoint(learner, nil)
 	}
 	for {
 		done := r.state.Step
@@ -112,13 +122,13 @@ func SFT(ctx context.Context, o SFTOptions, learner Learner, examples []Example)
 		if err := o.update(ctx, r, u, examples, done/perEpoch, done%perEpoch, emit); err != nil {
 			return r.summary(), fmt.Errorf("update %d of %d: %w", done+1, total, err)
 		}
-		if o.CheckpointEvery > 0 && r.state.Step%o.CheckpointEvery == 0 && r.state.Step < total {
-			if err := r.checkpoint(learner, nil); err != nil {
+		if r.state.Step%every == 0 {
+			if err := save(); err != nil {
 				return r.summary(), err
 			}
 		}
 	}
-	if err := r.checkpoint(learner, nil); err != nil {
+	if err := save(); err != nil {
 		return r.summary(), err
 	}
 	emit(Event{Phase: PhaseDone, Step: r.state.Step, Steps: total})
@@ -167,6 +177,9 @@ func (s SFTSettings) check(examples []Example) error {
 		if len(e.Tokens) == 0 || len(e.Tokens) != len(e.Trained) {
 			return fmt.Errorf("example %d has %d tokens and %d marks; there must be as many, and one at least", i, len(e.Tokens), len(e.Trained))
 		}
+	}
+	if s.CheckpointEvery < 0 {
+		return fmt.Errorf("checkpoint_every is %d; it is a number of updates, 0 for the end of every epoch", s.CheckpointEvery)
 	}
 	return errors.Join(positive("epochs", s.Epochs), positive("batch_size", s.BatchSize), positive("token_budget", s.TokenBudget),
 		positive("keep_checkpoints", s.KeepCheckpoints), positive("max_skipped", s.MaxSkipped), s.Optimizer.check(), s.Schedule.check())

@@ -99,6 +99,35 @@ func TestSFTResumes(t *testing.T) {
 	}
 }
 
+// TestSFTKeepsEpochs interrupts in the third of four epochs, of three updates each,
+// and goes on with a run that is complete.
+func TestSFTKeepsEpochs(t *testing.T) {
+	s := sftSettings()
+	s.Epochs = 4
+	dir := t.TempDir()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	_, err := SFT(ctx, SFTOptions{SFTSettings: s, Dir: dir, Seed: 1, OnEvent: func(e Event) {
+		if e.Step == 8 {
+			cancel()
+		}
+	}}, &table{}, successors())
+	if !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	for _, want := range [][]int{{7, 8, 9, 10, 11, 12}, nil} {
+		var steps []int
+		sum, err := SFT(t.Context(), SFTOptions{SFTSettings: s, Dir: dir, Seed: 1, Resume: true, OnEvent: func(e Event) {
+			if e.Phase == PhaseStep {
+				steps = append(steps, e.Step)
+			}
+		}}, &table{}, successors())
+		if err != nil || sum.Steps != 12 || !slices.Equal(steps, want) {
+			t.Errorf("%v, %+v, updates %v, want %v", err, sum, steps, want)
+		}
+	}
+}
+
 func TestSFTStopsAfterEpoch(t *testing.T) {
 	var epochs []int
 	p := &table{}
