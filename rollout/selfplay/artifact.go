@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"unicode/utf8"
+
+	"github.com/ssr-go/ssr/internal/atomicfile"
 )
 
 // File names of an artifact's folder.
@@ -138,17 +140,7 @@ func (a Artifact) files(report Report) map[string][]byte {
 
 // SaveReport writes report.json into an artifact's folder, replacing an older one atomically.
 func SaveReport(dir string, report Report) error {
-	tmp, err := os.CreateTemp(dir, ".report-*")
-	if err != nil {
-		return fmt.Errorf("save report: %w", err)
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(reportJSON(report))
-	err = errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), filepath.Join(dir, ReportName))
-	}
-	if err != nil {
+	if err := atomicfile.WriteBytes(filepath.Join(dir, ReportName), reportJSON(report)); err != nil {
 		return fmt.Errorf("save report in %s: %w", dir, err)
 	}
 	return nil
@@ -203,7 +195,7 @@ func saveFolder(dir string, files map[string][]byte) (err error) {
 	if err := os.Rename(tmp, dir); err != nil {
 		return fmt.Errorf("save %s: %w", dir, err)
 	}
-	return syncDir(filepath.Dir(dir))
+	return atomicfile.SyncDir(filepath.Dir(dir))
 }
 
 // tempPrefix marks folders that a crash left half-written.
@@ -216,14 +208,6 @@ func writeSynced(name string, data []byte) error {
 	}
 	_, err = f.Write(data)
 	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // ID is a content hash of the artifact: 16 hexadecimal digits.
