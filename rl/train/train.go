@@ -163,7 +163,8 @@ func (l *loop) play(ctx context.Context, step int) (_ []Finished, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, j.Close()) }()
-	t := &tally{loop: l, journal: j, step: step, seen: map[string]bool{}}
+	t := &tally{loop: l, journal: j, seen: map[string]bool{}, event: Event{Phase: PhasePlay, Step: step, Steps: l.Steps}}
+	l.emit(t.event) // the first group may take long
 	for _, f := range records {
 		t.add(f)
 	}
@@ -182,7 +183,6 @@ func (l *loop) play(ctx context.Context, step int) (_ []Finished, err error) {
 type tally struct {
 	loop    *loop
 	journal *journal
-	step    int
 
 	mu      sync.Mutex
 	records []Finished
@@ -232,7 +232,6 @@ func (t *tally) add(f Finished) {
 	for _, tr := range f.Group.Trajectories {
 		t.event.Tokens += sampledTokens(tr)
 	}
-	t.event.Phase, t.event.Step, t.event.Steps = PhasePlay, t.step, t.loop.Steps
 	t.loop.emit(t.event)
 }
 

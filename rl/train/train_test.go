@@ -42,7 +42,11 @@ func TestLearns(t *testing.T) {
 	s := testSettings(60)
 	s.Optimizer.LR, s.CheckpointEvery = 0.3, 10
 	var phases []Phase
+	begun := 0 // steps that are said to be played before anything has finished
 	p, lines, sum, err := play(t, Options{Settings: s, Seed: 1, OnEvent: func(e Event) {
+		if e.Phase == PhasePlay && e.Groups == 0 && e.Step == begun+1 && e.Steps == 60 {
+			begun++
+		}
 		if len(phases) == 0 || phases[len(phases)-1] != e.Phase {
 			phases = append(phases, e.Phase)
 		}
@@ -59,6 +63,9 @@ func TestLearns(t *testing.T) {
 	}
 	if first, last := rate(lines[:5]), rate(lines[50:]); first > 0.5 || last < 0.9 {
 		t.Errorf("the solve rate went from %.2f to %.2f, want from under 0.5 to over 0.9", first, last)
+	}
+	if begun != 60 {
+		t.Errorf("%d steps were said to begin", begun)
 	}
 	if sum.Steps != 60 || sum.Version != p.N || sum.Checkpoint == "" {
 		t.Errorf("summary %+v, version %d", sum, p.N)
