@@ -174,6 +174,8 @@ func TestRefusals(t *testing.T) {
 		"reference policy":  func(s *Settings) { s.Loss.KLCoef = 0.1 },
 		"beta1":             func(s *Settings) { s.Optimizer.Beta1 = 1 },
 		"schedule":          func(s *Settings) { s.Schedule.Kind = "steep" },
+		"record_batches":    func(s *Settings) { s.RecordBatches = -1 },
+		"guard":             func(s *Settings) { s.Guard.MaxRepetition = -0.1 },
 	} {
 		s := testSettings(1)
 		change(&s)

@@ -26,6 +26,13 @@ type Guard struct {
 	Patience   int     `json:"patience" yaml:"patience"`
 }
 
+func (g Guard) check() error {
+	if !(g.MaxRepetition >= 0) || !(g.MaxNonPrintable >= 0) || !(g.MinEntropy >= 0) || !(g.MaxEntropy >= 0) || g.Patience < 0 {
+		return fmt.Errorf("guard: %+v; no field may be negative", g)
+	}
+	return nil
+}
+
 // Health is what the guard measures.
 type Health struct {
 	Repetition   float64 `json:"repetition"`

@@ -94,10 +94,26 @@ type Options struct {
 	OnEvent func(Event)
 }
 
-func (s Settings) check() error {
-	return errors.Join(positive("steps", s.Steps), positive("token_budget", s.TokenBudget), positive("epochs", s.Epochs),
+// Check refuses settings that Train would refuse, with all of its reasons.
+func (s Settings) Check() error {
+	errs := []error{positive("steps", s.Steps), positive("token_budget", s.TokenBudget), positive("epochs", s.Epochs),
 		positive("minibatches", s.Minibatches), positive("checkpoint_every", s.CheckpointEvery),
-		positive("keep_checkpoints", s.KeepCheckpoints), positive("max_skipped", s.MaxSkipped), s.Optimizer.check(), s.Schedule.check())
+		positive("keep_checkpoints", s.KeepCheckpoints), positive("max_skipped", s.MaxSkipped),
+		s.Optimizer.check(), s.schedule().check(), s.Guard.check()}
+	if s.RecordBatches < 0 {
+		errs = append(errs, fmt.Errorf("record_batches is %d; it is a number of steps, 0 for none", s.RecordBatches))
+	}
+	_, err := rl.New(s.Objective, s.Loss)
+	_, _, err2 := s.estimator()
+	return errors.Join(append(errs, err, err2)...)
+}
+
+// schedule is the one given, over all updates of the run where it has no total.
+func (s Settings) schedule() Schedule {
+	if s.Schedule.Total == 0 && s.Schedule.Kind != ConstantLR {
+		s.Schedule.Total = s.Steps * s.Epochs * s.Minibatches
+	}
+	return s.Schedule
 }
 
 // estimator is the named one, with its settings or these, and its credit of turns.

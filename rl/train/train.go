@@ -26,10 +26,8 @@ func Train(ctx context.Context, o Options, learner Learner, game Game) (sum Summ
 			err = fmt.Errorf("train: %w", err)
 		}
 	}()
-	if o.Schedule.Total == 0 && o.Schedule.Kind != ConstantLR {
-		o.Schedule.Total = o.Steps * o.Epochs * o.Minibatches
-	}
-	if err := o.Settings.check(); err != nil {
+	o.Schedule = o.Settings.schedule()
+	if err := o.Settings.Check(); err != nil {
 		return sum, fmt.Errorf("settings: %w", err)
 	}
 	estimator, credit, err := o.estimator()

@@ -3,6 +3,7 @@ package selfplay
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -110,25 +111,10 @@ type gameState struct {
 
 // NewGame checks the options and makes a game whose episodes runner plays.
 func NewGame(runner *rollout.Runner, opts GameOptions) (*Game, error) {
-	opts.Requirements = opts.Requirements.withDefaults()
-	if opts.Mode == "" {
-		opts.Mode = SelfPlay
-	}
-	if opts.Signal == "" {
-		opts.Signal = SignalSolveRate
-	}
-	if opts.Mode == InjectionOnly {
-		opts.Signal = SignalValidation
-	}
-	if opts.Alpha == 0 {
-		opts.Alpha = Alpha
-	}
-	if len(opts.Strategies) == 0 {
-		opts.Strategies = map[Strategy]float64{Removal: 1, History: 1}
-	}
-	if err := opts.check(); err != nil {
+	if err := errors.Join(opts.checkRepos(), opts.Check()); err != nil {
 		return nil, err
 	}
+	opts = opts.withDefaults()
 	g := &Game{opts: opts, runner: runner, state: gameState{SecondOrder: map[string][]string{}}}
 	g.opts.Env.Backend = countedBackend{opts.Env.Backend}
 	g.opts.Env = g.opts.Env.withDefaults()
@@ -143,7 +129,27 @@ func NewGame(runner *rollout.Runner, opts GameOptions) (*Game, error) {
 	return g, nil
 }
 
-func (o GameOptions) check() error {
+func (o GameOptions) withDefaults() GameOptions {
+	o.Requirements = o.Requirements.withDefaults()
+	if o.Mode == "" {
+		o.Mode = SelfPlay
+	}
+	if o.Signal == "" {
+		o.Signal = SignalSolveRate
+	}
+	if o.Mode == InjectionOnly {
+		o.Signal = SignalValidation
+	}
+	if o.Alpha == 0 {
+		o.Alpha = Alpha
+	}
+	if len(o.Strategies) == 0 {
+		o.Strategies = map[Strategy]float64{Removal: 1, History: 1}
+	}
+	return o
+}
+
+func (o GameOptions) checkRepos() error {
 	if len(o.Repos) == 0 {
 		return fmt.Errorf("game: no repository to play in")
 	}
@@ -157,10 +163,27 @@ func (o GameOptions) check() error {
 			return fmt.Errorf("game: repair-only needs bugs, and the pool of %s has none", r.Name)
 		}
 	}
+	return nil
+}
+
+// Check refuses what no game can be played by, whatever its repositories.
+func (o GameOptions) Check() error {
+	o = o.withDefaults()
+	total := 0.
 	for s, w := range o.Strategies {
-		if s != Removal && s != History && s != Direct || w < 0 {
+		if s != Removal && s != History && s != Direct || !(w >= 0) || math.IsInf(w, 0) {
 			return fmt.Errorf("game: strategy %q with weight %v; there are removal, history and direct, and weights are not negative", s, w)
 		}
+		total += w
+	}
+	if total == 0 {
+		return errors.New("game: all weights of strategies are 0")
+	}
+	if o.Signal != SignalSolveRate && o.Signal != SignalValidation {
+		return fmt.Errorf("game: no signal is called %q; there are %s and %s", o.Signal, SignalSolveRate, SignalValidation)
+	}
+	if !(o.Alpha > 0) || math.IsInf(o.Alpha, 0) {
+		return fmt.Errorf("game: alpha is %v; it must be positive and finite", o.Alpha)
 	}
 	switch o.Mode {
 	case SelfPlay, InjectionOnly:

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -488,5 +489,31 @@ func TestDrawsBelongToTheirLabels(t *testing.T) {
 	}
 	if n := secondOrderGroups(0.25, 9); n != 3 {
 		t.Errorf("a quarter beside 9 groups is %d, want 3", n)
+	}
+}
+
+func TestGameOptionsCheck(t *testing.T) {
+	fine := GameOptions{InjectorGroups: 1, InjectorsPerPrompt: 1, SolversPerBug: 1}
+	if err := fine.Check(); err != nil {
+		t.Error(err)
+	}
+	for want, change := range map[string]func(*GameOptions){
+		`no mode is called "solo"`:   func(o *GameOptions) { o.Mode = "solo" },
+		`no signal is called "luck"`: func(o *GameOptions) { o.Signal = "luck" },
+		"alpha is -1":                func(o *GameOptions) { o.Alpha = -1 },
+		"alpha is NaN":               func(o *GameOptions) { o.Alpha = math.NaN() },
+		`strategy "luck"`:            func(o *GameOptions) { o.Strategies = map[Strategy]float64{"luck": 1} },
+		"weight NaN":                 func(o *GameOptions) { o.Strategies = map[Strategy]float64{Direct: math.NaN()} },
+		"all weights":                func(o *GameOptions) { o.Strategies = map[Strategy]float64{Direct: 0} },
+		"0 injector groups":          func(o *GameOptions) { o.InjectorGroups = 0 },
+		"0 solvers":                  func(o *GameOptions) { o.SolversPerBug = 0 },
+		"resample is 1":              func(o *GameOptions) { o.Resample = 1 },
+		"second-order fraction 1":    func(o *GameOptions) { o.SecondOrderFraction = 1 },
+	} {
+		o := fine
+		change(&o)
+		if err := o.Check(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want an error with %q, have %v", want, err)
+		}
 	}
 }
