@@ -33,6 +33,7 @@ type warmstartCmd struct {
 	HeldOut  []string `type:"existingdir" sep:"none" placeholder:"DIR" help:"A folder of bugs that must not be made: they are for evaluation. May be repeated."`
 	Episodes string   `type:"existingfile" placeholder:"FILE" help:"Learn from these episodes (an earlier OUT/episodes.jsonl) instead of playing new ones."`
 	BugOnly  bool     `name:"bugs-only" help:"Make the bugs and stop: for a held-out set, with a seed of its own."`
+	Recipe   string   `type:"existingfile" placeholder:"FILE" help:"How the repository's functions and tests are written and run, for scripted players; needed unless it is Python with unittest. See examples/recipes."`
 	Strategy string   `enum:"removal,history,both" default:"both" help:"How the scripted bugs are made: removal, history, or both as far as the history goes. A held-out set of both leaves a short history nothing to learn from."`
 	Careful  float64  `default:"0.6" help:"Share of the scripted players that test their work before they submit it, and mend it."`
 	Slip     float64  `default:"0.4" help:"Probability that a command of a careful player goes wrong, so that there is something to mend. Such turns are not imitated."`
@@ -83,7 +84,11 @@ func (c *warmstartCmd) Run(ctx context.Context, o output) (err error) {
 	if err != nil {
 		return err
 	}
-	return c.teach(ctx, o, w.repo, episodes)
+	err = c.teach(ctx, o, w.repo, episodes)
+	if err != nil {
+		fmt.Fprintf(o.err, "the episodes are kept; go on with the same command and --episodes %s\n", c.Episodes)
+	}
+	return err
 }
 
 // record has the scripted players play, and writes their bugs and episodes.
@@ -122,17 +127,41 @@ func (c *warmstartCmd) play(ctx context.Context, o output, w *world) (*selfplay.
 	if err != nil {
 		return nil, err
 	}
+	recipe, err := c.recipe()
+	if err != nil {
+		return nil, err
+	}
 	var strategies map[selfplay.Strategy]float64 // nil: both, evenly
 	if c.Strategy != "both" {
 		strategies = map[selfplay.Strategy]float64{selfplay.Strategy(c.Strategy): 1}
 	}
-	return selfplay.Warmstart(ctx, w.repo, selfplay.NewValidator(w.backend, w.repo, conf.validation()), selfplay.WarmstartOptions{
-		Bugs: c.Bugs, Seed: c.Seed, Strategies: strategies, Exclude: exclude, Targets: c.Targets, Requirements: c.requirements(), Env: env, Turns: c.Turns, InFlight: c.InFlight,
+	warm, err := selfplay.Warmstart(ctx, w.repo, selfplay.NewValidator(w.backend, w.repo, conf.validation()), selfplay.WarmstartOptions{
+		Recipe: recipe, Bugs: c.Bugs, Seed: c.Seed, Strategies: strategies, Exclude: exclude, Targets: c.Targets, Requirements: c.requirements(), Env: env, Turns: c.Turns, InFlight: c.InFlight,
 		Careful: c.Careful, Slip: c.Slip, Shy: c.Shy,
 		Progress: func(kept, tried, plans int) {
 			fmt.Fprintf(o.err, "scripted episodes: %d bugs kept, %d of %d plans tried\n", kept, tried, plans)
 		},
 	})
+	if errors.Is(err, selfplay.ErrNoRecipe) {
+		err = fmt.Errorf("%w; give --recipe FILE, as in examples/recipes", err)
+	}
+	return warm, err
+}
+
+// recipe reads the file of --recipe; nil is the built-in one.
+func (c *warmstartCmd) recipe() (*selfplay.Recipe, error) {
+	if c.Recipe == "" {
+		return nil, nil
+	}
+	data, err := os.ReadFile(c.Recipe)
+	if err != nil {
+		return nil, err
+	}
+	var r selfplay.Recipe
+	if err := loadStrict(document{c.Recipe, data}, &r); err != nil {
+		return nil, fmt.Errorf("recipe %w", err)
+	}
+	return &r, nil
 }
 
 // heldOut are the patch-ids of some folders' injections.
@@ -236,7 +265,7 @@ func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo,
 		return err
 	}
 	defer g.Close()
-	opts := train.SFTOptions{SFTSettings: c.settings(), Dir: filepath.Join(c.Out, "sft"), Seed: c.Seed}
+	opts := train.SFTOptions{SFTSettings: c.settings(), Dir: filepath.Join(c.Out, "sft"), Seed: c.Seed, Resume: true} // where it was interrupted
 	lessons, err := c.lessons(t, repo, episodes)
 	if err != nil {
 		return err
@@ -259,6 +288,12 @@ func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo,
 	if c.JSON {
 		return printJSON(o.out, map[string]any{"model": out, "bugs": filepath.Join(c.Out, bugsDir), "episodes": len(examples), "updates": sum.Steps})
 	}
+	seeding := ""
+	if c.Targets && c.Recipe == "" {
+		seeding = " --set game.seeding=true"
+	}
+	fmt.Fprintf(o.err, "go on with: ssr train --repo %s --model %s --run DIR --set episodes.prompts=%s --set episodes.limits.turns=%d%s\n",
+		c.Repo, out, c.Prompts, c.Turns, seeding)
 	return check(fmt.Fprintf(o.out, "model: %s\n", out))
 }
 

@@ -149,8 +149,11 @@ func (c *recipe) command(name string, d RecipeData) (string, error) {
 	return b.String(), nil
 }
 
+// ErrNoRecipe is wrapped by FindRecipe where no built-in recipe fits.
+var ErrNoRecipe = errors.New("no built-in recipe fits this repository: the only one is for Python with unittest")
+
 // FindRecipe picks the built-in recipe that fits a repository by looking at its
-// files. The error says what to supply when none does.
+// files, or returns ErrNoRecipe.
 func FindRecipe(files []string) (Recipe, error) {
 	r := PythonRecipe()
 	c, err := r.compile()
@@ -167,7 +170,7 @@ func FindRecipe(files []string) (Recipe, error) {
 		}
 	}
 	if sources == 0 || tests == 0 {
-		return Recipe{}, fmt.Errorf("no built-in recipe fits this repository (%d Python sources, %d Python tests); supply one", sources, tests)
+		return Recipe{}, fmt.Errorf("%w, and here are %d Python sources and %d Python tests", ErrNoRecipe, sources, tests)
 	}
 	return r, nil
 }
