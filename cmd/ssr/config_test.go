@@ -2,10 +2,12 @@ package main
 
 import (
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v4"
 )
 
 // What is written reads back equal, whatever a field holds.
@@ -44,6 +46,46 @@ func TestConfigNamesEveryField(t *testing.T) {
 		}
 	}
 	walk(reflect.TypeFor[config](), "config")
+}
+
+// The file that users read says what the code does, and names every field.
+func TestDefaultYAML(t *testing.T) {
+	read, err := parseConfig([]document{{"default.yaml", defaultYAML}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := parseConfig(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, read); d != "" {
+		t.Error(d)
+	}
+	off := regexp.MustCompile(`(?m)^( *)# ((?:  )*[a-z_]+:(?: |$))`)
+	all := off.ReplaceAll(defaultYAML, []byte("$1$2"))
+	if _, err := parseConfig([]document{{"default.yaml, all on", all}}); err != nil {
+		t.Error(err)
+	}
+	var have map[string]any
+	if err := yaml.Load(all, &have); err != nil {
+		t.Fatal(err)
+	}
+	var walk func(v reflect.Type, have map[string]any, path string)
+	walk = func(v reflect.Type, have map[string]any, path string) {
+		for i := range v.NumField() {
+			f := v.Field(i)
+			tag, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+			value, ok := have[tag]
+			if !ok {
+				t.Errorf("default.yaml does not say %s.%s", path, tag)
+			}
+			// What an objective has, ssr objective show prints.
+			if below, ok := value.(map[string]any); ok && f.Type.Kind() == reflect.Struct && tag != "loss" {
+				walk(f.Type, below, path+"."+tag)
+			}
+		}
+	}
+	walk(reflect.TypeFor[config](), have, "")
 }
 
 func FuzzConfig(f *testing.F) {

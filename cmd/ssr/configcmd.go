@@ -1,25 +1,25 @@
 package main
 
 import (
+	_ "embed"
 	"fmt"
 
 	"github.com/ssr-go/ssr/rollout/selfplay"
 )
 
 type configCmd struct {
-	Default configDefaultCmd `cmd:"" help:"Print the default configuration."`
+	Default configDefaultCmd `cmd:"" help:"Print every setting with its default and what it means."`
 	Check   configCheckCmd   `cmd:"" help:"Read a configuration and print it with everything resolved."`
 }
 
+// defaultYAML is defaultConfig with what each field means.
+//
+//go:embed default.yaml
+var defaultYAML []byte
+
 type configDefaultCmd struct{}
 
-func (configDefaultCmd) Run(o output) error {
-	data, err := defaultConfig().marshal()
-	if err != nil {
-		return err
-	}
-	return check(o.out.Write(data))
-}
+func (configDefaultCmd) Run(o output) error { return check(o.out.Write(defaultYAML)) }
 
 type configCheckCmd struct {
 	File string   `arg:"" type:"existingfile" help:"The configuration."`
