@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
 	"github.com/ssr-go/ssr/model/gen"
+	"github.com/ssr-go/ssr/model/token"
 	"github.com/ssr-go/ssr/rl"
 	"github.com/ssr-go/ssr/rl/train"
 	"github.com/ssr-go/ssr/rollout"
@@ -365,32 +368,75 @@ func (c *config) absolute() error {
 	return nil
 }
 
-// check refuses what cannot be run, naming the field and its flag.
+// checkPaths refuses a run without the folders that it needs, naming their flags.
+func (c config) checkPaths() error {
+	return refuse(
+		rule(c.Repo != "", "repo: give the repository to play in (--repo DIR)"),
+		rule(c.Model != "", "model: give the policy to start from (--model DIR); ssr warmstart makes one"),
+		rule(c.Run != "", "run: give the folder to write (--run DIR)"),
+		rule(c.Repo == "" || isDir(c.Repo), "repo: %s is not a folder", c.Repo),
+		rule(c.Model == "" || isURL(c.Model) || isDir(c.Model), "model: %s is not a folder", c.Model))
+}
+
+// check refuses values that nothing can be played or trained with, all of them at once.
 func (c config) check() error {
-	var errs []error
-	need := func(ok bool, format string, args ...any) {
-		if !ok {
-			errs = append(errs, fmt.Errorf(format, args...))
-		}
+	device := c.Policy.Device.check()
+	_, dtype := dtype(c.Policy.DType)
+	_, protocol := token.ProtocolNamed(c.Episodes.Protocol)
+	_, prompts := selfplay.LoadPrompts(c.Episodes.Prompts, c.Episodes.PromptsDir)
+	e := c.Episodes
+	errs := []error{
+		in("policy.device", device), in("policy.dtype", dtype), in("episodes.protocol", protocol), in("episodes.prompts", prompts),
+		c.gameOptions().Check(), in("train", c.Train.Check()),
+		rule(c.Game.Mode != selfplay.RepairOnly || c.Game.Bugs != "", "game.bugs: repair-only needs a folder of bugs"),
+		rule(e.InFlight > 0, "episodes.in_flight is %d; it must be positive", e.InFlight),
+		rule(e.TopP <= 1 && e.MinP <= 1, "episodes: top_p %g and min_p %g must lie in [0, 1]", e.TopP, e.MinP),
+		rule(c.Policy.Replicas > 0, "policy.replicas is %d; it must be positive", c.Policy.Replicas),
+		rule(c.Policy.Kernels == "" || c.Policy.Kernels == libtorchKernels, "policy.kernels is %q; want %s or nothing", c.Policy.Kernels, libtorchKernels),
+		rule(slices.Contains([]string{"", "local", "docker"}, c.Sandbox.Backend), "sandbox.backend: no backend %q; there are local and docker", c.Sandbox.Backend),
+		rule(c.Eval.Attempts > 0, "eval.attempts is %d; it must be positive", c.Eval.Attempts),
 	}
-	need(c.Repo != "", "repo: give the repository to play in (--repo DIR)")
-	need(c.Model != "", "model: give the policy to start from (--model DIR); ssr warmstart makes one")
-	need(c.Run != "", "run: give the folder to write (--run DIR)")
-	need(c.Repo == "" || isDir(c.Repo), "repo: %s is not a folder", c.Repo)
-	need(c.Model == "" || isURL(c.Model) || isDir(c.Model), "model: %s is not a folder", c.Model)
-	need(c.Game.Mode != selfplay.RepairOnly || c.Game.Bugs != "", "game.bugs: repair-only needs a folder of bugs")
-	need(c.Episodes.InFlight > 0, "episodes.in_flight is %d; it must be positive", c.Episodes.InFlight)
-	need(c.Episodes.Temperature >= 0 && c.Episodes.TopP >= 0 && c.Episodes.TopP <= 1 && c.Episodes.TopK >= 0 && c.Episodes.MinP >= 0 && c.Episodes.MinP <= 1,
-		"episodes: temperature %g and top_k %d must not be negative, top_p %g and min_p %g must lie in [0, 1]",
-		c.Episodes.Temperature, c.Episodes.TopK, c.Episodes.TopP, c.Episodes.MinP)
-	need(c.Policy.Replicas > 0, "policy.replicas is %d; it must be positive", c.Policy.Replicas)
-	err := c.Policy.Device.check()
-	need(err == nil, "policy.device: %w", err)
-	need(c.Policy.Kernels == "" || c.Policy.Kernels == libtorchKernels, "policy.kernels is %q; want %s or nothing", c.Policy.Kernels, libtorchKernels)
-	need(c.Policy.DeviceBytes >= 0, "policy.device_bytes is %d; it must not be negative", c.Policy.DeviceBytes)
-	need(c.Policy.MaxStale >= 0, "policy.max_stale is %d; it must not be negative", c.Policy.MaxStale)
-	need(c.Eval.Injections >= 0, "eval.injections is %d; it must not be negative", c.Eval.Injections)
-	need(c.Eval.Attempts > 0, "eval.attempts is %d; it must be positive", c.Eval.Attempts)
+	for _, part := range []struct {
+		name   string
+		fields any
+	}{{"policy", c.Policy}, {"game", c.Game}, {"episodes", c.Episodes}, {"sandbox", c.Sandbox}, {"eval", c.Eval}} {
+		errs = append(errs, notNegative(part.name, reflect.ValueOf(part.fields))...)
+	}
+	return refuse(errs...)
+}
+
+// notNegative returns an error for each number below v that is negative or none.
+func notNegative(name string, v reflect.Value) (errs []error) {
+	switch {
+	case v.Kind() == reflect.Pointer && !v.IsNil():
+		return notNegative(name, v.Elem())
+	case v.Kind() == reflect.Struct:
+		for i := range v.NumField() {
+			key, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
+			errs = append(errs, notNegative(name+"."+key, v.Field(i))...)
+		}
+	case v.CanInt() && v.Int() < 0, v.CanFloat() && !(v.Float() >= 0):
+		errs = append(errs, fmt.Errorf("%s is %v; it must not be negative", name, v))
+	}
+	return errs
+}
+
+func rule(ok bool, format string, args ...any) error {
+	if ok {
+		return nil
+	}
+	return fmt.Errorf(format, args...)
+}
+
+// in says which field an error is about.
+func in(field string, err error) error {
+	if err != nil {
+		err = fmt.Errorf("%s: %w", field, err)
+	}
+	return err
+}
+
+func refuse(errs ...error) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("configuration:\n%w", err)
 	}

@@ -31,6 +31,9 @@ func (c *configCheckCmd) Run(o output) error {
 	if err != nil {
 		return err
 	}
+	if err := conf.check(); err != nil {
+		return err
+	}
 	data, err := conf.marshal()
 	if err != nil {
 		return err

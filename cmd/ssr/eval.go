@@ -88,7 +88,7 @@ func (c *evalCmd) Run(ctx context.Context, o output) (err error) {
 		conf.Repo = c.Repo
 	}
 	conf.Run = "eval"
-	if err := conf.check(); err != nil {
+	if err := errors.Join(conf.checkPaths(), conf.check()); err != nil {
 		return err
 	}
 	x, err := newExam(c.Bugs, c.Injections, c.Attempts)
@@ -222,7 +222,7 @@ func (t *setup) inject(ctx context.Context, n, attempts int) (groups []*rollout.
 		return nil, err
 	}
 	only := *t
-	only.conf.Game.Mode = selfplay.InjectionOnly
+	only.conf.Game.Mode, only.conf.Game.Resample = selfplay.InjectionOnly, 0
 	only.conf.Game.InjectorGroups, only.conf.Game.InjectorsPerPrompt = n, attempts
 	game, err := only.game(ctx, pool)
 	if err != nil {

@@ -157,7 +157,7 @@ func (t *setup) game(ctx context.Context, pool *selfplay.Pool) (*selfplay.Game, 
 	if g.Seeding {
 		recipe, err := selfplay.FindRecipe(t.repo.Files())
 		if err != nil {
-			return nil, fmt.Errorf("game.seeding: %w", err)
+			return nil, fmt.Errorf("game.seeding: %w; set it to false", err)
 		}
 		planner, err := selfplay.NewPlanner(ctx, t.backend, t.repo, recipe)
 		if err != nil {
@@ -165,13 +165,20 @@ func (t *setup) game(ctx context.Context, pool *selfplay.Pool) (*selfplay.Game, 
 		}
 		repo.Targets = planner.Targets()
 	}
-	return selfplay.NewGame(t.runner, selfplay.GameOptions{
-		Mode: g.Mode, Seed: t.conf.Seed, Repos: []selfplay.GameRepo{repo}, Env: t.env, Validation: t.conf.validation(),
-		Requirements: g.Requirements, RequirementsMax: g.RequirementsMax,
+	options := t.conf.gameOptions()
+	options.Repos, options.Env = []selfplay.GameRepo{repo}, t.env
+	return selfplay.NewGame(t.runner, options)
+}
+
+// gameOptions are those of the configuration, without what has to be opened.
+func (c config) gameOptions() selfplay.GameOptions {
+	g := c.Game
+	return selfplay.GameOptions{
+		Mode: g.Mode, Seed: c.Seed, Validation: c.validation(), Requirements: g.Requirements, RequirementsMax: g.RequirementsMax,
 		InjectorGroups: g.InjectorGroups, InjectorsPerPrompt: g.InjectorsPerPrompt, SolversPerBug: g.SolversPerBug,
 		MaxSolverGroups: g.MaxSolverGroups, SolverGroups: g.SolverGroups, Resample: g.Resample, SecondOrderFraction: g.SecondOrderFraction,
 		Strategies: g.Strategies, Signal: g.Signal, Alpha: g.Alpha,
-	})
+	}
 }
 
 // trainGame is a selfplay.Game as the loop wants it, with evaluations between

@@ -24,7 +24,7 @@ type trainCmd struct {
 	Model  string   `type:"existingdir" help:"The policy to start from."`
 	RunDir string   `name:"run" type:"path" help:"The folder to write; it must not hold a run yet."`
 	Resume string   `type:"existingdir" placeholder:"RUN" help:"Go on with a run, by its own configuration."`
-	Steps  int      `help:"Training steps of the whole run."`
+	Steps  *int     `help:"Training steps of the whole run."`
 	Seed   *uint64  `help:"Seed of every draw."`
 	Set    []string `help:"Override a field of the configuration." placeholder:"KEY.KEY=VALUE" sep:"none"`
 	// Processes that a launcher starts (docs/parallel.md).
@@ -62,7 +62,8 @@ func (c *trainCmd) lead(ctx context.Context, o output, ps *processes) error {
 	}
 	summary, err := c.train(ctx, o, conf, ps)
 	if err != nil {
-		if ctx.Err() != nil || ps != nil && ps.group.Err() != nil {
+		ended := ctx.Err() != nil || ps != nil && ps.group.Err() != nil
+		if ended && exists(filepath.Join(conf.Run, configName)) {
 			fmt.Fprintf(o.err, "go on with: ssr train --resume %s\n", conf.Run)
 		}
 		return err
@@ -111,10 +112,10 @@ func (c *trainCmd) config() (config, error) {
 		if conf.Run, err = filepath.Abs(c.Resume); err != nil { // the folder may have been moved
 			return conf, err
 		}
-		if c.Steps > 0 {
-			conf.Train.Steps = c.Steps
+		if c.Steps != nil {
+			conf.Train.Steps = *c.Steps
 		}
-		return conf, nil
+		return conf, conf.check()
 	}
 	conf, err := readConfig(c.Config, c.Set)
 	if err != nil {
@@ -128,13 +129,13 @@ func (c *trainCmd) config() (config, error) {
 			*f.to = f.flag
 		}
 	}
-	if c.Steps > 0 {
-		conf.Train.Steps = c.Steps
+	if c.Steps != nil {
+		conf.Train.Steps = *c.Steps
 	}
 	if c.Seed != nil {
 		conf.Seed = *c.Seed
 	}
-	if err := errors.Join(conf.absolute(), conf.check()); err != nil {
+	if err := errors.Join(conf.absolute(), conf.checkPaths(), conf.check()); err != nil {
 		return conf, err
 	}
 	if exists(filepath.Join(conf.Run, configName)) {
@@ -179,9 +180,6 @@ func (c *trainCmd) train(ctx context.Context, o output, conf config, ps *process
 	if err != nil {
 		return sum, err
 	}
-	if err := given.write(); err != nil {
-		return sum, err
-	}
 	conf.Policy.CacheBytes, given.Policy.CacheBytes = plan.Cache, plan.Cache
 	if err := ps.lead(ctx, given, start); err != nil {
 		return sum, err
@@ -216,6 +214,9 @@ func (c *trainCmd) train(ctx context.Context, o output, conf config, ps *process
 		view.Println(fmt.Sprintf("measured after step %d: %s, %.0f s", e.Step, e, e.Seconds))
 	})
 	if err != nil {
+		return sum, err
+	}
+	if err := given.write(); err != nil { // from here on there is a run, to go on with
 		return sum, err
 	}
 	sum, err = train.Train(ctx, train.Options{
