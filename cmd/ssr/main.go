@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"reflect"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -73,6 +74,7 @@ func run(args []string, o output) int {
 		kong.Exit(func(code int) { exited = code; panic(exitNow{}) }),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(o),
+		kong.PostBuild(func(k *kong.Kong) error { return kong.Visit(k.Model, placeHolder) }),
 	)
 	if err != nil {
 		panic(err) // the grammar above is wrong
@@ -84,14 +86,22 @@ func run(args []string, o output) int {
 	if exited >= 0 {
 		return exited
 	}
+	if err == nil {
+		var errs []error
+		for _, f := range kctx.Flags() {
+			errs = append(errs, notNegative("--"+f.Name, f.Target)...)
+		}
+		err = errors.Join(errs...)
+	}
 	if err != nil {
 		fmt.Fprintf(o.err, "ssr: %v\n", err)
 		var p *kong.ParseError
-		if errors.As(err, &p) && p.Context != nil {
-			if n := p.Context.Selected(); n != nil {
-				fmt.Fprintf(o.err, "see %s --help\n", n.FullPath())
-				return exitError
-			}
+		if errors.As(err, &p) {
+			kctx = p.Context
+		}
+		if kctx != nil && kctx.Selected() != nil {
+			fmt.Fprintf(o.err, "see %s --help\n", kctx.Selected().FullPath())
+			return exitError
 		}
 		fmt.Fprintln(o.err, "see ssr --help")
 		return exitError
@@ -111,6 +121,27 @@ func run(args []string, o output) int {
 		fmt.Fprintf(o.err, "ssr: %v\n", err)
 		return exitError
 	}
+}
+
+// placeHolder says in help what kind of value a flag without a default takes.
+func placeHolder(node kong.Visitable, next kong.Next) error {
+	if f, ok := node.(*kong.Flag); ok && f.PlaceHolder == "" && !f.HasDefault {
+		kind := f.Target.Kind()
+		if kind == reflect.Pointer {
+			kind = f.Target.Type().Elem().Kind()
+		}
+		switch {
+		case f.Tag.Type == "existingdir":
+			f.PlaceHolder = "DIR"
+		case f.Tag.Type == "existingfile":
+			f.PlaceHolder = "FILE"
+		case f.Tag.Type == "path":
+			f.PlaceHolder = "PATH"
+		case kind >= reflect.Int && kind <= reflect.Float64:
+			f.PlaceHolder = "N"
+		}
+	}
+	return next(nil)
 }
 
 // exitNow unwinds the parser after --help.

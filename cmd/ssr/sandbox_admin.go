@@ -21,7 +21,7 @@ type systemFlags struct {
 	Image   string `help:"Image that docker's sandboxes show."`
 	Runtime string `help:"OCI runtime of docker, such as runsc."`
 
-	Launcher string `default:"" enum:",native,bwrap" help:"What makes the namespaces of local sandboxes: native or bwrap; by default native where it works."`
+	Launcher string `default:"" enum:",native,bwrap" placeholder:"native|bwrap" help:"What makes the namespaces of local sandboxes: native or bwrap; by default native where it works."`
 }
 
 // config completes a backend's name. done removes what was unpacked.

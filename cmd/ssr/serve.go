@@ -47,6 +47,9 @@ func (c *serveCmd) Run(ctx context.Context, o output) error {
 	}
 	shape := p.Config()
 	blocks := c.CacheBytes / model.CacheBlock(shape)
+	if blocks == 0 {
+		return fmt.Errorf("--cache-bytes is %d; one block of %d tokens takes %d", c.CacheBytes, native.BlockTokens, model.CacheBlock(shape))
+	}
 	options := serve.Options{
 		Name: cmp.Or(c.Name, filepath.Base(dir)), StopTokens: shape.EOS, Deadline: c.Deadline,
 		Context: min(shape.MaxPositions, int(blocks)*native.BlockTokens),
