@@ -170,7 +170,7 @@ func (c *bugVerdictCmd) Run(ctx context.Context, o output) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	a, report, err := c.report(ctx, v)
+	a, report, err := c.report(ctx, o, v)
 	if err != nil {
 		return err
 	}
@@ -186,8 +186,12 @@ func (c *bugVerdictCmd) Run(ctx context.Context, o output) (err error) {
 	}
 	word := map[bool]string{true: "solved", false: "not solved"}[verdict.Solved]
 	fmt.Fprintf(o.out, "%s: %s\n", word, ui.Printable(verdict.Reason))
-	for _, id := range slices.Sorted(maps.Keys(verdict.Tests)) {
-		if s := verdict.Tests[id]; s != selfplay.Passed {
+	tests, ran := slices.Sorted(maps.Keys(verdict.Tests)), false
+	for _, id := range tests {
+		ran = ran || verdict.Tests[id] != selfplay.Missing
+	}
+	for _, id := range tests {
+		if s := verdict.Tests[id]; ran && s != selfplay.Passed {
 			fmt.Fprintf(o.out, "  %-8s %s\n", s, ui.Printable(id))
 		}
 	}
@@ -195,9 +199,10 @@ func (c *bugVerdictCmd) Run(ctx context.Context, o output) (err error) {
 }
 
 // report takes the artifact's own report.json, or validates it when there is none.
-func (c *bugVerdictCmd) report(ctx context.Context, v *selfplay.Validator) (selfplay.Artifact, selfplay.Report, error) {
+func (c *bugVerdictCmd) report(ctx context.Context, o output, v *selfplay.Validator) (selfplay.Artifact, selfplay.Report, error) {
 	report, err := selfplay.LoadReport(c.Artifact)
 	if errors.Is(err, fs.ErrNotExist) {
+		fmt.Fprintf(o.err, "%s has no report.json: validating it first; ssr bug validate --write keeps one\n", c.Artifact)
 		return c.validate(ctx, v)
 	}
 	if err != nil {
@@ -290,6 +295,9 @@ type bugShowCmd struct {
 
 func (c *bugShowCmd) Run(o output) error {
 	b, err := selfplay.LoadBug(c.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w; ssr bug validate --write makes the report of an artifact", err)
+	}
 	if err != nil {
 		return err
 	}

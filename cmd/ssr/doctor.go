@@ -156,7 +156,7 @@ func probeMemory(context.Context) finding {
 	total := uint64(info.Totalram) * uint64(info.Unit)
 	f := finding{Name: "memory", OK: total >= lowMemory, Found: fmt.Sprintf("%.1f GiB", float64(total)/(1<<30))}
 	if !f.OK {
-		f.Advice = "less than 4 GiB: lower game.in_flight and train.token_budget"
+		f.Advice = "less than 4 GiB: lower episodes.in_flight and train.token_budget"
 	}
 	return f
 }

@@ -30,13 +30,15 @@ type sftFlags struct {
 	Clip        float64 `default:"1" help:"Bound on the gradient's norm; 0 for none."`
 	Seed        uint64  `default:"1" help:"Seed of every draw."`
 	Workers     int     `help:"CPU workers; 0 means one per core."`
+
+	CheckpointEvery int `help:"Updates between checkpoints, from which a run goes on; 0 means an epoch."`
 }
 
 func (f sftFlags) settings() train.SFTSettings {
 	s := train.DefaultSFTSettings()
 	s.Epochs, s.BatchSize, s.TokenBudget = f.Epochs, f.BatchSize, f.TokenBudget
 	s.Optimizer.LR, s.Optimizer.WeightDecay, s.Optimizer.Clip = f.LR, f.WeightDecay, f.Clip
-	s.Schedule.Warmup = f.Warmup
+	s.Schedule.Warmup, s.CheckpointEvery = f.Warmup, f.CheckpointEvery
 	return s
 }
 
@@ -100,6 +102,9 @@ func (c *sftCmd) Run(ctx context.Context, o output) error {
 	}
 	sum, err := p.fit(ctx, o, train.SFTOptions{SFTSettings: c.settings(), Dir: c.Out, Seed: c.Seed, Resume: c.Resume}, examples, nil)
 	if err != nil {
+		if ctx.Err() != nil {
+			fmt.Fprintln(o.err, "go on with: the same command and --resume")
+		}
 		return err
 	}
 	if p.LoRA() != nil {
