@@ -41,6 +41,19 @@ func readMixed(t *testing.T) (m mixed, texts []string) {
 	return m, texts
 }
 
+func parseFile(t testing.TB, name string) *Tokenizer {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok, err := parse(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tok
+}
+
 // pieces reads the golden tokenizer of the SentencePiece kind, rewritten to the
 // other form when a scheme is given.
 func pieces(t testing.TB, scheme string) *Tokenizer {
@@ -71,14 +84,17 @@ func pieces(t testing.TB, scheme string) *Tokenizer {
 // tokens have the ids of Hugging Face's library, and decode to the same text.
 func TestMixedStringsMatchHuggingFace(t *testing.T) {
 	m, texts := readMixed(t)
-	if m.Count < 5000 || len(m.Hashes) != 6 {
+	if m.Count < 5000 || len(m.Hashes) != 8 {
 		t.Fatalf("%d strings, %d tokenizers in the golden file", m.Count, len(m.Hashes))
 	}
 	for name, hashes := range m.Hashes {
 		var tok *Tokenizer
-		if kind, scheme, _ := strings.Cut(name, " "); kind == "pieces" {
-			tok = pieces(t, scheme)
-		} else {
+		switch kind, form, _ := strings.Cut(name, " "); {
+		case kind == "pieces":
+			tok = pieces(t, form)
+		case form == "file":
+			tok = parseFile(t, kind+".json")
+		default:
 			tok = trained(t, Pattern(name))
 		}
 		for i, want := range hashes {

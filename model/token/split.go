@@ -2,6 +2,7 @@ package token
 
 import (
 	"fmt"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 )
@@ -15,36 +16,41 @@ const (
 	GPT2   Pattern = "gpt2"
 	Llama3 Pattern = "llama3" // digits in groups of up to three
 	Qwen2  Pattern = "qwen2"  // digits one by one
+	Tekken Pattern = "tekken" // Mistral's: words end where the case rises
 )
 
-// The regular expressions as they stand in published tokenizer.json files.
-const (
-	llama3Regex = `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
-	qwen2Regex  = `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
-	gpt2Regex   = `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
-)
-
-func patternOf(regex string) (Pattern, error) {
-	switch regex {
-	case llama3Regex:
-		return Llama3, nil
-	case qwen2Regex:
-		return Qwen2, nil
-	case gpt2Regex:
-		return GPT2, nil
-	}
-	return "", fmt.Errorf("pre-tokenizer pattern %q is not one of GPT-2's, Llama 3's and Qwen2's", regex)
+// regexes are the regular expressions as they stand in published tokenizer.json files.
+var regexes = map[Pattern]string{
+	GPT2:   `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`,
+	Llama3: `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`,
+	Qwen2:  `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`,
+	Tekken: `[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`,
 }
 
-// class is what the patterns can tell about a character.
+func patternOf(regex string) (Pattern, error) {
+	for p, r := range regexes {
+		if r == regex {
+			return p, nil
+		}
+	}
+	return "", fmt.Errorf("pre-tokenizer pattern %q is not one of GPT-2's, Llama 3's, Qwen2's and Tekken's", regex)
+}
+
+// class is what the patterns can tell about a character, a bit each.
 type class uint8
 
 const (
-	other   class = iota // neither of the below, invalid UTF-8 included
-	letter               // \p{L}
-	number               // \p{N}
-	space                // \s but not a line end
-	newline              // \r or \n
+	other    class = 1 << iota // none of the below, invalid UTF-8 included
+	mark                       // \p{M}
+	upper                      // \p{Lu} or \p{Lt}
+	lower                      // \p{Ll}
+	caseless                   // \p{Lm} or \p{Lo}
+	number                     // \p{N}
+	space                      // \s but not a line end
+	newline                    // \r or \n
+
+	letter = upper | lower | caseless // \p{L}
+	symbol = other | mark             // [^\s\p{L}\p{N}]
 )
 
 var asciiClass = func() (t [utf8.RuneSelf]class) {
@@ -60,9 +66,15 @@ func unicodeClass(r rune) class {
 		return newline
 	case unicode.IsSpace(r):
 		return space
-	case unicode.IsLetter(r) || unicode.Is(newLetters, r):
-		return letter
-	case unicode.IsNumber(r) || unicode.Is(newNumbers, r):
+	case unicode.In(r, unicode.Ll, newLower):
+		return lower
+	case unicode.In(r, unicode.Lo, unicode.Lm, newCaseless):
+		return caseless
+	case unicode.In(r, unicode.Lu, unicode.Lt, newUpper):
+		return upper
+	case unicode.In(r, unicode.M, newMarks):
+		return mark
+	case unicode.In(r, unicode.N, newNumbers):
 		return number
 	}
 	return other
@@ -77,12 +89,12 @@ func classAt(s string) (class, int) {
 	return unicodeClass(r), n
 }
 
-// run returns the length of the prefix of s made of characters of class c.
+// run returns the length of the prefix of s made of characters of the classes in c.
 func run(s string, c class) int {
 	i := 0
 	for i < len(s) {
 		k, n := classAt(s[i:])
-		if k != c {
+		if k&c == 0 {
 			break
 		}
 		i += n
@@ -100,6 +112,8 @@ func (p Pattern) next(s string) int {
 		return nextLlama3(s, 3)
 	case Qwen2:
 		return nextLlama3(s, 1)
+	case Tekken:
+		return nextTekken(s)
 	}
 	panic("token: unknown pattern " + string(p))
 }
@@ -112,8 +126,10 @@ func nextGPT2(s string) int {
 	if s[0] == ' ' && len(s) > 1 {
 		skip = 1
 	}
-	if c, _ := classAt(s[skip:]); c != space && c != newline {
-		return skip + run(s[skip:], c)
+	for _, c := range []class{letter, number, symbol} {
+		if n := run(s[skip:], c); n > 0 {
+			return skip + n
+		}
 	}
 	return whitespace(s, false)
 }
@@ -124,7 +140,7 @@ func nextLlama3(s string, digits int) int {
 	}
 	c, n := classAt(s)
 	switch c {
-	case letter:
+	case upper, lower, caseless:
 		return n + run(s[n:], letter)
 	case number:
 		for range digits - 1 {
@@ -138,19 +154,69 @@ func nextLlama3(s string, digits int) int {
 			n += m
 		}
 		return n
-	case space, other:
+	case space, other, mark:
 		if k := run(s[n:], letter); k > 0 {
 			return n + k
 		}
 	}
+	return nextSymbols(s, "\r\n")
+}
+
+// nextSymbols measures a piece that is no word and no number: symbols after a space or
+// not, with what follows of the bytes in tail, or else white space.
+func nextSymbols(s, tail string) int {
 	skip := 0
 	if s[0] == ' ' {
 		skip = 1
 	}
-	if k := run(s[skip:], other); k > 0 {
-		return skip + k + run(s[skip+k:], newline)
+	if k := run(s[skip:], symbol); k > 0 {
+		rest := s[skip+k:]
+		return len(s) - len(strings.TrimLeft(rest, tail))
 	}
 	return whitespace(s, true)
+}
+
+func nextTekken(s string) int {
+	c, n := classAt(s)
+	switch {
+	case c == number:
+		return n
+	case c&(space|symbol) != 0:
+		if k := word(s[n:]); k > 0 {
+			return n + k
+		}
+		if c == mark { // a word by itself, as capitals after it are not enough of one
+			return n
+		}
+		if k := run(s[n:], upper); k > 0 {
+			return n + k
+		}
+	case c != newline:
+		if k := word(s); k > 0 {
+			return k
+		}
+		return run(s, upper)
+	}
+	return nextSymbols(s, "\r\n/")
+}
+
+// word measures a word at the start of s that has more than capitals: what is not lower
+// case, then what is not upper; 0 where there is none. Where nothing lower follows,
+// capitals at the end are not of it.
+func word(s string) int {
+	begin := run(s, upper|caseless|mark)
+	if k := run(s[begin:], lower|caseless|mark); k > 0 {
+		return begin + k
+	}
+	end := 0
+	for i := 0; i < begin; {
+		c, n := classAt(s[i:])
+		i += n
+		if c != upper {
+			end = i
+		}
+	}
+	return end
 }
 
 // whitespace measures a piece that starts with white space: with lines, up to

@@ -3,9 +3,12 @@ package token
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"pgregory.net/rapid"
 )
 
 // Text that spells a special token cannot become it.
@@ -89,7 +92,7 @@ func TestTrainIsDeterministicAndBounded(t *testing.T) {
 }
 
 func TestSaveLoadRoundTrip(t *testing.T) {
-	for _, p := range []Pattern{GPT2, Llama3, Qwen2} {
+	for _, p := range []Pattern{GPT2, Llama3, Qwen2, Tekken} {
 		tok, dir, again := trained(t, p), t.TempDir(), t.TempDir()
 		if err := tok.Save(dir); err != nil {
 			t.Fatal(err)
@@ -110,6 +113,30 @@ func TestSaveLoadRoundTrip(t *testing.T) {
 		if !slices.Equal(tok.Encode(text), loaded.Encode(text)) || loaded.VocabSize() != tok.VocabSize() {
 			t.Errorf("%s: the loaded tokenizer encodes differently", p)
 		}
+	}
+}
+
+// Where none of its look-ahead is reached, Tekken's pattern is one that regexp knows.
+func TestTekkenMatchesRegexp(t *testing.T) {
+	all, _, ok := strings.Cut(regexes[Tekken], `|\s+(?!`)
+	if !ok {
+		t.Fatal("the pattern has no look-ahead")
+	}
+	re, matched := regexp.MustCompile("^(?:"+all+")"), 0
+	// Two of each class, one of them ASCII where there is one, and what the pattern names.
+	character := rapid.SampledFrom([]rune("aßAǅʰ日\u0301\u0ECE1½ \t\n\r/'!🙂"))
+	rapid.Check(t, func(t *rapid.T) {
+		text := string(rapid.SliceOfN(character, 1, 12).Draw(t, "text"))
+		want := len(re.FindString(text))
+		if got := Tekken.next(text); want > 0 && got != want {
+			t.Fatalf("%q: the first piece is %q, want %q", text, text[:got], text[:want])
+		}
+		if want > 0 {
+			matched++
+		}
+	})
+	if matched < 50 {
+		t.Errorf("%d matches compared", matched)
 	}
 }
 
@@ -237,7 +264,7 @@ func FuzzRoundTrip(f *testing.F) {
 	for _, s := range []string{"", "it's 123\r\n\n x", "\xff\xfe a\x80", "日本 <|im_end|>", strings.Repeat("ab", 90)} {
 		f.Add(s)
 	}
-	toks := []*Tokenizer{trained(f, GPT2), trained(f, Llama3), trained(f, Qwen2)}
+	toks := []*Tokenizer{trained(f, GPT2), trained(f, Llama3), trained(f, Qwen2), parseFile(f, "tekken.json")}
 	sentence := pieces(f, "")
 	f.Fuzz(func(t *testing.T, s string) {
 		ids := sentence.Encode(s)
@@ -255,7 +282,7 @@ func FuzzRoundTrip(f *testing.F) {
 				t.Errorf("%s: %q comes back as %q", tok.pattern, s, got)
 			}
 			for _, id := range ids {
-				if int(id) < len(ChatMLSpecials) {
+				if int(id) < len(tok.added) {
 					t.Errorf("%s: %q encodes to the special id %d", tok.pattern, s, id)
 				}
 			}

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"container/heap"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -35,7 +34,7 @@ func Train(corpus []string, o TrainOptions) (*Tokenizer, error) {
 		o.Pattern = Qwen2
 	}
 	switch {
-	case o.Pattern != GPT2 && o.Pattern != Llama3 && o.Pattern != Qwen2:
+	case regexes[o.Pattern] == "":
 		return nil, fmt.Errorf("token: unknown pattern %q", o.Pattern)
 	case o.VocabSize < 256+len(o.Specials):
 		return nil, fmt.Errorf("token: vocabulary size %d is less than the %d specials and 256 bytes", o.VocabSize, len(o.Specials))
@@ -272,18 +271,10 @@ func (t *Tokenizer) render() (map[string][]byte, error) {
 }
 
 func renderPreTokenizer(p Pattern) (json.RawMessage, error) {
-	var regex string
-	switch p {
-	case GPT2:
+	if p == GPT2 {
 		return json.RawMessage(`{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true}`), nil
-	case Llama3:
-		regex = llama3Regex
-	case Qwen2:
-		regex = qwen2Regex
-	default:
-		return nil, errors.New("unknown pattern " + string(p))
 	}
-	quoted, err := marshal(regex)
+	quoted, err := marshal(regexes[p])
 	return json.RawMessage(`{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":` + strings.TrimSpace(string(quoted)) +
 		`},"behavior":"Isolated","invert":false},{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false}]}`), err
 }

@@ -12,6 +12,7 @@ Writes  model/token/testdata/classes.json   the characters of each class
                                             learns from the corpus, texts with ids
         model/token/testdata/trained.json   texts and chats with ids, by our file
         model/token/testdata/pieces.json    a tokenizer of the SentencePiece kind
+        model/token/testdata/tekken.json    a tokenizer as Mistral's newer models have
         model/token/testdata/mixed.json     fragments of which Go and Python make the
                                             same strings, and hashes of their ids
 """
@@ -28,13 +29,15 @@ PATTERNS = {
     "gpt2": None,
     "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "tekken": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def classes():
     out = {}
-    for name, regex in (("letter", r"\p{L}"), ("number", r"\p{N}"), ("space", r"\s")):
+    for name, regex in (("upper", r"[\p{Lu}\p{Lt}]"), ("lower", r"\p{Ll}"), ("caseless", r"[\p{Lm}\p{Lo}]"),
+                        ("mark", r"\p{M}"), ("number", r"\p{N}"), ("space", r"\s")):
         split, ranges = pre_tokenizers.Split(Regex(regex), "removed"), []
         for c in range(0x110000):
             if 0xD800 <= c < 0xE000 or split.pre_tokenize_str(chr(c)):
@@ -171,6 +174,20 @@ def with_metaspace(f, scheme):
         "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}}
 
 
+def tekken(corpus):
+    """A tokenizer.json as Mistral Nemo's: its pattern, unnamed specials, ignore_merges, and tokens that no merge makes."""
+    f = json.loads(train(PATTERNS["tekken"], corpus).to_str())
+    specials = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"] + [f"<SPECIAL_{i}>" for i in range(5, 20)]
+    vocab = specials + [v for v in f["model"]["vocab"] if v not in SPECIALS] + ["ĠServer", "HTTPServer", "Restaurant", "(self"]
+    f["added_tokens"] = [{**f["added_tokens"][0], "id": i, "content": s} for i, s in enumerate(specials)]
+    f["model"] |= {"vocab": {v: i for i, v in enumerate(vocab)}, "ignore_merges": True}
+    f["post_processor"] = {"type": "TemplateProcessing", "single": [
+        {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}}
+    return f
+
+
 def load(f):
     return Tokenizer.from_str(json.dumps(f))
 
@@ -192,6 +209,9 @@ def main():
         golden[name] = {"merges": [" ".join(m) for m in merges], "ids": [t.encode(s, add_special_tokens=False).ids for s in strings]}
         sums[name] = hashes(t, mix)
     dump("hf.json", {"texts": strings, "patterns": golden})
+    f = tekken(corpus)
+    dump("tekken.json", f)
+    sums["tekken file"] = hashes(load(f), mix)
     f = pieces(corpus)
     dump("pieces.json", f)
     sums["pieces"] = hashes(load(f), mix)
