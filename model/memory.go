@@ -8,9 +8,12 @@ type Footprint struct {
 	Gradients   int64 `json:"gradients"`
 	Optimizer   int64 `json:"optimizer"`
 	Activations int64 `json:"activations"`
+	// Reserved is what arenas ask for beside Activations and never touch, which costs a
+	// CPU nothing.
+	Reserved int64 `json:"reserved"`
 }
 
-// Total is the sum.
+// Total is the sum of what is touched.
 func (f Footprint) Total() int64 { return f.Weights + f.Gradients + f.Optimizer + f.Activations }
 
 // TrainingMemory foretells the footprint of a policy of this shape that is trained,
@@ -60,26 +63,58 @@ func TrainingMemory(c Config, o Options, workers int, lengths []int) (f Footprin
 	}
 	lo, hi := o.Shard.bounds(live)
 	f = Footprint{Weights: size*int64(weights) + 2*int64(half), Gradients: size * int64(workers*live), Optimizer: size * int64(kept*(hi-lo))}
+	book := func(m *meter) {
+		used, reserved := m.need()
+		f.Activations += used
+		f.Reserved += reserved
+	}
+	for _, dealt := range o.deal(workers, lengths) {
+		m := newMeter(c, o)
+		m.train(dealt)
+		book(m)
+		if o.LoRA != nil { // the adapters are merged one matrix at a time
+			m := newMeter(c, o)
+			m.Take(max(c.Intermediate, c.Hidden, c.Heads*c.HeadDim) * o.LoRA.Rank)
+			book(m)
+		}
+	}
+	f.Activations += o.beside(c, o.segmentRows(lengths), 4)
+	return f, nil
+}
+
+// deal gives workers segments of sequences of these lengths, as a packed batch is.
+func (o Options) deal(workers int, lengths []int) [][]segment {
 	offsets := make([]int, len(lengths)+1)
 	for i, n := range lengths {
 		offsets[i+1] = offsets[i] + n
 	}
-	for _, dealt := range segments(make([]int32, offsets[len(lengths)]), offsets, workers, o.segmentTokens()) {
-		m := newMeter(c, o)
-		m.train(dealt)
-		f.Activations += m.Held()
-		if o.LoRA != nil { // the adapters are merged one matrix at a time
-			m := newMeter(c, o)
-			m.Take(max(c.Intermediate, c.Hidden, c.Heads*c.HeadDim) * o.LoRA.Rank)
-			f.Activations += m.Held()
-		}
-	}
-	rows := o.segmentTokens()
+	return segments(make([]int32, offsets[len(lengths)]), offsets, workers, o.segmentTokens())
+}
+
+// segmentRows is the most tokens of a segment of such sequences.
+func (o Options) segmentRows(lengths []int) int {
+	rows, all := o.segmentTokens(), 0
 	for _, n := range lengths {
-		rows = max(rows, n)
+		rows, all = max(rows, n), all+n
 	}
-	f.Activations += o.beside(c, min(rows, offsets[len(lengths)]), 4)
-	return f, nil
+	return min(rows, all)
+}
+
+// ScoringMemory foretells the activations of Logprobs of sequences of these lengths, on
+// all workers, and what is reserved beside them as Footprint has it.
+func ScoringMemory(c Config, o Options, workers int, lengths []int) (bytes, reserved int64) {
+	if o.Device != torch.CPU {
+		workers = 1
+	}
+	for _, dealt := range o.deal(workers, lengths) {
+		m := newMeter(c, o)
+		for _, seg := range dealt {
+			m.score(seg)
+		}
+		used, beside := m.need()
+		bytes, reserved = bytes+used, reserved+beside
+	}
+	return bytes + o.beside(c, o.segmentRows(lengths), 4), reserved
 }
 
 // beside estimates the most bytes that libtorch takes beside the tensors of a policy on
@@ -103,8 +138,9 @@ func (o Options) size() int {
 }
 
 // SamplingMemory foretells the activations of a generation step of so many rows, of
-// which some are sampled, on one worker.
-func SamplingMemory(c Config, o Options, rows, sampled, logits int) int64 {
+// which some are sampled, on one worker, and what is reserved beside them as Footprint
+// has it.
+func SamplingMemory(c Config, o Options, rows, sampled, logits int) (bytes, reserved int64) {
 	m := newMeter(c, o)
 	m.Take(sampled * c.Hidden)
 	m.Take(rows * c.Hidden)
@@ -113,14 +149,14 @@ func SamplingMemory(c Config, o Options, rows, sampled, logits int) int64 {
 	m.forward(rows)
 	m.Release(mark)
 	m.Take(logits * c.VocabSize)
-	held := m.Held()
+	bytes, reserved = m.need()
 	if o.Device != torch.CPU {
 		// Sampling has fourteen arrays like the logits; attention has the keys and values
 		// that it gathers, and their copies.
 		gathered := 3 * max(pagedElements, c.MaxPositions*2*c.KVHeads*c.HeadDim)
-		held += max(o.beside(c, rows, 14), int64(gathered)*int64(o.size()))
+		bytes += max(o.beside(c, rows, 14), int64(gathered)*int64(o.size()))
 	}
-	return held
+	return bytes, reserved
 }
 
 // CacheBlock is the bytes of a block of native.BlockTokens tokens in a KV cache over all
@@ -149,18 +185,44 @@ type meter struct {
 	*torch.Meter
 	p *Policy // a shape and options, no tensors
 	shapes
+	touched []int // elements at the beginning of each slab
 }
 
-func newMeter(c Config, o Options) meter {
+func newMeter(c Config, o Options) *meter {
 	compute := torch.Float32
 	if o.DType == torch.Float64 {
 		compute = torch.Float64
 	}
-	return meter{torch.NewMeter(compute), &Policy{config: c, options: o}, newShapes(c)}
+	return &meter{Meter: torch.NewMeter(compute), p: &Policy{config: c, options: o}, shapes: newShapes(c)}
+}
+
+// Take books n elements.
+func (m *meter) Take(n int) {
+	slab, at := m.Meter.Take(n)
+	if slab == len(m.touched) {
+		m.touched = append(m.touched, 0)
+	}
+	m.touched[slab] = max(m.touched[slab], at+n)
+}
+
+// A CPU's system gives memory a large page at a time as it is touched.
+const largePage = 2 << 20
+
+// need is the bytes that come to be used, and what is asked for beside them.
+func (m *meter) need() (used, reserved int64) {
+	held := m.Held()
+	if m.p.options.Device != torch.CPU {
+		return held, 0
+	}
+	for _, n := range m.touched {
+		used += (int64(n*m.p.options.size()) + largePage - 1) / largePage * largePage
+	}
+	used = min(used, held)
+	return used, held - used
 }
 
 // train books Accumulate's passes over a worker's segments.
-func (m meter) train(dealt []segment) {
+func (m *meter) train(dealt []segment) {
 	c, recompute := m.p.config, m.p.options.Recompute
 	var marks []torch.Mark
 	for _, seg := range dealt {
@@ -188,13 +250,13 @@ func (m meter) train(dealt []segment) {
 		for range 3 { // scores
 			m.Take(predicted)
 		}
-		m.head(predicted)
+		m.head(predicted, m.p.keepsLogits())
 	}
 	for i := len(dealt) - 1; i >= 0; i-- {
 		n, predicted := len(dealt[i].tokens), len(dealt[i].tokens)-len(dealt[i].offsets)+1
 		m.Take(n * c.Hidden)
 		m.Take(predicted)
-		m.head(predicted)
+		m.head(predicted, m.p.keepsLogits())
 		if m.p.options.FreezeLayers < c.Layers {
 			m.backward(n)
 		}
@@ -202,11 +264,27 @@ func (m meter) train(dealt []segment) {
 	}
 }
 
-// head books one chunk of the head.
-func (m meter) head(predicted int) {
+// score books scoreSegment.
+func (m *meter) score(seg segment) {
+	n, predicted := len(seg.tokens), len(seg.tokens)-len(seg.offsets)+1
+	begin := m.Mark()
+	m.Take(n * m.p.config.Hidden)
+	mark := m.Mark()
+	m.activations(n, false)
+	m.forward(n)
+	m.Release(mark)
+	for range 3 {
+		m.Take(predicted)
+	}
+	m.head(predicted, false)
+	m.Release(begin)
+}
+
+// head books one chunk of the head, whose logits may be kept elsewhere.
+func (m *meter) head(predicted int, kept bool) {
 	mark := m.Mark()
 	for lo, hi := range m.p.headChunks(predicted) {
-		if !m.p.keepsLogits() {
+		if !kept {
 			m.Take((hi - lo) * m.p.config.VocabSize)
 		}
 		m.Take((hi - lo) * m.p.config.Hidden)
@@ -216,7 +294,7 @@ func (m meter) head(predicted int) {
 }
 
 // activations books newActivations.
-func (m meter) activations(rows int, training bool) {
+func (m *meter) activations(rows int, training bool) {
 	c := m.p.config
 	m.Take(rows * m.qkv)
 	m.Take(rows * m.att)
@@ -236,7 +314,7 @@ func (m meter) activations(rows int, training bool) {
 }
 
 // forward books what layerForward takes beside the activations.
-func (m meter) forward(rows int) {
+func (m *meter) forward(rows int) {
 	c := m.p.config
 	half := m.p.rounds()
 	m.Take(rows * c.Hidden)
@@ -251,7 +329,7 @@ func (m meter) forward(rows int) {
 }
 
 // backward books layerBackward.
-func (m meter) backward(rows int) {
+func (m *meter) backward(rows int) {
 	c := m.p.config
 	if m.p.options.Recompute {
 		m.activations(rows, true)

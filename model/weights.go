@@ -222,6 +222,18 @@ func (o Options) packing(compute torch.DType) (dtype torch.DType, length func(in
 	return 0, nil
 }
 
+// MatrixBytes is what a step reads of the matrices, as the products take them.
+func (p *Policy) MatrixBytes() (n int) {
+	for _, l := range p.weights.linears() {
+		t := l.packed
+		if t == nil {
+			t = l.W
+		}
+		n += t.Len() * t.DType().Size()
+	}
+	return n
+}
+
 func (w *Weights) free() {
 	for _, t := range w.views {
 		t.Free()

@@ -94,16 +94,21 @@ type policyConfig struct {
 
 // options are the model's, of the first replica.
 func (c policyConfig) options() (model.Options, error) {
-	d, err := dtype(c.DType)
-	if err != nil {
-		return model.Options{}, fmt.Errorf("policy.dtype: %w", err)
-	}
 	on, err := c.devices()
 	if err != nil {
 		return model.Options{}, err
 	}
+	return c.optionsOn(on[0])
+}
+
+// optionsOn are the options on a device that has been opened.
+func (c policyConfig) optionsOn(on torch.Device) (model.Options, error) {
+	d, err := dtype(c.DType)
+	if err != nil {
+		return model.Options{}, fmt.Errorf("policy.dtype: %w", err)
+	}
 	return model.Options{
-		DType: d, Device: on[0], Workers: c.workers(), Recompute: c.Recompute, LoRA: c.LoRA, FreezeLayers: c.FreezeLayers, EMA: c.EMA,
+		DType: d, Device: on, Workers: c.workers(), Recompute: c.Recompute, LoRA: c.LoRA, FreezeLayers: c.FreezeLayers, EMA: c.EMA,
 		Determinism: c.Determinism, Shard: model.Shard{Of: c.Replicas},
 	}, nil
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/ssr-go/ssr/kernels/cuda/gpu"
+	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
 	"github.com/ssr-go/ssr/model/budget"
 	"github.com/ssr-go/ssr/model/engine"
@@ -24,13 +25,41 @@ func fits(o output, p budget.Plan, available int64) error {
 	return fmt.Errorf("the run needs %s of memory and %s are free", budget.Size(p.All()), budget.Size(available))
 }
 
-// memory plans what the run needs whose policy has this shape, in this process.
-func (c config) memory(shape model.Config, ps *processes) (budget.Plan, error) {
-	o, err := c.Policy.options()
+// room is the memory that there is: on the device of each replica, as configured or what
+// is free of the GPU that has least, and for all that this process does; 0 is unknown.
+// The processes of a machine have an equal part of its memory each.
+type room struct {
+	on                torch.Device // the first replica's
+	device, available int64
+}
+
+func (c config) room(ps *processes) (room, error) {
+	devices, err := c.Policy.devices()
 	if err != nil {
-		return budget.Plan{}, err
+		return room{}, err
 	}
-	device, err := c.Policy.deviceBytes()
+	r := room{on: devices[0], device: c.Policy.DeviceBytes}
+	if _, ok := r.on.GPU(); !ok {
+		r.available = availableMemory() / ps.sharing()
+		return r, nil
+	}
+	for i := 0; i < len(devices) && c.Policy.DeviceBytes == 0; i++ {
+		number, _ := devices[i].GPU()
+		free, err := gpu.Free(number)
+		if err != nil {
+			return room{}, err
+		}
+		if i == 0 || free < r.device {
+			r.device = free
+		}
+	}
+	r.available = int64(len(devices)) * r.device
+	return r, nil
+}
+
+// memory plans what the run needs whose policy has this shape, in this process.
+func (c config) memory(shape model.Config, r room, ps *processes) (budget.Plan, error) {
+	o, err := c.Policy.optionsOn(r.on)
 	if err != nil {
 		return budget.Plan{}, err
 	}
@@ -38,50 +67,26 @@ func (c config) memory(shape model.Config, ps *processes) (budget.Plan, error) {
 	return budget.Make(budget.Run{
 		Model: shape, Options: o, Replicas: c.Policy.Replicas, MicroBatch: c.Train.TokenBudget, Longest: c.Episodes.Limits.Context,
 		Engine:    &engine.Options{MaxSequences: c.Policy.Batch, CacheBytes: c.Policy.CacheBytes},
-		Reference: c.Train.Loss.KLCoef != 0, Device: device,
+		Reference: c.Train.Loss.KLCoef != 0, Device: r.device,
 	})
 }
 
-// deviceBytes is the memory of each replica's device: as configured, or what is free of
-// the GPU that has least; 0 is unknown.
-func (c policyConfig) deviceBytes() (least int64, err error) {
-	devices, err := c.devices()
-	if err != nil || c.DeviceBytes > 0 {
-		return c.DeviceBytes, err
-	}
-	for i, d := range devices {
-		number, ok := d.GPU()
-		if !ok {
-			return 0, nil
-		}
-		free, err := gpu.Free(number)
-		if err != nil {
-			return 0, err
-		}
-		if i == 0 || free < least {
-			least = free
-		}
-	}
-	return least, nil
-}
-
 // foretell says how much memory the run will need, and refuses one that does not
-// fit, with changes that would make it fit. The processes of a machine have an equal
-// part of its memory each.
+// fit, with changes that would make it fit.
 func (c config) foretell(o output, dir string, ps *processes) (budget.Plan, error) {
 	shape, err := model.ReadConfig(dir)
 	if err != nil {
 		return budget.Plan{}, err
 	}
-	p, err := c.memory(shape, ps)
+	r, err := c.room(ps)
+	if err != nil {
+		return budget.Plan{}, err
+	}
+	p, err := c.memory(shape, r, ps)
 	if err != nil && !errors.Is(err, budget.ErrTooLarge) {
 		return p, err
 	}
-	available, unknown := c.available(ps)
-	if unknown != nil {
-		return p, unknown
-	}
-	if without := fits(o, p, available); err == nil {
+	if without := fits(o, p, r.available); err == nil {
 		err = without
 	}
 	if err == nil {
@@ -89,12 +94,12 @@ func (c config) foretell(o output, dir string, ps *processes) (budget.Plan, erro
 	}
 	var advice []string
 	for _, change := range c.reductions() {
-		less, failed := change.config.memory(shape, ps)
+		less, failed := change.config.memory(shape, r, ps)
 		if failed != nil && !errors.Is(failed, budget.ErrTooLarge) || less.All() >= p.All() {
 			continue
 		}
 		enough := ""
-		if failed == nil && less.All() <= available {
+		if failed == nil && less.All() <= r.available {
 			enough = ", which fits"
 		}
 		advice = append(advice, fmt.Sprintf("%s makes it %s%s", change.name, budget.Size(less.All()), enough))
@@ -103,20 +108,6 @@ func (c config) foretell(o output, dir string, ps *processes) (budget.Plan, erro
 		err = fmt.Errorf("%w: %s", err, strings.Join(advice, "; "))
 	}
 	return p, err
-}
-
-// available is the memory that the plan may take: of the GPUs that compute, or else a
-// process's part of the machine's; 0 is unknown.
-func (c config) available(ps *processes) (int64, error) {
-	devices, err := c.Policy.devices()
-	if err != nil {
-		return 0, err
-	}
-	if _, ok := devices[0].GPU(); ok {
-		each, err := c.Policy.deviceBytes()
-		return int64(len(devices)) * each, err
-	}
-	return availableMemory() / ps.sharing(), nil
 }
 
 type reduction struct {

@@ -34,7 +34,7 @@ type Run struct {
 	Device int64
 }
 
-// Plan is the most bytes that a run's tensors hold at a time.
+// Plan is the most bytes of a run's tensors that are in memory at a time.
 type Plan struct {
 	// Footprint is training in each of Replicas.
 	model.Footprint
@@ -56,7 +56,8 @@ func Make(r Run) (p Plan, err error) {
 	if w <= 0 || r.Replicas <= 0 || r.MicroBatch <= 0 || r.Longest <= 0 {
 		return p, fmt.Errorf("budget: %d workers, %d replicas, micro-batches of %d and sequences of %d tokens must be positive", w, r.Replicas, r.MicroBatch, r.Longest)
 	}
-	if p.Footprint, err = model.TrainingMemory(r.Model, r.Options, w, full(r.MicroBatch, r.Longest)); err != nil {
+	lengths := full(r.MicroBatch, r.Longest)
+	if p.Footprint, err = model.TrainingMemory(r.Model, r.Options, w, lengths); err != nil {
 		return p, fmt.Errorf("budget: %w", err)
 	}
 	if r.Reference {
@@ -65,10 +66,14 @@ func Make(r Run) (p Plan, err error) {
 		if err != nil {
 			return p, fmt.Errorf("budget: %w", err)
 		}
-		p.Reference = f.Weights + int64(w)*model.SamplingMemory(r.Model, frozen, r.Longest, 0, 16)
+		scoring, reserved := model.ScoringMemory(r.Model, frozen, w, lengths)
+		p.Reference = f.Weights + scoring
+		p.Reserved += reserved
 	}
 	if r.Engine != nil {
-		p.Cache, p.Sampling = engine.Memory(r.Model, r.Options, w, *r.Engine)
+		var reserved int64
+		p.Cache, p.Sampling, reserved = engine.Memory(r.Model, r.Options, w, *r.Engine)
+		p.Reserved += reserved
 	}
 	if r.Device == 0 {
 		return p, nil

@@ -70,8 +70,7 @@ type Engine struct {
 	config model.Config
 	opts   Options
 	shards []*shard
-	// weightBytes are all parameters in float32, of which a step reads that much at most;
-	// see together.
+	// weightBytes is what a step reads of the weights; see together.
 	weightBytes int
 
 	wake  chan struct{} // holds one: something changed
@@ -113,10 +112,7 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 	e = &Engine{
 		policy: p, config: c, opts: o, sched: s, active: map[sched.Ticket]*call{},
 		wake: make(chan struct{}, 1), ended: make(chan struct{}),
-		cache: p.NewCache(blocks),
-	}
-	for _, param := range p.Parameters() {
-		e.weightBytes += param.Tensor.Len() * param.Tensor.DType().Size()
+		cache: p.NewCache(blocks), weightBytes: p.MatrixBytes(),
 	}
 	for range workers {
 		e.shards = append(e.shards, &shard{arena: p.NewArena()})
@@ -126,12 +122,21 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 }
 
 // Memory foretells the bytes that an engine over a policy of this shape, of so many
-// workers, takes at most: its KV cache, and a step's activations.
-func Memory(c model.Config, m model.Options, workers int, o Options) (cache, activations int64) {
+// workers, takes at most: its KV cache, and a step's activations with what is reserved
+// beside them, as model.Footprint has it.
+func Memory(c model.Config, m model.Options, workers int, o Options) (cache, activations, reserved int64) {
 	o = o.withDefaults()
-	rows := o.MaxSequences/workers + 1 + max(o.StepTokens, native.BlockTokens)
-	step := model.SamplingMemory(c, m, rows, o.MaxSequences/workers+1, m.LogitRows(c.VocabSize))
-	return o.CacheBytes, int64(workers) * step
+	for worker := range workers {
+		sampled := o.MaxSequences/workers + 1
+		rows := sampled + max(o.StepTokens, native.BlockTokens)
+		if shared := togetherRows * workers; worker == 0 && workers > 1 {
+			// It has all rows of a step whose products are shared.
+			rows, sampled = max(rows, shared), max(sampled, min(shared, o.MaxSequences))
+		}
+		used, beside := model.SamplingMemory(c, m, rows, sampled, min(m.LogitRows(c.VocabSize), sampled))
+		activations, reserved = activations+used, reserved+beside
+	}
+	return o.CacheBytes, activations, reserved
 }
 
 func (o Options) withDefaults() Options {
