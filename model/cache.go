@@ -90,14 +90,6 @@ func (p *Policy) NewArena() *torch.Arena {
 	return p.options.Device.NewArena(torch.Activations, p.flat.DType())
 }
 
-// LogitRows is how many rows of logits are best computed at a time: as many as stay in a
-// CPU's cache from the product to the draw, or fill a GPU, but no fewer than make the
-// product worth reading the head's weights from memory.
-func (o Options) LogitRows(vocab int) int { return max(o.pick(256<<10, deviceElements)/vocab, 32) }
-
-// LogitRows are those of the policy's options.
-func (p *Policy) LogitRows() int { return p.options.LogitRows(p.config.VocabSize) }
-
 const deviceElements = 16 << 20
 
 // pick chooses a size by where the policy is.

@@ -6,17 +6,30 @@ import (
 	"github.com/ssr-go/ssr/kernels/torch"
 )
 
-// headElements bounds the logits that exist at a time: 2 MB of float32, which
-// stay in the cache between the product and the softmax. With a large
-// vocabulary at least headRows rows are taken together.
+// How many logits exist at a time: to score, 2 MB of float32, which stay in the cache
+// between the product and the softmax, and to sample, 1 MB. With a large vocabulary at
+// least so many rows are taken together that the product is worth reading the head's
+// weights from memory.
 const (
-	headElements = 512 << 10
-	headRows     = 16
+	headElements, headRows     = 512 << 10, 16
+	sampleElements, sampleRows = 256 << 10, 32
 )
+
+// logitRows is how many rows make so many logits on a CPU, or fill a GPU, but no fewer
+// than least.
+func (o Options) logitRows(vocab, elements, least int) int {
+	return max(o.pick(elements, deviceElements)/vocab, least)
+}
+
+// LogitRows is how many rows of logits are best computed at a time to sample from.
+func (o Options) LogitRows(vocab int) int { return o.logitRows(vocab, sampleElements, sampleRows) }
+
+// LogitRows are those of the policy's options.
+func (p *Policy) LogitRows() int { return p.options.LogitRows(p.config.VocabSize) }
 
 // headChunks yields the bounds of the chunks of n rows.
 func (p *Policy) headChunks(n int) iter.Seq2[int, int] {
-	size := max(p.options.pick(headElements, deviceElements)/p.config.VocabSize, headRows)
+	size := p.options.logitRows(p.config.VocabSize, headElements, headRows)
 	return func(yield func(lo, hi int) bool) {
 		for lo := 0; lo < n && yield(lo, min(lo+size, n)); lo += size {
 		}

@@ -144,41 +144,36 @@ func unwanted(s *torch.Scope, weight *torch.Tensor) *torch.Tensor {
 
 func (o onCPU[F]) normHeads(w *Layer, a *activations) {
 	rows, qkv := a.qkv.Shape()[0], torch.Data[F](a.qkv)
-	eachHead(o.p.config, w, func(head, first int, weight *torch.Tensor) {
+	for head := range o.p.config.Heads + o.p.config.KVHeads {
+		x, weight := qkv[head*o.p.config.HeadDim:], w.headNorm(o.p.config, head)
 		var rstd []F
 		if a.rstdHeads != nil {
 			rstd = torch.Data[F](a.rstdHeads)[head*rows:][:rows]
 		}
-		o.rmsRows(qkv[first:], torch.Data[F](weight), rows, a.qkv.Shape()[1], qkv[first:], rstd)
-	})
+		o.rmsRows(x, torch.Data[F](weight), rows, a.qkv.Shape()[1], x, rstd)
+	}
 }
 
 func (o onCPU[F]) normHeadsBackward(s *torch.Scope, w, g *Layer, a *activations, dqkv *torch.Tensor) {
 	rows, stride := dqkv.Shape()[0], dqkv.Shape()[1]
 	raw, d, rstd := torch.Data[F](a.raw), torch.Data[F](dqkv), torch.Data[F](a.rstdHeads)
-	eachHead(o.p.config, w, func(head, first int, weight *torch.Tensor) {
-		dweight := g.QNorm
-		if head >= o.p.config.Heads {
-			dweight = g.KNorm
-		}
+	for head := range o.p.config.Heads + o.p.config.KVHeads {
+		first := head * o.p.config.HeadDim
+		weight, dweight := w.headNorm(o.p.config, head), g.headNorm(o.p.config, head)
 		if dweight == nil {
 			dweight = unwanted(s, weight)
 		}
 		native.RMSNormBackward(raw[first:], torch.Data[F](weight), rstd[head*rows:][:rows], d[first:], rows, stride, stride,
 			d[first:], torch.Data[F](dweight))
-	})
+	}
 }
 
-// eachHead calls f for every query and key head with where it begins in a row of
-// qkv and its norm in w.
-func eachHead(c Config, w *Layer, f func(head, first int, weight *torch.Tensor)) {
-	for head := range c.Heads + c.KVHeads {
-		weight := w.QNorm
-		if head >= c.Heads {
-			weight = w.KNorm
-		}
-		f(head, head*c.HeadDim, weight)
+// headNorm is the norm of a head, of the queries first and then of the keys.
+func (l *Layer) headNorm(c Config, head int) *torch.Tensor {
+	if head < c.Heads {
+		return l.QNorm
 	}
+	return l.KNorm
 }
 
 func (o onCPU[F]) rotate(qkv *torch.Tensor, positions indices, inverse bool) {
