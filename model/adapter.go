@@ -191,7 +191,7 @@ func (p *Policy) LoadAdapter(dir string) error {
 		return fmt.Errorf("model: adapter: %s has %s, which the policy's adapters have not", dir, names[0])
 	}
 	for _, param := range p.trained {
-		if err := p.read(param.Tensor, adapterPrefix+param.Name, f.Tensor); err != nil {
+		if err := readTensor(param.Tensor, adapterPrefix+param.Name, f.Tensor, fill); err != nil {
 			return fmt.Errorf("model: adapter: %s: %w", dir, err)
 		}
 	}

@@ -66,17 +66,17 @@ func (p *Policy) LoadWeights(dir string) error {
 // readAll fills the parameters from files that have been checked.
 func (p *Policy) readAll(files *shards) error {
 	for _, param := range p.params {
-		if err := p.read(param.Tensor, param.Name, files.tensor); err != nil {
+		if err := readTensor(param.Tensor, param.Name, files.tensor, p.fill); err != nil {
 			return err
 		}
 	}
 	p.dropFollowers()
-	p.weights.keepBase()
+	p.keepBase()
 	return p.refresh()
 }
 
-// read fills a tensor of weights from a stored one.
-func (p *Policy) read(to *torch.Tensor, name string, from func(string) (safetensors.Tensor, error)) error {
+// readTensor fills a tensor from a stored one.
+func readTensor(to *torch.Tensor, name string, from func(string) (safetensors.Tensor, error), fill func(*torch.Tensor, func() float64)) error {
 	t, err := from(name)
 	if err != nil {
 		return err
@@ -88,7 +88,7 @@ func (p *Policy) read(to *torch.Tensor, name string, from func(string) (safetens
 	if err != nil {
 		return err
 	}
-	p.fill(to, next)
+	fill(to, next)
 	return nil
 }
 

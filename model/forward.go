@@ -195,3 +195,7 @@ func SplitQKV[F float](p *Policy, qkv []F) (q, k, v []F) {
 func (p *Policy) rounds() bool { return p.options.rounds() }
 
 func (o Options) rounds() bool { return o.DType == torch.BFloat16 && o.Device == torch.CPU }
+
+// roundsTrained says whether what Step changes is rounded, so that the exact values are
+// kept elsewhere. Adapters are not.
+func (o Options) roundsTrained() bool { return o.rounds() && o.LoRA == nil }

@@ -15,7 +15,9 @@ import (
 // Low-Rank Adaptation of Large Language Models", ICLR 2022, section 4.1).
 //
 // The sum is kept in the place of W, beside W itself, so that the policy generates
-// and scores as fast as without. Gradients and moments exist for A and B alone.
+// and scores as fast as without. Gradients and moments exist for A and B alone. Where
+// the policy rounds its weights to bfloat16, so is the sum, and W is kept as bfloat16; A
+// and B are not, so that steps too small for the sum add up in them.
 type LoRA struct {
 	Rank int `json:"rank" yaml:"rank"`
 	// Alpha is the numerator of the scale; 0 means Rank.
@@ -134,18 +136,22 @@ func (p *Policy) initAdapters(seed uint64) {
 		}
 		r := rand.New(rand.NewPCG(seed, 1<<32+uint64(i)))
 		bound := 1 / math.Sqrt(float64(param.shape[1]))
-		p.fill(param.Tensor, func() float64 { return bound * (2*r.Float64() - 1) })
+		fill(param.Tensor, func() float64 { return bound * (2*r.Float64() - 1) })
 	}
 }
 
 // keepBase remembers the matrices as they are without adapters.
-func (w *Weights) keepBase() {
+func (p *Policy) keepBase() {
+	w, dtype := p.weights, p.flat.DType()
+	if p.rounds() {
+		dtype = torch.BFloat16 // which they fit in
+	}
 	for _, l := range w.linears() {
 		for i := range l.adapters {
 			a := &l.adapters[i]
 			rows := l.W.Rows(a.lo, a.hi)
 			if a.base == nil {
-				a.base = l.W.Device().New(torch.Weights, l.W.DType(), rows.Shape()...)
+				a.base = l.W.Device().New(torch.Weights, dtype, rows.Shape()...)
 				w.views = append(w.views, a.base)
 			}
 			torch.Copy(a.base, rows)
@@ -155,11 +161,12 @@ func (w *Weights) keepBase() {
 }
 
 // merge computes l.W from its base and adapters.
-func merge(s *torch.Scope, scale float64, l *Linear) {
+func merge(p *Policy, s *torch.Scope, l *Linear) {
 	for _, a := range l.adapters {
 		rows := s.Own(l.W.Rows(a.lo, a.hi))
 		torch.Copy(rows, a.base)
-		torch.AddMatMul(rows, scaled(s, a.b, scale), a.a)
+		torch.AddMatMul(rows, scaled(s, a.b, p.options.LoRA.scale()), a.a)
+		p.ops.round(rows)
 	}
 }
 

@@ -45,13 +45,18 @@ func TrainingMemory(c Config, o Options, workers int, lengths []int) (f Footprin
 		_, live = adapterLayout(c, o.LoRA, o.FreezeLayers)
 		weights += live
 		for _, p := range o.LoRA.targets(c) {
-			weights += (c.Layers - o.FreezeLayers) * (p.hi - p.lo) * p.in
+			base := (c.Layers - o.FreezeLayers) * (p.hi - p.lo) * p.in
+			if o.rounds() {
+				half += base
+			} else {
+				weights += base
+			}
 		}
 	case o.FreezeLayers > 0:
 		live = total - params[firstTrained(c, params, o.FreezeLayers)].offset
 	}
 	kept := 2
-	if o.rounds() {
+	if o.roundsTrained() {
 		kept++
 	}
 	if o.EMA > 0 {

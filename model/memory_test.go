@@ -25,6 +25,7 @@ func TestTrainingMemory(t *testing.T) {
 		"bfloat16":  {small, Options{Workers: 1, DType: torch.BFloat16}},
 		"frozen":    {qwen3, Options{Workers: 2, FreezeLayers: 3}},
 		"adapters":  {small, Options{Workers: 2, LoRA: &LoRA{Rank: 8}}},
+		"half":      {small, Options{Workers: 1, DType: torch.BFloat16, LoRA: &LoRA{Rank: 8}}},
 	} {
 		before := torch.Allocated()
 		torch.ResetPeak()

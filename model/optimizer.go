@@ -258,7 +258,7 @@ func (p *Policy) needOptimizer() {
 		}
 	}
 	exact := weights
-	if p.rounds() {
+	if p.options.roundsTrained() {
 		begin(&p.master, weights)
 		exact = p.master
 	}

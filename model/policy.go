@@ -33,7 +33,7 @@ type Options struct {
 	// gradient checks, or torch.BFloat16 to score as a bfloat16 model does:
 	// weights and every intermediate result are rounded to it, sums are not. It is
 	// trained with float32 weights beside the rounded ones, and float32 gradients
-	// and moments.
+	// and moments. Adapters are float32; the weights with them in are rounded.
 	DType torch.DType
 	// Device is where the weights are and everything is computed; the zero value is
 	// the CPU and its own kernels. On another, in bfloat16 the products are of that
@@ -73,8 +73,6 @@ func (o Options) validate(c Config) error {
 		return fmt.Errorf("%d layers cannot be frozen of %d", o.FreezeLayers, c.Layers)
 	case o.LoRA != nil && o.FreezeLayers == c.Layers:
 		return errors.New("all layers are frozen: there is nothing for adapters to change")
-	case o.LoRA != nil && o.DType == torch.BFloat16:
-		return errors.New("adapters are not supported in bfloat16; use float32")
 	case !(o.EMA >= 0 && o.EMA < 1):
 		return fmt.Errorf("the factor of the mean of the weights is %v; want 0 to less than 1", o.EMA)
 	case o.Shard != Shard{} && (o.Shard.Index < 0 || o.Shard.Index >= o.Shard.Of):
@@ -124,9 +122,9 @@ type Policy struct {
 	training sync.Mutex
 	lanes    []lane
 	moments  *moments // nil until the first update
-	// master, of a bfloat16 policy, is live before it was rounded, and mean its
-	// running mean where Options.EMA asks for one, both of the shard alone; nil until
-	// the first update.
+	// master, of a bfloat16 policy whose weights are trained, is live before it was
+	// rounded, and mean its running mean where Options.EMA asks for one, both of the
+	// shard alone; nil until the first update.
 	master, mean *torch.Tensor
 }
 
@@ -163,7 +161,7 @@ func New(c Config, seed uint64, o Options) (*Policy, error) {
 		})
 	}
 	p.initAdapters(seed)
-	p.weights.keepBase()
+	p.keepBase()
 	return p, p.refresh()
 }
 
@@ -186,7 +184,7 @@ func (p *Policy) refresh() error {
 			}
 			if len(l.adapters) > 0 {
 				s := p.lanes[worker].scratch.Scope()
-				merge(s, p.options.LoRA.scale(), l)
+				merge(p, s, l)
 				s.Close()
 			}
 			p.ops.repack(l)

@@ -26,7 +26,7 @@ func adapted(t *testing.T, c Config, o Options, dir string) *Policy {
 	t.Cleanup(p.Close)
 	r := rand.New(rand.NewPCG(8, 8))
 	for _, param := range p.Trained() {
-		p.fill(param.Tensor, func() float64 { return 0.2 * r.NormFloat64() })
+		fill(param.Tensor, func() float64 { return 0.2 * r.NormFloat64() })
 	}
 	if err := p.Refresh(); err != nil {
 		t.Fatal(err)
@@ -351,6 +351,21 @@ func TestBFloat16Training(t *testing.T) {
 	}
 }
 
+// nearlySame checks that two gradients have nearly the same direction, by the cosine
+// that they have at least, and length, but not the same bits, and gives the length of
+// the first.
+func nearlySame(t *testing.T, a, b []float32, cosine float64) float64 {
+	t.Helper()
+	var ab, aa, bb float64
+	for i := range a {
+		ab, aa, bb = ab+float64(a[i]*b[i]), aa+float64(a[i]*a[i]), bb+float64(b[i]*b[i])
+	}
+	if cos := ab / math.Sqrt(aa*bb); cos < cosine || math.Abs(aa/bb-1) > 0.05 || slices.Equal(a, b) {
+		t.Errorf("cosine %v, squared norms %v and %v", cos, aa, bb)
+	}
+	return math.Sqrt(aa)
+}
+
 // TestBFloat16Gradient: rounding moves the gradient a little, as it moves the
 // log-probabilities.
 func TestBFloat16Gradient(t *testing.T) {
@@ -365,14 +380,104 @@ func TestBFloat16Gradient(t *testing.T) {
 		tokens, offsets := packed(c, 40, 20)
 		accumulateAll(t, half, tokens, offsets)
 		accumulateAll(t, single, tokens, offsets)
-		a, b := torch.Data[float32](sumLanes(half)), torch.Data[float32](sumLanes(single))
-		var ab, aa, bb float64
-		for i := range a {
-			ab, aa, bb = ab+float64(a[i]*b[i]), aa+float64(a[i]*a[i]), bb+float64(b[i]*b[i])
+		nearlySame(t, torch.Data[float32](sumLanes(half)), torch.Data[float32](sumLanes(single)), 0.999)
+	}
+}
+
+// TestBFloat16Adapters: the weights are the sum rounded; the gradient is that of float32
+// and of differences, as far as the rounding lets them; adapters are exact, in training
+// and in files, from which the policy comes back with the same bits.
+func TestBFloat16Adapters(t *testing.T) {
+	c, dir := tiny("qwen3", true), t.TempDir()
+	c.InitStd = 0.1
+	l := &LoRA{Rank: 3, Alpha: 6}
+	base, o := filepath.Join(dir, "base"), Options{Workers: 2, DType: torch.BFloat16, LoRA: l}
+	half := adapted(t, c, o, base)
+	single, err := Load(base, Options{Workers: 2, LoRA: l})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer single.Close()
+	live := torch.Data[float32](half.live)
+	set := func(p *Policy, to func(i int) float32) {
+		for i, into := 0, torch.Data[float32](p.live); i < len(into); i++ {
+			into[i] = to(i)
 		}
-		if cos := ab / math.Sqrt(aa*bb); cos < 0.999 || math.Abs(aa/bb-1) > 0.05 || slices.Equal(a, b) {
-			t.Errorf("%s: cosine %v, squared norms %v and %v", c.ModelType, cos, aa, bb)
+		if err := p.Refresh(); err != nil {
+			t.Fatal(err)
 		}
+	}
+	start := slices.Clone(live)
+	set(single, func(i int) float32 { return start[i] })
+	summed := torch.Data[float32](single.flat)
+	for i, v := range torch.Data[float32](half.flat) {
+		// A bfloat16 is within 2⁻⁸ of what it is rounded from.
+		if v != bf16(v) || math.Abs(float64(v-summed[i])) > math.Abs(float64(summed[i]))/256*1.001 {
+			t.Fatalf("weight %d is %v, the sum %v", i, v, summed[i])
+		}
+	}
+	if !slices.ContainsFunc(live, func(v float32) bool { return v != bf16(v) }) {
+		t.Error("the adapters are rounded")
+	}
+
+	tokens, offsets := packed(c, 40, 20)
+	accumulateAll(t, half, tokens, offsets)
+	accumulateAll(t, single, tokens, offsets)
+	gradient := slices.Clone(torch.Data[float32](sumLanes(half)))
+	norm := nearlySame(t, gradient, torch.Data[float32](sumLanes(single)), 0.995)
+	// Along the gradient, by steps that rounding does not swallow, over which the slope
+	// changes in float32 as well.
+	const h = 0.05
+	slope := func(p *Policy) float64 {
+		loss := map[float32]float64{}
+		for _, sign := range []float32{1, -1} {
+			set(p, func(i int) float32 { return start[i] + sign*h*gradient[i]/float32(norm) })
+			loss[sign], _ = objective(mustLogprobs(t, p, tokens, offsets))
+		}
+		set(p, func(i int) float32 { return start[i] })
+		return (loss[1] - loss[-1]) / (2 * h)
+	}
+	t.Logf("norm of the gradient %v, slope %v, in float32 %v", norm, slope(half), slope(single))
+	if s, want := slope(half), slope(single); math.Abs(s/want-1) > 0.02 || math.Abs(s/norm-1) > 0.2 {
+		t.Errorf("slope %v, in float32 %v, norm of the gradient %v", s, want, norm)
+	}
+
+	want := mustLogprobs(t, half, tokens, offsets)
+	again, err := Load(base, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := errors.Join(half.SaveAdapter(filepath.Join(dir, "adapter"), base), again.LoadAdapter(filepath.Join(dir, "adapter")), half.Save(filepath.Join(dir, "merged"), torch.BFloat16)); err != nil {
+		t.Fatal(err)
+	}
+	merged, err := Load(filepath.Join(dir, "merged"), Options{DType: torch.BFloat16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer merged.Close()
+	for name, other := range map[string]*Policy{"loaded again": again, "merged": merged} {
+		if i := sameBits(mustLogprobs(t, other, tokens, offsets), want); i >= 0 {
+			t.Errorf("%s: token %d has another log-probability", name, i)
+		}
+	}
+	// Steps of 1e-5 move no weight at a time.
+	loss0, _ := objective(want)
+	half.ClearGradient()
+	for range 100 {
+		accumulateAll(t, half, tokens, offsets)
+		if _, err := half.Step(AdamW{LR: 1e-5, Beta1: 0.9, Beta2: 0.95, Eps: 1e-8}, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	loss1, _ := objective(mustLogprobs(t, half, tokens, offsets))
+	for i, v := range live {
+		if off := math.Abs(float64(v - start[i])); off > 1.1e-3 || off == 0 && gradient[i] != 0 {
+			t.Fatalf("adapter %d went from %v to %v in 100 steps of 1e-5", i, start[i], v)
+		}
+	}
+	if loss1 >= loss0 {
+		t.Errorf("the loss went from %v to %v", loss0, loss1)
 	}
 }
 
@@ -439,7 +544,7 @@ func TestMeanOfTheWeights(t *testing.T) {
 
 func TestTrainingRefusals(t *testing.T) {
 	for want, o := range map[string]Options{
-		"frozen of 2": {FreezeLayers: 3}, "nothing": {FreezeLayers: 2, LoRA: &LoRA{Rank: 1}}, "bfloat16": {DType: torch.BFloat16, LoRA: &LoRA{Rank: 1}},
+		"frozen of 2": {FreezeLayers: 3}, "nothing": {FreezeLayers: 2, LoRA: &LoRA{Rank: 1}},
 		"rank 0": {LoRA: &LoRA{}}, "lm_head": {LoRA: &LoRA{Rank: 1, Targets: []string{"lm_head"}}}, "mean": {EMA: 1},
 	} {
 		if p, err := New(tiny("llama", false), 1, o); err == nil || !strings.Contains(err.Error(), want) {

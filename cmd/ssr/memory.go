@@ -138,7 +138,7 @@ func (c config) reductions() (all []reduction) {
 	if c.Policy.workers() > 1 {
 		add("policy.workers=1", func(c *config) { c.Policy.Workers = 1 })
 	}
-	if c.Policy.LoRA == nil && c.Policy.DType != "bfloat16" {
+	if c.Policy.LoRA == nil {
 		add("policy.lora={rank: 16}", func(c *config) { c.Policy.LoRA = &model.LoRA{Rank: 16} })
 	}
 	if longest > 2048 {
