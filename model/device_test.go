@@ -161,7 +161,7 @@ func TestDeviceMatchesTransformers(t *testing.T) {
 // hides something the composed ones are used.
 func TestFusedAttention(t *testing.T) {
 	const n, width, wide = 70, 6*8 + 2*2*8, 6 * 8
-	d, r := accelerator(t), rand.New(rand.NewPCG(1, 2))
+	d, r := envtest.Device(t, torch.ParseDevice), rand.New(rand.NewPCG(1, 2))
 	tensor := func(columns int, next func() float64) *torch.Tensor {
 		x := d.New(torch.Activations, torch.Float32, n, columns)
 		fill(x, next)

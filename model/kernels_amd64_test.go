@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/ssr-go/ssr/internal/envtest"
 	"github.com/ssr-go/ssr/kernels/cuda/cudatest"
 	"github.com/ssr-go/ssr/kernels/cuda/emulate"
 	"github.com/ssr-go/ssr/kernels/cuda/gpu"
@@ -16,7 +17,7 @@ import (
 // what stands for any, where the emulator runs them.
 func withKernels(t *testing.T, o Options) Options {
 	t.Helper()
-	o.Device, o.Kernels = accelerator(t), emulate.New(emulate.Descending)
+	o.Device, o.Kernels = envtest.Device(t, torch.ParseDevice), emulate.New(emulate.Descending)
 	if number, ok := o.Device.GPU(); ok {
 		m, err := gpu.Open(number)
 		if err != nil {
@@ -91,7 +92,7 @@ func TestKernelsAreTheCPU(t *testing.T) {
 // writes, are the weights rounded.
 func TestKernelsHalf(t *testing.T) {
 	for _, c := range []Config{tiny("qwen3", true), tiny("mistral", false)} {
-		plain, p := random(t, c, Options{Device: accelerator(t)}), random(t, c, withKernels(t, Options{DType: torch.BFloat16}))
+		plain, p := random(t, c, Options{Device: envtest.Device(t, torch.ParseDevice)}), random(t, c, withKernels(t, Options{DType: torch.BFloat16}))
 		tokens, offsets := packed(c, 30, 9)
 		d := differ(t, mustLogprobs(t, p, tokens, offsets), mustLogprobs(t, plain, tokens, offsets))
 		if !(d > 0 && d < 0.3) {
@@ -102,7 +103,7 @@ func TestKernelsHalf(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, l := range p.weights.linears() {
-			wide := accelerator(t).Empty(torch.Activations, torch.Float32, l.W.Shape()...)
+			wide := envtest.Device(t, torch.ParseDevice).Empty(torch.Activations, torch.Float32, l.W.Shape()...)
 			torch.Copy(wide, l.packed)
 			for j, w := range read(l.W) {
 				if got := read(wide)[j]; got != float64(bf16(float32(w))) {

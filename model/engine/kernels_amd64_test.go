@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/ssr-go/ssr/internal/envtest"
 	"github.com/ssr-go/ssr/kernels/cuda"
 	"github.com/ssr-go/ssr/kernels/cuda/cudatest"
 	"github.com/ssr-go/ssr/kernels/cuda/emulate"
@@ -16,7 +17,7 @@ import (
 // what stands for any, where the emulator runs them.
 func withKernels(t *testing.T, o model.Options) model.Options {
 	t.Helper()
-	o.Device, o.Kernels = accelerator(t), &cudatest.Recorder{Machine: emulate.New(emulate.Descending)}
+	o.Device, o.Kernels = envtest.Device(t, torch.ParseDevice), &cudatest.Recorder{Machine: emulate.New(emulate.Descending)}
 	if number, ok := o.Device.GPU(); ok {
 		m, err := gpu.Open(number)
 		if err != nil {
