@@ -57,6 +57,10 @@ func (s *Server) Start() {
 	s.calls.Go(func() { s.server.Serve(s.listen) }) // ends by Close alone
 }
 
+// Finish waits until all calls under way have been answered, or for ctx to end; the
+// caller closes the server then.
+func (s *Server) Finish(ctx context.Context) error { return s.server.Shutdown(ctx) }
+
 // Close ends the contexts of the calls under way and waits for them.
 func (s *Server) Close() {
 	s.server.Close()

@@ -7,6 +7,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -87,5 +88,34 @@ func TestCalls(t *testing.T) {
 	end(errors.New("too late"))
 	if _, err := Call[bool](late, c, "wait", true); err == nil || !strings.Contains(err.Error(), "too late") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestFinish: a call that ends the server is answered.
+func TestFinish(t *testing.T) {
+	s, err := Listen("127.0.0.1", "secret")
+	if err != nil {
+		t.Fatal(err)
+	}
+	called := make(chan struct{})
+	Handle(s, "leave", func(context.Context, int) (int, error) {
+		close(called)
+		time.Sleep(50 * time.Millisecond) // Finish is waiting by then
+		return 7, nil
+	})
+	s.Start()
+	finished := make(chan error, 1)
+	go func() {
+		<-called
+		finished <- s.Finish(t.Context())
+		s.Close()
+	}()
+	c := Dial(s.Addr(), "secret")
+	defer c.Close()
+	if got, err := Call[int](t.Context(), c, "leave", 1); got != 7 || err != nil {
+		t.Errorf("%d, %v", got, err)
+	}
+	if err := <-finished; err != nil {
+		t.Error(err)
 	}
 }

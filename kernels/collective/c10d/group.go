@@ -79,12 +79,13 @@ func (g *Group) meet(ctx context.Context) error {
 	}
 	for r := range g.o.World {
 		err := g.store.await(ctx, member("joined", r))
-		if err != nil && ctx.Err() != nil {
-			return fmt.Errorf("%s not come: %w", g.absent(), err)
+		if err == nil {
+			continue
 		}
-		if err != nil {
-			return g.o.lost(err)
+		if absent := g.absent(); ctx.Err() != nil && len(absent) > 0 {
+			return fmt.Errorf("%s not come: %w", named(absent, "has", "have"), err)
 		}
+		return g.o.lost(err)
 	}
 	return nil
 }
@@ -212,17 +213,16 @@ func (g *Group) Fail(err error) error { return g.giveUp("", err, true) }
 // member is a member's own key.
 func member(what string, rank int) string { return fmt.Sprintf("%s/%d", what, rank) }
 
-// absent names the members that have not joined.
-func (g *Group) absent() string {
+// absent are the members that have not joined; none where the store does not answer.
+func (g *Group) absent() (ranks []int) {
 	ctx, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
-	var ranks []int
 	for r := range g.o.World {
 		if there, err := g.store.has(ctx, member("joined", r)); err == nil && !there {
 			ranks = append(ranks, r)
 		}
 	}
-	return named(ranks, "has", "have")
+	return ranks
 }
 
 // named is the beginning of a sentence about ranks.

@@ -44,6 +44,9 @@ func Follow(ctx context.Context, g *c10d.Group, register func(*rpc.Server)) erro
 	}
 	select {
 	case <-leave:
+		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		s.Finish(ctx) // else rank 0 may see its call cut short; it is gone where this fails
 		return nil
 	case <-g.Over():
 		return g.Err()
