@@ -24,7 +24,7 @@ import (
 // smallSelfPlay is the demo's game at a tenth of its size. With this seed the
 // bundled policy learns something in each of its steps.
 const smallSelfPlay = `
-seed: 5
+seed: 3
 game:
   injector_groups: 1
   injectors_per_prompt: 3
@@ -192,7 +192,7 @@ func TestSameSeedSameRun(t *testing.T) {
 			t.Errorf("run %q differs from the first: %s", run, diff)
 		}
 	}
-	s.play(t, "other", "--seed", "3", "--steps", "1")
+	s.play(t, "other", "--seed", "5", "--steps", "1")
 	if data, err := os.ReadFile(filepath.Join(s.path("other"), "metrics.jsonl")); err != nil || strings.HasPrefix(string(data), want["metrics 1"]) {
 		t.Errorf("another seed gave the same step: %v\n%s", err, data)
 	}

@@ -62,8 +62,8 @@ func (c *trainCmd) lead(ctx context.Context, o output, ps *processes) error {
 	}
 	summary, err := c.train(ctx, o, conf, ps)
 	if err != nil {
-		ended := ctx.Err() != nil || ps != nil && ps.group.Err() != nil
-		if ended && exists(filepath.Join(conf.Run, configName)) {
+		// Of several processes it is mostly another that has gone, known or not yet.
+		if (ctx.Err() != nil || ps != nil) && exists(filepath.Join(conf.Run, configName)) {
 			fmt.Fprintf(o.err, "go on with: ssr train --resume %s\n", conf.Run)
 		}
 		return err
