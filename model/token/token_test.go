@@ -122,12 +122,13 @@ func TestTekkenMatchesRegexp(t *testing.T) {
 	if !ok {
 		t.Fatal("the pattern has no look-ahead")
 	}
-	re, matched := regexp.MustCompile("^(?:"+all+")"), 0
+	re, drawn, matched := regexp.MustCompile("^(?:"+all+")"), 0, 0
 	// Two of each class, one of them ASCII where there is one, and what the pattern names.
 	character := rapid.SampledFrom([]rune("aßAǅʰ日\u0301\u0ECE1½ \t\n\r/'!🙂"))
 	rapid.Check(t, func(t *rapid.T) {
 		text := string(rapid.SliceOfN(character, 1, 12).Draw(t, "text"))
 		want := len(re.FindString(text))
+		drawn++
 		if got := Tekken.next(text); want > 0 && got != want {
 			t.Fatalf("%q: the first piece is %q, want %q", text, text[:got], text[:want])
 		}
@@ -135,8 +136,8 @@ func TestTekkenMatchesRegexp(t *testing.T) {
 			matched++
 		}
 	})
-	if matched < 50 {
-		t.Errorf("%d matches compared", matched)
+	if 2*matched < drawn {
+		t.Errorf("only %d of %d texts compared", matched, drawn)
 	}
 }
 
