@@ -51,16 +51,14 @@ func (c *Cache) Attend(s *torch.Scope, team *device.Team, segs, last []native.Se
 	return c.p.shared(team).ops.attendCached(s, c.layers, segs, last, table)
 }
 
+// Repeats says whether the policy's device can repeat recorded work, which Decode does.
+func (c *Cache) Repeats() bool { return c.repeats != nil }
+
 // Decode is a whole step of generation for sequences of one new token each, which is
-// row i in segment i, where the policy's device can repeat recorded work: it adds the
-// tokens' keys and values to the cache and draws what follows. ok is false where it can
-// not, and nothing was done.
-func (c *Cache) Decode(tokens []int32, segs []native.Segment, table []int32, draws []Draw) (next []int32, logprobs, sampled []float32, ok bool) {
-	if c.repeats == nil {
-		return nil, nil, nil, false
-	}
-	next, logprobs, sampled = c.repeats.step(tokens, segs, table, draws)
-	return next, logprobs, sampled, true
+// row i in segment i: it adds the tokens' keys and values to the cache and draws what
+// follows.
+func (c *Cache) Decode(tokens []int32, segs []native.Segment, table []int32, draws []Draw) (next []int32, logprobs, sampled []float32) {
+	return c.repeats.step(tokens, segs, table, draws)
 }
 
 // Draw is how one row of logits is sampled, at U in [0, 1).

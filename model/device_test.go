@@ -67,18 +67,7 @@ func TestDeviceIsTheCPU(t *testing.T) {
 					var lp, entropy [2][]float64
 					var grad [2][]float64
 					for i, p := range []*Policy{cpu, other} {
-						err := p.Accumulate(t.Context(), tokens, offsets, func(l, e []float64) ([]float64, error) {
-							lp[i], entropy[i] = slices.Clone(l), slices.Clone(e)
-							_, g := objective(l)
-							for j := range g {
-								g[j] /= float64(len(g))
-							}
-							return g, nil
-						})
-						if err != nil {
-							t.Fatal(err)
-						}
-						grad[i] = read(sumLanes(p))
+						lp[i], entropy[i], grad[i] = passes(t, p, tokens, offsets)
 					}
 					near("log-probabilities in training", lp[1], lp[0])
 					near("entropies", entropy[1], entropy[0])
@@ -154,6 +143,24 @@ func TestDeviceMatchesTransformers(t *testing.T) {
 			}
 		}
 	}
+}
+
+// passes runs a batch forward and backward: what it predicts, and the gradient of the
+// objective's mean.
+func passes(t *testing.T, p *Policy, tokens []int32, offsets []int) (lp, entropy, grad []float64) {
+	t.Helper()
+	err := p.Accumulate(t.Context(), tokens, offsets, func(l, e []float64) ([]float64, error) {
+		lp, entropy = slices.Clone(l), slices.Clone(e)
+		_, g := objective(l)
+		for j := range g {
+			g[j] /= float64(len(g))
+		}
+		return g, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lp, entropy, read(sumLanes(p))
 }
 
 // TestFusedAttention: libtorch's own attention, and its gradient, are the composed ones

@@ -41,6 +41,13 @@ func (f *finished) reach(worker, from int) {
 	}
 }
 
+// done says that a worker is done with a layer and all after it.
+func (f *finished) done(worker, layer int) {
+	if f != nil {
+		f.reach(worker, f.p.begin(layer))
+	}
+}
+
 // begin is where the gradient of a layer begins; those of later layers, of the last norm
 // and of a head that is not the embedding follow.
 func (p *Policy) begin(layer int) int {

@@ -145,7 +145,7 @@ func accumulate(ctx context.Context, p *Policy, tokens []int32, offsets []int, m
 			if any {
 				t.backward(p, p.lanes[worker].weights, dlogprobs, func(layer int) {
 					if i == 0 { // the worker's last
-						done.reach(worker, p.begin(layer))
+						done.done(worker, layer)
 					}
 				})
 			}

@@ -104,21 +104,14 @@ func (o *onDevice) eachKind(rstd *torch.Tensor, f func(first, n int, rstd *torch
 
 func (o *onDevice) normHeads(w *Layer, a *activations) {
 	o.eachKind(a.rstdHeads, func(first, n int, rstd *torch.Tensor) {
-		weight := w.QNorm
-		if first > 0 {
-			weight = w.KNorm
-		}
-		torch.RMSNorm(a.qkv, a.qkv, first, n, weight, rstd, o.p.config.NormEps)
+		torch.RMSNorm(a.qkv, a.qkv, first, n, w.headNorm(o.p.config, first), rstd, o.p.config.NormEps)
 	})
 }
 
 func (o *onDevice) normHeadsBackward(_ *torch.Scope, w, g *Layer, a *activations, dqkv *torch.Tensor) {
 	o.eachKind(a.rstdHeads, func(first, n int, rstd *torch.Tensor) {
-		weight, dweight := w.QNorm, g.QNorm
-		if first > 0 {
-			weight, dweight = w.KNorm, g.KNorm
-		}
-		torch.RMSNormBackward(a.raw, weight, rstd, dqkv, dqkv, dweight, first, n)
+		c := o.p.config
+		torch.RMSNormBackward(a.raw, w.headNorm(c, first), rstd, dqkv, dqkv, g.headNorm(c, first), first, n)
 	})
 }
 

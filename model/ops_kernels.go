@@ -82,11 +82,7 @@ func (k *onKernels) normHeads(w *Layer, a *activations) {
 		return
 	}
 	k.eachKind(a.rstdHeads, func(first, n int, rstd *torch.Tensor) {
-		weight := w.QNorm
-		if first > 0 {
-			weight = w.KNorm
-		}
-		must("RMSNormHeads", cuda.RMSNormHeads(k.m, cuda.F32, at(a.qkv).At(first*d, 4), at(weight), at(rstd), rows, n, d, ld, k.p.config.NormEps))
+		must("RMSNormHeads", cuda.RMSNormHeads(k.m, cuda.F32, at(a.qkv).At(first*d, 4), at(w.headNorm(k.p.config, first)), at(rstd), rows, n, d, ld, k.p.config.NormEps))
 	})
 }
 

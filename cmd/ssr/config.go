@@ -92,16 +92,7 @@ type policyConfig struct {
 	MaxStale int64 `yaml:"max_stale,omitempty"`
 }
 
-// options are the model's, of the first replica.
-func (c policyConfig) options() (model.Options, error) {
-	on, err := c.devices()
-	if err != nil {
-		return model.Options{}, err
-	}
-	return c.optionsOn(on[0])
-}
-
-// optionsOn are the options on a device that has been opened.
+// optionsOn are the model's, of the first replica, on a device that has been opened.
 func (c policyConfig) optionsOn(on torch.Device) (model.Options, error) {
 	d, err := dtype(c.DType)
 	if err != nil {
@@ -375,7 +366,7 @@ func (c *config) absolute() error {
 
 // checkPaths refuses a run without the folders that it needs, naming their flags.
 func (c config) checkPaths() error {
-	return refuse(
+	return errors.Join(
 		rule(c.Repo != "", "repo: give the repository to play in (--repo DIR)"),
 		rule(c.Model != "", "model: give the policy to start from (--model DIR); ssr warmstart makes one"),
 		rule(c.Run != "", "run: give the folder to write (--run DIR)"),
@@ -407,7 +398,7 @@ func (c config) check() error {
 	}{{"policy", c.Policy}, {"game", c.Game}, {"episodes", c.Episodes}, {"sandbox", c.Sandbox}, {"eval", c.Eval}} {
 		errs = append(errs, notNegative(part.name, reflect.ValueOf(part.fields))...)
 	}
-	return refuse(errs...)
+	return errors.Join(errs...)
 }
 
 // notNegative returns an error for each number below v that is negative or none.

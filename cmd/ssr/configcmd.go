@@ -31,7 +31,7 @@ func (c *configCheckCmd) Run(o output) error {
 	if err != nil {
 		return err
 	}
-	if err := conf.check(); err != nil {
+	if err := refuse(conf.check()); err != nil {
 		return err
 	}
 	data, err := conf.marshal()

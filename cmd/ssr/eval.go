@@ -88,7 +88,7 @@ func (c *evalCmd) Run(ctx context.Context, o output) (err error) {
 		conf.Repo = c.Repo
 	}
 	conf.Run = "eval"
-	if err := errors.Join(conf.checkPaths(), conf.check()); err != nil {
+	if err := refuse(conf.checkPaths(), conf.check()); err != nil {
 		return err
 	}
 	x, err := newExam(c.Bugs, c.Injections, c.Attempts)

@@ -54,11 +54,11 @@ func openPolicy(dir string, o model.Options) (*policy, error) {
 // openReplicas loads as many replicas of a model folder as are configured, or the one
 // of this process; the caller closes the policy.
 func openReplicas(dir string, c policyConfig, ps *processes) (*policy, error) {
-	o, err := c.options()
+	devices, err := c.devices()
 	if err != nil {
 		return nil, err
 	}
-	devices, err := c.devices()
+	o, err := c.optionsOn(devices[0])
 	if err != nil {
 		return nil, err
 	}

@@ -66,7 +66,7 @@ func TestSurvival(t *testing.T) {
 func (s *stage) survive(t *testing.T, run string, calm time.Duration, plan map[int][]phase, least int, args ...string) {
 	t.Helper()
 	// A kill comes at most so long after the phase began, and at its end at the latest.
-	most := map[phase]time.Duration{startUp: calm / 16, playing: calm / 6, updating: calm / 60, saving: 30 * time.Millisecond}
+	most := map[phase]time.Duration{startUp: calm / 8, playing: calm / 6, updating: calm / 60, saving: 30 * time.Millisecond}
 	began, kills, killed := time.Now(), 0, map[phase]int{}
 	for {
 		life := s.live(t, run, args...)

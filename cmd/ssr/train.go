@@ -115,7 +115,7 @@ func (c *trainCmd) config() (config, error) {
 		if c.Steps != nil {
 			conf.Train.Steps = *c.Steps
 		}
-		return conf, conf.check()
+		return conf, refuse(conf.check())
 	}
 	conf, err := readConfig(c.Config, c.Set)
 	if err != nil {
@@ -135,7 +135,7 @@ func (c *trainCmd) config() (config, error) {
 	if c.Seed != nil {
 		conf.Seed = *c.Seed
 	}
-	if err := errors.Join(conf.absolute(), conf.checkPaths(), conf.check()); err != nil {
+	if err := errors.Join(conf.absolute(), refuse(conf.checkPaths(), conf.check())); err != nil {
 		return conf, err
 	}
 	if exists(filepath.Join(conf.Run, configName)) {

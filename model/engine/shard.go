@@ -101,11 +101,10 @@ func (s *shard) run(e *Engine, team *device.Team) (err error) {
 	scope := s.arena.Scope()
 	defer scope.Close()
 	p := e.policy
-	if s.decodes() {
-		if tokens, logprobs, sampled, ok := e.cache.Decode(s.tokens, s.segments, s.table, s.asked(0, len(s.rows))); ok {
-			s.take(0, tokens, logprobs, sampled, nil)
-			return nil
-		}
+	if e.cache.Repeats() && s.decodes() {
+		tokens, logprobs, sampled := e.cache.Decode(s.tokens, s.segments, s.table, s.asked(0, len(s.rows)))
+		s.take(0, tokens, logprobs, sampled, nil)
+		return nil
 	}
 	attend := e.cache.Attend(scope, team, s.segments, s.last, s.table)
 	hidden := model.ForwardRows(p, scope, team, s.tokens, s.positions, s.rows, attend)

@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/ssr-go/ssr/rl"
 	"github.com/ssr-go/ssr/rollout"
 )
@@ -61,12 +59,7 @@ func TestFailuresSurface(t *testing.T) {
 			if _, _, _, err := play(t, Options{Settings: s, Dir: dir, Seed: 5, Resume: true}, nil); err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(metricsWithoutTimes(t, calm), metricsWithoutTimes(t, dir)); diff != "" {
-				t.Error(diff)
-			}
-			if diff := cmp.Diff(finalWeights(t, calm), finalWeights(t, dir)); diff != "" {
-				t.Error(diff)
-			}
+			sameRuns(t, calm, dir)
 		})
 	}
 }

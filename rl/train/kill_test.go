@@ -148,6 +148,17 @@ func readLines(t *testing.T, path string) []string {
 	return lines
 }
 
+// sameRuns compares what two runs measured and the weights that they ended with.
+func sameRuns(t *testing.T, a, b string) {
+	t.Helper()
+	if diff := cmp.Diff(metricsWithoutTimes(t, a), metricsWithoutTimes(t, b)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(finalWeights(t, a), finalWeights(t, b)); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func finalWeights(t *testing.T, dir string) []byte {
 	t.Helper()
 	at, err := LastCheckpoint(dir)

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 )
 
 // successors are examples in which each token follows its predecessor; one
@@ -91,12 +89,7 @@ func TestSFTResumes(t *testing.T) {
 	if stops < 4 {
 		t.Errorf("only %d interruptions", stops)
 	}
-	if diff := cmp.Diff(metricsWithoutTimes(t, calm), metricsWithoutTimes(t, dir)); diff != "" {
-		t.Error(diff)
-	}
-	if diff := cmp.Diff(finalWeights(t, calm), finalWeights(t, dir)); diff != "" {
-		t.Error(diff)
-	}
+	sameRuns(t, calm, dir)
 }
 
 // TestSFTKeepsEpochs interrupts in the third of four epochs, of three updates each,

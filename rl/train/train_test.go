@@ -93,12 +93,7 @@ func TestSameSeedSameRun(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if diff := cmp.Diff(metricsWithoutTimes(t, a), metricsWithoutTimes(t, b)); diff != "" {
-		t.Error(diff)
-	}
-	if diff := cmp.Diff(finalWeights(t, a), finalWeights(t, b)); diff != "" {
-		t.Error(diff)
-	}
+	sameRuns(t, a, b)
 }
 
 // TestBaselinesSurvive: an estimator's moving averages go on after a resume, from
@@ -125,12 +120,7 @@ func TestBaselinesSurvive(t *testing.T) {
 	if _, _, _, err := play(t, Options{Settings: s, Dir: dir, Seed: 5, Resume: true}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(metricsWithoutTimes(t, calm), metricsWithoutTimes(t, dir)); diff != "" {
-		t.Error(diff)
-	}
-	if diff := cmp.Diff(finalWeights(t, calm), finalWeights(t, dir)); diff != "" {
-		t.Error(diff)
-	}
+	sameRuns(t, calm, dir)
 	// Against no baseline at all the run is another one.
 	s.AdvantageSettings = &rl.AdvantageSettings{}
 	plain := t.TempDir()

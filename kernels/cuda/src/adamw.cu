@@ -19,8 +19,8 @@ struct Share {
 };
 #define CHUNK 4096
 
-// decay = lr·weight decay, take1 = 1 - beta1, take2 = 1 - beta2, step = lr / (1 - beta1^steps), root2 =
-// sqrt(1 - beta2^steps); gradients are multiplied by scale first.
+// decay = lr·weight decay, take1 = 1 - beta1, take2 = 1 - beta2, step = lr / (1 -
+// beta1^steps), root2 = sqrt(1 - beta2^steps); gradients are multiplied by scale first.
 KERNEL void adamw(const Tensor *tensors, const Share *shares, float scale, double decay, float beta2, float take1, float take2,
                   float eps, float step, float root2) {
   const Share s = shares[blockIdx.x];

@@ -1,5 +1,5 @@
-// Drawing a token from a row of logits by the definition of kernels/native's sampler: the inverse of the cumulative distribution in
-// ascending id order.
+// Drawing a token from a row of logits by the definition of kernels/native's sampler: the
+// inverse of the cumulative distribution in ascending id order.
 #include "common.cuh"
 
 // Request says how one row is sampled; see Go's Sampling. temperature 0 is greedy.

@@ -3,6 +3,7 @@
 package learner
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -97,7 +98,7 @@ func difference(a, b *model.Policy) string {
 			return "the list of tensors"
 		}
 		for i := range p {
-			if p[i].Name != q[i].Name || checksum(p[i].Tensor) != checksum(q[i].Tensor) {
+			if p[i].Name != q[i].Name || !equal(p[i].Tensor, q[i].Tensor) {
 				return p[i].Name
 			}
 		}
@@ -105,13 +106,27 @@ func difference(a, b *model.Policy) string {
 	return ""
 }
 
-// checksum is one of a tensor's elements, wherever it is.
-func checksum(t *torch.Tensor) uint32 {
+// equal says whether two tensors have the same bytes, wherever they are.
+func equal(a, b *torch.Tensor) (same bool) {
+	onHost(a, func(a []byte) { onHost(b, func(b []byte) { same = bytes.Equal(a, b) }) })
+	return same
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// checksum is one of a tensor's bytes, wherever it is.
+func checksum(t *torch.Tensor) (sum uint32) {
+	onHost(t, func(b []byte) { sum = crc32.Checksum(b, castagnoli) })
+	return sum
+}
+
+// onHost calls f with a tensor's bytes.
+func onHost(t *torch.Tensor, f func(b []byte)) {
 	if t.Device() != torch.CPU {
 		t = t.OnCPU()
 		defer t.Free()
 	}
-	return crc32.Checksum(t.Bytes(), crc32.MakeTable(crc32.Castagnoli))
+	f(t.Bytes())
 }
 
 // Save writes the model and the optimizer's state into dir.

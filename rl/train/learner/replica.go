@@ -24,9 +24,8 @@ func join(policies []*model.Policy) (group, error) {
 	return newGroup(all, reducer)
 }
 
-// bucket is how many elements of a gradient are summed at a time: 16 MB of float32. Tests
-// have shorter ones.
-var bucket = 4 << 20
+// bucket is replicas.Group's. Tests have shorter ones.
+var bucket = replicas.DefaultBucket
 
 func newGroup(all []replicas.Replica[*torch.Tensor], reducer replicas.Reducer[*torch.Tensor]) (group, error) {
 	g, err := replicas.New(all, reducer)

@@ -72,6 +72,9 @@ type Group[B any] struct {
 	broken   error // why the replicas may differ
 }
 
+// DefaultBucket is 16 MB of float32.
+const DefaultBucket = 4 << 20
+
 // ErrReducing is wrapped by errors that came when gradients were perhaps being summed:
 // members of a Reducer may be in the middle of an operation.
 var ErrReducing = errors.New("while gradients are summed")
@@ -82,7 +85,7 @@ func New[B any](replicas []Replica[B], reducer Reducer[B]) (*Group[B], error) {
 	if len(replicas) == 0 {
 		return nil, errors.New("replicas: none")
 	}
-	g := &Group[B]{Bucket: 4 << 20, replicas: replicas, reducer: reducer, bounds: []int{0}}
+	g := &Group[B]{Bucket: DefaultBucket, replicas: replicas, reducer: reducer, bounds: []int{0}}
 	for i, r := range replicas {
 		lo, hi := r.Shard()
 		switch {
