@@ -95,9 +95,10 @@ func TestKernelsHalf(t *testing.T) {
 		for i, l := range p.weights.linears() {
 			wide := envtest.Device(t, torch.ParseDevice).Empty(torch.Activations, torch.Float32, l.W.Shape()...)
 			torch.Copy(wide, l.packed)
+			copied := read(wide)
 			for j, w := range read(l.W) {
-				if got := read(wide)[j]; got != float64(bf16(float32(w))) {
-					t.Fatalf("%s, matrix %d: [%d] is %v, its copy %v", c.ModelType, i, j, w, got)
+				if copied[j] != float64(bf16(float32(w))) {
+					t.Fatalf("%s, matrix %d: [%d] is %v, its copy %v", c.ModelType, i, j, w, copied[j])
 				}
 			}
 			wide.Free()
