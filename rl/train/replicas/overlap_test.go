@@ -85,7 +85,7 @@ type slow struct {
 	diary    *diary
 	began    chan struct{} // closed with the first sum
 	once     sync.Once
-	backward *sync.WaitGroup
+	backward sync.WaitGroup
 }
 
 func (s *slow) ReduceScatter(ctx context.Context, rank int, vector []float64, bounds []int) error {
@@ -104,6 +104,7 @@ type watched struct {
 }
 
 func (w watched) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc, final func(int)) error {
+	w.slow.backward.Add(1)
 	defer w.slow.backward.Done()
 	var late error
 	err := w.bigram.Accumulate(ctx, batches, fn, func(from int) {
@@ -122,24 +123,28 @@ func (w watched) Accumulate(ctx context.Context, batches []rl.Packed, fn train.G
 	return errors.Join(err, late)
 }
 
-// TestSumsOverlapBackward: a bucket is summed as soon as its last gradient is written on
-// all ranks. The order of events shows it: sums begin before any backward pass has ended,
-// in the order of buckets from the end, and a slow one does not keep the passes waiting.
-func TestSumsOverlapBackward(t *testing.T) {
-	const n = 3
-	s := &slow{
-		Reducer: collective.NewLocal(n, collective.Slices[float64]{}),
-		diary:   &diary{}, began: make(chan struct{}), backward: &sync.WaitGroup{},
-	}
-	s.backward.Add(n)
+func slowGroup(t *testing.T, n int) (*replicas.Group[[]float64], []*bigram, *slow) {
+	t.Helper()
+	s := &slow{Reducer: collective.NewLocal(n, collective.Slices[float64]{}), diary: &diary{}, began: make(chan struct{})}
 	var all []replicas.Replica[[]float64]
+	var policies []*bigram
 	for i := range n {
-		all = append(all, watched{newBigram(i, n), s, i})
+		policies = append(policies, newBigram(i, n))
+		all = append(all, watched{policies[i], s, i})
 	}
 	g, err := replicas.New(all, s)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return g, policies, s
+}
+
+// TestSumsOverlapBackward: a bucket is summed as soon as its last gradient is written on
+// all ranks. The order of events shows it: sums begin before any backward pass has ended,
+// in the order of buckets from the end, and a slow one does not keep the passes waiting.
+func TestSumsOverlapBackward(t *testing.T) {
+	const n = 3
+	g, _, s := slowGroup(t, n)
 	g.Bucket = 30
 	packed := batches(1)
 	if err := g.Accumulate(t.Context(), packed, objective(packed)); err != nil {
@@ -188,7 +193,7 @@ func TestOneAccumulateForAStep(t *testing.T) {
 func TestRefusedUpdateReducesNothing(t *testing.T) {
 	const n = 3
 	d := &diary{}
-	s := &slow{Reducer: collective.NewLocal(n, collective.Slices[float64]{}), diary: d, began: make(chan struct{}), backward: &sync.WaitGroup{}}
+	s := &slow{Reducer: collective.NewLocal(n, collective.Slices[float64]{}), diary: d, began: make(chan struct{})}
 	var all []replicas.Replica[[]float64]
 	for i := range n {
 		all = append(all, newBigram(i, n))
