@@ -1,7 +1,6 @@
 package model
 
 import (
-	"context"
 	"fmt"
 	"math"
 
@@ -130,16 +129,16 @@ func (p *Policy) ClearGradient() {
 }
 
 func (p *Policy) clearGradient() {
-	for _, l := range p.lanes {
-		if l.grad != nil {
+	p.all(func(worker int) {
+		if l := p.lanes[worker]; l.grad != nil {
 			l.grad.Zero()
 		}
-	}
+	})
 }
 
 // sumLanes moves the lanes' gradients, in their order, into the first.
 func sumLanes(p *Policy) *torch.Tensor {
-	p.sumPart(0, p.live.Len())
+	p.all(func(worker int) { p.sumPart(Shard{worker, len(p.lanes)}.bounds(p.live.Len())) })
 	return p.lanes[0].grad
 }
 
@@ -173,23 +172,42 @@ func (p *Policy) squares() (total float64) {
 		return o.shardSquares()
 	}
 	first, _, _ := p.Shard()
-	for _, param := range p.trained {
-		if lo, hi := p.owned(param); lo < hi {
-			part := p.lanes[0].grad.Rows(first+lo, first+hi)
-			total += p.ops.squares(part)
-			part.Free()
-		}
+	of := make([]float64, len(p.trained))
+	p.dealTrained(func(i, lo, hi int) {
+		part := p.lanes[0].grad.Rows(first+lo, first+hi)
+		of[i] = p.ops.squares(part)
+		part.Free()
+	})
+	for _, s := range of {
+		total += s
 	}
 	return total
+}
+
+// dealTrained calls f, on all workers, with the parts [lo, hi) of the shard that the
+// trained parameters have, and their numbers.
+func (p *Policy) dealTrained(f func(i, lo, hi int)) {
+	work := make([]int, len(p.trained))
+	for i, param := range p.trained {
+		lo, hi := p.owned(param)
+		work[i] = max(0, hi-lo)
+	}
+	dealt := deal(work, p.pool.Size())
+	p.all(func(worker int) {
+		for _, i := range dealt[worker] {
+			if lo, hi := p.owned(p.trained[i]); lo < hi {
+				f(i, lo, hi)
+			}
+		}
+	})
 }
 
 func (p *Policy) update(o AdamW, scale float64, share func(*torch.Tensor) error) (err error) {
 	p.needOptimizer()
 	p.moments.steps++
 	u := native.AdamW{LR: o.LR, Beta1: o.Beta1, Beta2: o.Beta2, Eps: o.Eps, GradScale: scale, Step: int(p.moments.steps)}
-	if err = p.updateShard(u, o.WeightDecay); err == nil {
-		err = share(p.live)
-	}
+	p.updateShard(u, o.WeightDecay)
+	err = share(p.live)
 	// What a stepper updated needs no more, but for what others did and adapters.
 	if _, ok := p.ops.(stepper); err == nil && (!ok || p.options.Shard.Of > 1 || p.options.LoRA != nil) {
 		err = p.refresh()
@@ -201,7 +219,7 @@ func (p *Policy) update(o AdamW, scale float64, share func(*torch.Tensor) error)
 	return nil
 }
 
-func (p *Policy) updateShard(update native.AdamW, decay float64) error {
+func (p *Policy) updateShard(update native.AdamW, decay float64) {
 	first, last, _ := p.Shard()
 	live, grad := p.live.Rows(first, last), p.lanes[0].grad.Rows(first, last)
 	defer live.Free()
@@ -211,33 +229,26 @@ func (p *Policy) updateShard(update native.AdamW, decay float64) error {
 		if p.mean != nil {
 			p.ops.follow(p.mean, live, p.options.EMA, 0, last-first)
 		}
-		return nil
+		return
 	}
 	exact := live
 	if p.master != nil {
 		exact = p.master
 	}
-	return p.each(context.Background(), func(worker int) error {
-		for i, param := range p.trained {
-			lo, hi := p.owned(param)
-			if i%p.pool.Size() != worker || lo >= hi {
-				continue
-			}
-			u := update
-			if param.Decay {
-				u.WeightDecay = decay
-			}
-			p.ops.adamw(u, exact, grad, p.moments.mean, p.moments.square, lo, hi)
-			if p.mean != nil {
-				p.ops.follow(p.mean, exact, p.options.EMA, lo, hi)
-			}
-			if p.master != nil {
-				rounded := torch.Data[float32](live)[lo:hi]
-				copy(rounded, torch.Data[float32](p.master)[lo:hi])
-				roundBF16(rounded)
-			}
+	p.dealTrained(func(i, lo, hi int) {
+		u := update
+		if p.trained[i].Decay {
+			u.WeightDecay = decay
 		}
-		return nil
+		p.ops.adamw(u, exact, grad, p.moments.mean, p.moments.square, lo, hi)
+		if p.mean != nil {
+			p.ops.follow(p.mean, exact, p.options.EMA, lo, hi)
+		}
+		if p.master != nil {
+			rounded := torch.Data[float32](live)[lo:hi]
+			copy(rounded, torch.Data[float32](p.master)[lo:hi])
+			roundBF16(rounded)
+		}
 	})
 }
 

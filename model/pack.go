@@ -46,9 +46,12 @@ func (p *Policy) checkPacked(tokens []int32, offsets []int) error {
 }
 
 // segments cuts a packed batch into segments of at most size tokens, or one sequence,
-// and deals them to n workers: the most work first, each to the worker with the least.
-// It depends on nothing but its arguments.
+// and deals them to n workers. A batch that is no multiple of n·size tokens is cut
+// smaller, so that all workers have as much to do. It depends on nothing but its
+// arguments.
 func segments(tokens []int32, offsets []int, n, size int) [][]segment {
+	pieces := n * max(1, ceilDiv(len(tokens), n*size))
+	size = ceilDiv(len(tokens), pieces)
 	var all []segment
 	for i := 0; i+1 < len(offsets); i++ {
 		lo, hi := offsets[i], offsets[i+1]
@@ -65,12 +68,34 @@ func segments(tokens []int32, offsets []int, n, size int) [][]segment {
 			s.positions = append(s.positions, int32(pos))
 		}
 	}
-	slices.SortStableFunc(all, func(a, b segment) int { return cmp.Compare(b.work(), a.work()) })
-	dealt, load := make([][]segment, n), make([]int, n)
-	for _, s := range all {
+	work := make([]int, len(all))
+	for i, s := range all {
+		work[i] = s.work()
+	}
+	dealt := make([][]segment, n)
+	for worker, own := range deal(work, n) {
+		for _, i := range own {
+			dealt[worker] = append(dealt[worker], all[i])
+		}
+	}
+	return dealt
+}
+
+func ceilDiv(a, b int) int { return (a + b - 1) / b }
+
+// deal gives each of n workers the numbers of some jobs: the most work first, each to the
+// worker with the least.
+func deal(work []int, n int) [][]int {
+	order := make([]int, len(work))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(work[b], work[a]) })
+	dealt, load := make([][]int, n), make([]int, n)
+	for _, i := range order {
 		least := slices.Index(load, slices.Min(load))
-		dealt[least] = append(dealt[least], s)
-		load[least] += s.work()
+		dealt[least] = append(dealt[least], i)
+		load[least] += work[i]
 	}
 	return dealt
 }

@@ -177,11 +177,15 @@ func (p *Policy) Refresh() error {
 // refresh merges the adapters and brings the packed copies up to date with the
 // weights.
 func (p *Policy) refresh() error {
+	linears := p.weights.linears()
+	work := make([]int, len(linears))
+	for i, l := range linears {
+		work[i] = l.W.Len()
+	}
+	dealt := deal(work, p.pool.Size())
 	return p.each(context.Background(), func(worker int) error {
-		for i, l := range p.weights.linears() {
-			if i%p.pool.Size() != worker {
-				continue
-			}
+		for _, i := range dealt[worker] {
+			l := linears[i]
 			if len(l.adapters) > 0 {
 				s := p.lanes[worker].scratch.Scope()
 				merge(p, s, l)
@@ -403,4 +407,12 @@ func (p *Policy) Read(f func(version int64, w *Weights) error) error {
 func (p *Policy) each(ctx context.Context, f func(worker int) error) (err error) {
 	defer torch.Catch(&err)
 	return p.pool.Each(ctx, f)
+}
+
+// all runs f on every worker. What f panics with, the caller does.
+func (p *Policy) all(f func(worker int)) {
+	err := p.pool.Each(context.Background(), func(worker int) error { f(worker); return nil })
+	if err != nil { // of a policy that was closed
+		panic(err)
+	}
 }
