@@ -28,6 +28,8 @@ type Run struct {
 	// Engine generates in each replica; nil where nothing does. A CacheBytes of 0 is
 	// what is left of the device, or the engine's default where that is unknown.
 	Engine *engine.Options
+	// Rescores says that each replica scores micro-batches before its updates.
+	Rescores bool
 	// Reference says that a frozen float32 policy scores beside the first replica.
 	Reference bool
 	// Device is the bytes of the device of each replica; 0 means unknown.
@@ -59,6 +61,11 @@ func Make(r Run) (p Plan, err error) {
 	lengths := full(r.MicroBatch, r.Longest)
 	if p.Footprint, err = model.TrainingMemory(r.Model, r.Options, w, lengths); err != nil {
 		return p, fmt.Errorf("budget: %w", err)
+	}
+	if r.Rescores {
+		scoring, reserved := model.ScoringMemory(r.Model, r.Options, w, lengths)
+		p.Activations += scoring
+		p.Reserved += reserved
 	}
 	if r.Reference {
 		frozen := model.Options{Device: r.Options.Device}

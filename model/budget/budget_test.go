@@ -23,7 +23,7 @@ var small = model.Config{
 func run(n int) Run {
 	return Run{
 		Model: small, Options: model.Options{Workers: 2, Shard: model.Shard{Of: n}}, Replicas: n, MicroBatch: 600, Longest: 300,
-		Engine: &engine.Options{CacheBytes: 96 << 20, MaxSequences: 8}, Reference: n == 1,
+		Engine: &engine.Options{CacheBytes: 96 << 20, MaxSequences: 8}, Reference: n == 1, Rescores: n == 2,
 	}
 }
 
@@ -59,7 +59,13 @@ func TestRealUse(t *testing.T) {
 			if _, err := e.Generate(t.Context(), gen.Request{ID: "a", Tokens: tokens[:r.Longest-1], MaxTokens: 1}); err != nil {
 				t.Fatal(err)
 			}
-			err = p.Accumulate(t.Context(), tokens, []int{0, r.Longest, r.MicroBatch}, func(logprobs, _ []float64) ([]float64, error) {
+			offsets := []int{0, r.Longest, r.MicroBatch}
+			if r.Rescores {
+				if _, err := p.Logprobs(t.Context(), tokens, offsets); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err = p.Accumulate(t.Context(), tokens, offsets, func(logprobs, _ []float64) ([]float64, error) {
 				return logprobs, nil
 			})
 			if err != nil {

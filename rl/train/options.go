@@ -46,6 +46,12 @@ type Settings struct {
 	Guard Guard `json:"guard" yaml:"guard"`
 }
 
+// Rescores says whether a step's tokens are scored before its first update: where the
+// ratios of several are taken against the policy that began them.
+func (s Settings) Rescores() bool {
+	return s.Loss.Anchor == rl.AnchorOld && s.Epochs*s.Minibatches > 1
+}
+
 // DefaultSettings are the paper's where it has any (section 3 and, for the
 // gradient clip, its sibling on code world models).
 func DefaultSettings() Settings {
