@@ -1,6 +1,10 @@
 package model
 
-import "github.com/ssr-go/ssr/kernels/torch"
+import (
+	"context"
+
+	"github.com/ssr-go/ssr/kernels/torch"
+)
 
 // tape is a segment between its forward and its backward pass.
 type tape struct {
@@ -16,6 +20,10 @@ type tape struct {
 	at      indices       // and their positions
 	logits  *torch.Tensor // [len(rows), V], or nil to compute them again
 	scores  scores
+	// dlogprobs are the gradient of scores.logprobs, and dx [T, C] that of the residual
+	// stream as far as the backward pass has come.
+	dlogprobs []float64
+	dx        *torch.Tensor
 }
 
 // attendWithin is attention within the sequences of a segment. layers, if not
@@ -66,26 +74,55 @@ func record(p *Policy, scope *torch.Scope, seg segment, mask []bool) *tape {
 	return t
 }
 
-// backward adds the gradient of all parameters to grad, given that of the
-// log-probabilities of t.targets. It calls layerDone when it has done so for a layer and
-// what comes after it.
-func (t *tape) backward(p *Policy, grad *Weights, dlogprobs []float64, layerDone func(layer int)) {
-	s := t.scope.Nest()
+// backward adds to a worker's gradient that of all parameters, given that of the
+// log-probabilities of its tapes. A layer is done with for all of them before the one
+// below it is begun, so that gradients become final layer by layer.
+func backward(ctx context.Context, p *Policy, worker int, tapes []*tape, done *finished) error {
+	grad := p.lanes[worker].weights
+	s := p.lanes[worker].training.Scope()
 	defer s.Close()
-	dx, dlp := s.Empty(t.hidden.Shape()...), s.Empty(len(dlogprobs))
-	i := -1
-	fill(dlp, func() float64 { i++; return dlogprobs[i] })
-	t.scoreBackward(p, s, grad, dlp, dx)
-	p.ops.rmsBackward(s, t.last, p.weights.Norm, t.rstd, dx, dx, grad.Norm)
-	for i := len(t.layers) - 1; i >= p.options.FreezeLayers; i-- {
-		inner := s.Nest()
-		t.layerBackward(p, inner, i, dx, grad)
-		inner.Close()
-		layerDone(i)
+	each := func(f func(t *tape, s *torch.Scope)) {
+		for _, t := range tapes {
+			inner := s.Nest()
+			f(t, inner)
+			inner.Close()
+		}
+	}
+	for _, t := range tapes {
+		t.dx = s.Empty(t.hidden.Shape()...)
+	}
+	head := headName
+	if p.config.TieEmbeddings {
+		head = embeddingName
+	}
+	if err := done.begin(ctx, head, normName); err != nil {
+		return err
+	}
+	each(func(t *tape, s *torch.Scope) { t.headBackward(p, s, grad) })
+	done.reach(worker, headName)
+	for layer := len(p.weights.Layers) - 1; layer >= p.options.FreezeLayers; layer-- {
+		if err := done.begin(ctx, layerName(layer)); err != nil {
+			return err
+		}
+		each(func(t *tape, s *torch.Scope) { t.layerBackward(p, s, layer, t.dx, grad) })
+		done.reach(worker, layerName(layer))
 	}
 	if grad.Embedding != nil {
-		p.ops.scatterAdd(grad.Embedding, dx, t.tokens)
+		if err := done.begin(ctx, embeddingName); err != nil {
+			return err
+		}
+		each(func(t *tape, _ *torch.Scope) { p.ops.scatterAdd(grad.Embedding, t.dx, t.tokens) })
 	}
+	done.end(worker)
+	return nil
+}
+
+// headBackward begins dx and adds the gradient of the head and the norm before it.
+func (t *tape) headBackward(p *Policy, s *torch.Scope, grad *Weights) {
+	dlp, i := s.Empty(len(t.dlogprobs)), -1
+	fill(dlp, func() float64 { i++; return t.dlogprobs[i] })
+	t.scoreBackward(p, s, grad, dlp, t.dx)
+	p.ops.rmsBackward(s, t.last, p.weights.Norm, t.rstd, t.dx, t.dx, grad.Norm)
 }
 
 // layerBackward replaces dx, the gradient of the layer's output [T, C], by that

@@ -250,7 +250,7 @@ func TestStepRefusesNonFinite(t *testing.T) {
 	}
 	trainSteps(t, p, 1)
 	before := slices.Clone(torch.Data[float32](p.flat))
-	torch.Data[float32](p.lanes[1].grad)[5] = float32(math.Inf(1))
+	torch.Data[float32](p.lanes[1].grad[0])[5] = float32(math.Inf(1))
 	norm, err := p.Step(AdamW{LR: 1, Beta1: 0.9, Beta2: 0.95, Eps: 1e-8}, 1)
 	if err == nil || !math.IsInf(norm, 1) {
 		t.Errorf("norm %v, error %v", norm, err)

@@ -30,6 +30,12 @@ func tiny(modelType string, tied bool) Config {
 	return c
 }
 
+// sumLanes is the whole gradient, of all lanes.
+func sumLanes(p *Policy) *torch.Tensor {
+	p.sumLanes(0, p.live.Len())
+	return p.lanes[0].grad[0]
+}
+
 // random replaces biases and norms too, which New leaves at 0 and 1.
 func random(t *testing.T, c Config, o Options) *Policy {
 	t.Helper()

@@ -2,8 +2,10 @@ package model
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/ssr-go/ssr/kernels/torch"
 )
@@ -70,10 +72,13 @@ func (p *Policy) AccumulateMasked(ctx context.Context, tokens []int32, offsets [
 	return p.AccumulateLast(ctx, tokens, offsets, mask, fn, nil)
 }
 
-// AccumulateLast is AccumulateMasked for the last batch of an update of several replicas.
-// Where final is not nil, it is called again and again, one call at a time, when elements
-// [from, n) of Gradient are what all batches have added up to: from on, they belong to
-// the caller. The last call has a from of 0. It must not wait for the policy.
+// AccumulateLast is AccumulateMasked for a batch after which replicas sum their
+// gradients: the last of an update, or with Options.ShardGradient each. Where final is not
+// nil, it is called again and again, one call at a time, when elements [from, n) of the
+// gradient are what all batches since the last sum have added up to: from on, they belong
+// to the caller, who calls Reduce. The last call has a from of 0. It must not wait for
+// the policy. With Options.ShardGradient the backward pass waits for Reduce, as
+// long as ctx does not end.
 func (p *Policy) AccumulateLast(ctx context.Context, tokens []int32, offsets []int, mask []bool,
 	fn func(logprobs, entropies []float64) (grad []float64, err error), final func(from int)) error {
 	if err := p.checkPacked(tokens, offsets); err != nil {
@@ -81,6 +86,9 @@ func (p *Policy) AccumulateLast(ctx context.Context, tokens []int32, offsets []i
 	}
 	if mask != nil && len(mask) != len(tokens) {
 		return fmt.Errorf("model: a mask of %d for %d tokens", len(mask), len(tokens))
+	}
+	if p.options.ShardGradient && final == nil {
+		return errors.New("model: a policy that keeps a shard of the gradient sums that of each batch; use AccumulateLast and Reduce")
 	}
 	p.training.Lock()
 	defer p.training.Unlock()
@@ -132,42 +140,32 @@ func accumulate(ctx context.Context, p *Policy, tokens []int32, offsets []int, m
 			return fmt.Errorf("model: the objective's gradient at token %d is %v (log-probability %v)", i, g, logprobs[i])
 		}
 	}
-	// Once begun, the backward pass runs to its end: half a gradient is worse
-	// than a late answer.
+	// Once begun, the backward pass runs to its end, unless it has to wait for others:
+	// half a gradient is worse than a late answer.
+	waiting, giveUp := context.WithCancel(ctx)
+	defer giveUp()
 	err = p.each(context.WithoutCancel(ctx), func(worker int) error {
-		for i := len(tapes[worker]) - 1; i >= 0; i-- {
-			t := tapes[worker][i]
-			dlogprobs, any := make([]float64, len(t.rows.host)), false
-			for i, r := range t.rows.host {
-				dlogprobs[i] = grad[t.seg.first+int(r)+1]
-				any = any || dlogprobs[i] != 0
+		broken := true
+		defer func() {
+			if broken { // or panics: the other workers do not wait for this one
+				giveUp()
 			}
-			if any {
-				t.backward(p, p.lanes[worker].weights, dlogprobs, func(layer int) {
-					if i == 0 { // the worker's last
-						done.done(worker, layer)
-					}
-				})
+		}()
+		var busy []*tape
+		for _, t := range slices.Backward(tapes[worker]) {
+			for _, r := range t.rows.host {
+				t.dlogprobs = append(t.dlogprobs, grad[t.seg.first+int(r)+1])
 			}
-			t.scope.Close()
+			if slices.ContainsFunc(t.dlogprobs, func(g float64) bool { return g != 0 }) {
+				busy = append(busy, t)
+			}
 		}
-		done.reach(worker, 0)
-		return nil
+		err := backward(waiting, p, worker, busy, done)
+		broken = err != nil
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("model: backward: %w", err)
-	}
-	return nil
-}
-
-// needGradients allocates the lanes' gradients.
-func (p *Policy) needGradients() (err error) {
-	defer torch.Catch(&err)
-	for i := range p.lanes {
-		if l := &p.lanes[i]; l.grad == nil {
-			l.grad = p.options.Device.New(torch.Gradients, p.flat.DType(), p.live.Len())
-			l.weights = p.newGradient(l.grad)
-		}
 	}
 	return nil
 }

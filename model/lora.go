@@ -102,7 +102,7 @@ func adapterLayout(c Config, l *LoRA, first int) (params []Parameter, total int)
 	}
 	for i := first; i < c.Layers; i++ {
 		for _, p := range l.targets(c) {
-			name := fmt.Sprintf("model.layers.%d.%s.", i, p.module)
+			name := layerName(i) + p.module + "."
 			add(name+loraA, l.Rank, p.in)
 			add(name+loraB, p.hi-p.lo, l.Rank)
 		}
@@ -111,10 +111,10 @@ func adapterLayout(c Config, l *LoRA, first int) (params []Parameter, total int)
 }
 
 // adapt gives the layers of w from first on adapters whose tensors are views of
-// flat, laid out as params.
-func (w *Weights) adapt(c Config, l *LoRA, first int, params []Parameter, flat *torch.Tensor) {
+// memory that is laid out as params.
+func (w *Weights) adapt(c Config, l *LoRA, first int, params []Parameter, view func(offset int, shape ...int) *torch.Tensor) {
 	take := func() *torch.Tensor {
-		t := flat.View(params[0].offset, params[0].shape...)
+		t := view(params[0].offset, params[0].shape...)
 		params = params[1:]
 		w.views = append(w.views, t)
 		return t

@@ -28,8 +28,9 @@ func TrainingMemory(c Config, o Options, workers int, lengths []int) (f Footprin
 	}
 	size := int64(o.size())
 	params, total := layout(c)
-	weights, live := total, total
+	weights := total
 	shapes := newShapes(c)
+	trained, live := o.trained(c, params, total)
 	packed, half := 0, 0
 	if dtype, length := o.packing(torch.Float32); length != nil {
 		for _, l := range shapes.linears {
@@ -40,9 +41,7 @@ func TrainingMemory(c Config, o Options, workers int, lengths []int) (f Footprin
 		}
 	}
 	weights += packed
-	switch {
-	case o.LoRA != nil:
-		_, live = adapterLayout(c, o.LoRA, o.FreezeLayers)
+	if o.LoRA != nil {
 		weights += live
 		for _, p := range o.LoRA.targets(c) {
 			base := (c.Layers - o.FreezeLayers) * (p.hi - p.lo) * p.in
@@ -52,8 +51,6 @@ func TrainingMemory(c Config, o Options, workers int, lengths []int) (f Footprin
 				weights += base
 			}
 		}
-	case o.FreezeLayers > 0:
-		live = total - params[firstTrained(c, params, o.FreezeLayers)].offset
 	}
 	kept := 2
 	if o.roundsTrained() {
@@ -67,7 +64,14 @@ func TrainingMemory(c Config, o Options, workers int, lengths []int) (f Footprin
 		weights += c.MaxPositions * c.HeadDim // of cosines and sines
 	}
 	lo, hi := o.Shard.bounds(live)
-	f = Footprint{Weights: size*int64(weights) + 2*int64(half), Gradients: size * int64(workers*live), Optimizer: size * int64(kept*(hi-lo))}
+	gradients := 0
+	for _, n := range slotLengths(o.units(trained, live)) {
+		gradients += workers * n
+	}
+	if o.ShardGradient {
+		gradients += hi - lo
+	}
+	f = Footprint{Weights: size*int64(weights) + 2*int64(half), Gradients: size * int64(gradients), Optimizer: size * int64(kept*(hi-lo))}
 	book := func(m *meter) {
 		used, reserved := m.need()
 		f.Activations += used
@@ -229,10 +233,8 @@ func (m *meter) need() (used, reserved int64) {
 // train books Accumulate's passes over a worker's segments.
 func (m *meter) train(dealt []segment) {
 	c, recompute := m.p.config, m.p.options.Recompute
-	var marks []torch.Mark
 	for _, seg := range dealt {
 		n, predicted := len(seg.tokens), len(seg.tokens)-len(seg.offsets)+1
-		marks = append(marks, m.Mark())
 		m.Take(n * c.Hidden)
 		m.Take(n)
 		m.Take(n * c.Hidden)
@@ -257,15 +259,19 @@ func (m *meter) train(dealt []segment) {
 		}
 		m.head(predicted, m.p.keepsLogits())
 	}
-	for i := len(dealt) - 1; i >= 0; i-- {
-		n, predicted := len(dealt[i].tokens), len(dealt[i].tokens)-len(dealt[i].offsets)+1
-		m.Take(n * c.Hidden)
+	for _, seg := range dealt {
+		m.Take(len(seg.tokens) * c.Hidden)
+	}
+	for _, seg := range dealt {
+		n, predicted := len(seg.tokens), len(seg.tokens)-len(seg.offsets)+1
+		mark := m.Mark()
 		m.Take(predicted)
 		m.head(predicted, m.p.keepsLogits())
+		m.Release(mark)
 		if m.p.options.FreezeLayers < c.Layers {
 			m.backward(n)
 		}
-		m.Release(marks[i])
+		m.Release(mark)
 	}
 }
 

@@ -191,7 +191,9 @@ func (k *onKernels) optimize() {
 	p := k.p
 	p.needOptimizer()
 	first, _, _ := p.Shard()
-	exact, grad := at(p.live).At(first, 4), at(p.lanes[0].grad).At(first, 4)
+	shard := p.shardGradient()
+	defer shard.Free()
+	exact, grad := at(p.live).At(first, 4), at(shard)
 	var params []cuda.Param
 	for _, param := range p.trained {
 		lo, hi := p.owned(param)

@@ -48,21 +48,21 @@ func (m *moments) free() {
 // limit) is scaled down to it. gradNorm is the norm before that. With a norm
 // that is not finite nothing changes but that the gradient is cleared. A policy
 // that is one of several replicas takes the parts of a step instead, each with the
-// others: Gradient, GradientSquares, Update and ClearGradient.
+// others: Prepare, Reduce, GradientSquares, Update and ClearGradient.
 func (p *Policy) Step(o AdamW, clipNorm float64) (gradNorm float64, err error) {
 	p.training.Lock()
 	defer p.training.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
-	case p.options.Shard.Of > 1:
-		return 0, fmt.Errorf("model: Step of one of %d replicas; they take it together", p.options.Shard.Of)
+	case p.options.Shard.Of > 1 || p.options.ShardGradient:
+		return 0, fmt.Errorf("model: Step of one of %d replicas; they take it together", max(p.options.Shard.Of, 1))
 	case p.lanes[0].grad == nil:
 		return 0, fmt.Errorf("model: Step without a gradient; call Accumulate first")
 	}
 	defer torch.Catch(&err)
 	defer p.clearGradient()
-	sumLanes(p)
+	p.all(func(worker int) { p.sumLanes(Shard{worker, len(p.lanes)}.bounds(p.live.Len())) })
 	norm := math.Sqrt(p.squares())
 	if math.IsNaN(norm) || math.IsInf(norm, 0) {
 		return norm, fmt.Errorf("model: the gradient's norm is %v; the weights were left as they are", norm)
@@ -82,30 +82,29 @@ func (p *Policy) Shard() (lo, hi, n int) {
 	return lo, hi, n
 }
 
-// Gradient is where AccumulateLast leaves all that was accumulated since the last
-// update, zeros before that: [n] as Shard has it, valid until the policy is closed. It
-// also takes what memory an update needs, so that Update takes none.
-func (p *Policy) Gradient() (g *torch.Tensor, err error) {
+// Prepare takes the memory of gradients and what an update needs, so that Update takes
+// none.
+func (p *Policy) Prepare() (err error) {
 	p.training.Lock()
 	defer p.training.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	defer torch.Catch(&err)
 	if err := p.needGradients(); err != nil {
-		return nil, err
+		return err
 	}
 	p.needOptimizer()
-	return p.lanes[0].grad, nil
+	return nil
 }
 
-// GradientSquares is Σ g² over the shard of what Gradient gave.
+// GradientSquares is Σ g² over the shard.
 func (p *Policy) GradientSquares() float64 {
 	p.training.Lock()
 	defer p.training.Unlock()
 	return p.squares()
 }
 
-// Update applies AdamW to the shard, from what is in Gradient times scale. Then it
+// Update applies AdamW to the shard, from its gradient times scale. Then it
 // calls share with what is trained [n], to be filled in beyond the shard with what
 // the other replicas have, and counts the version up. Readers wait meanwhile. After
 // an error the weights are not to be used.
@@ -115,7 +114,7 @@ func (p *Policy) Update(o AdamW, scale float64, share func(trained *torch.Tensor
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.lanes[0].grad == nil {
-		return fmt.Errorf("model: Update without a gradient; call Gradient first")
+		return fmt.Errorf("model: Update without a gradient; call Prepare first")
 	}
 	defer torch.Catch(&err)
 	return p.update(o, scale, share)
@@ -126,31 +125,6 @@ func (p *Policy) ClearGradient() {
 	p.training.Lock()
 	defer p.training.Unlock()
 	p.clearGradient()
-}
-
-func (p *Policy) clearGradient() {
-	p.all(func(worker int) {
-		if l := p.lanes[worker]; l.grad != nil {
-			l.grad.Zero()
-		}
-	})
-}
-
-// sumLanes moves the lanes' gradients, in their order, into the first.
-func sumLanes(p *Policy) *torch.Tensor {
-	p.all(func(worker int) { p.sumPart(Shard{worker, len(p.lanes)}.bounds(p.live.Len())) })
-	return p.lanes[0].grad
-}
-
-// sumPart is sumLanes for elements [lo, hi).
-func (p *Policy) sumPart(lo, hi int) {
-	for _, l := range p.lanes[1:] {
-		sum, part := p.lanes[0].grad.Rows(lo, hi), l.grad.Rows(lo, hi)
-		sum.Add(part)
-		part.Zero()
-		sum.Free()
-		part.Free()
-	}
 }
 
 // owned is the part [lo, hi) of a trained parameter, counted from the beginning of
@@ -171,10 +145,11 @@ func (p *Policy) squares() (total float64) {
 	if o, ok := p.ops.(stepper); ok {
 		return o.shardSquares()
 	}
-	first, _, _ := p.Shard()
+	grad := p.shardGradient()
+	defer grad.Free()
 	of := make([]float64, len(p.trained))
 	p.dealTrained(func(i, lo, hi int) {
-		part := p.lanes[0].grad.Rows(first+lo, first+hi)
+		part := grad.Rows(lo, hi)
 		of[i] = p.ops.squares(part)
 		part.Free()
 	})
@@ -221,7 +196,7 @@ func (p *Policy) update(o AdamW, scale float64, share func(*torch.Tensor) error)
 
 func (p *Policy) updateShard(update native.AdamW, decay float64) {
 	first, last, _ := p.Shard()
-	live, grad := p.live.Rows(first, last), p.lanes[0].grad.Rows(first, last)
+	live, grad := p.live.Rows(first, last), p.shardGradient()
 	defer live.Free()
 	defer grad.Free()
 	if o, ok := p.ops.(stepper); ok {

@@ -65,6 +65,10 @@ type Options struct {
 	EMA float64
 	// Shard is the part that this policy has where several replicas train together.
 	Shard Shard
+	// ShardGradient keeps of the gradient the shard alone, too, beside that of what the
+	// backward pass is at work on (ZeRO stage 2, arXiv 1910.02054, section 5.2): every
+	// batch's gradient is summed over the replicas, with AccumulateLast and Reduce.
+	ShardGradient bool
 }
 
 func (o Options) validate(c Config) error {
@@ -121,7 +125,10 @@ type Policy struct {
 	// training: held by Accumulate and the parts of a step, one at a time.
 	training sync.Mutex
 	lanes    []lane
-	moments  *moments // nil until the first update
+	units    []unit        // of the gradient
+	slots    slots         // who has the lanes' memory for them
+	sum      *torch.Tensor // the shard's gradient with Options.ShardGradient, nil until Accumulate
+	moments  *moments      // nil until the first update
 	// master, of a bfloat16 policy whose weights are trained, is live before it was
 	// rounded, and mean its running mean where Options.EMA asks for one, both of the
 	// shard alone; nil until the first update.
@@ -133,8 +140,9 @@ type lane struct {
 	// scratch is for work that begins and ends within one task of the worker;
 	// training for what Accumulate keeps between its passes.
 	scratch, training *torch.Arena
-	// grad is the gradient of what is trained, nil until Accumulate.
-	grad    *torch.Tensor
+	// grad is the memory of gradients, a slot each (see unit), and weights are views of
+	// it; nil until Accumulate.
+	grad    []*torch.Tensor
 	weights *Weights
 }
 
@@ -254,9 +262,10 @@ func newPolicy(c Config, o Options) (p *Policy, err error) {
 	for i := range params {
 		params[i].Tensor = p.flat.View(params[i].offset, params[i].shape...)
 	}
-	p.weights = newWeights(c, params, p.flat, 0)
+	p.weights = newWeights(c, params, p.flat.View)
 	p.weights.needPacked(o)
 	p.setTrained()
+	p.units = o.units(p.trained, p.live.Len())
 	switch {
 	case o.Kernels != nil:
 		p.ops = newOnKernels(newOnDevice(p), o.Kernels)
@@ -295,13 +304,15 @@ func (p *Policy) Close() {
 		l.training.Free()
 		if l.grad != nil {
 			l.weights.free()
-			l.grad.Free()
+		}
+		for _, t := range l.grad {
+			t.Free()
 		}
 	}
 	if p.moments != nil {
 		p.moments.free()
 	}
-	for _, t := range []*torch.Tensor{p.master, p.mean} {
+	for _, t := range []*torch.Tensor{p.master, p.mean, p.sum} {
 		if t != nil {
 			t.Free()
 		}
@@ -324,46 +335,44 @@ func (p *Policy) Close() {
 
 // setTrained decides what Step changes and where it is.
 func (p *Policy) setTrained() {
+	var total int
+	p.trained, total = p.options.trained(p.config, p.params, p.flat.Len())
 	if l := p.options.LoRA; l != nil {
-		var total int
-		p.trained, total = adapterLayout(p.config, l, p.options.FreezeLayers)
 		p.live = p.options.Device.New(torch.Weights, p.flat.DType(), total)
 		for i := range p.trained {
 			t := &p.trained[i]
 			t.Tensor = p.live.View(t.offset, t.shape...)
 		}
-		p.weights.adapt(p.config, l, p.options.FreezeLayers, p.trained, p.live)
+		p.weights.adapt(p.config, l, p.options.FreezeLayers, p.trained, p.live.View)
 		return
 	}
-	p.trained = p.params
-	base := 0
-	if n := p.options.FreezeLayers; n > 0 {
-		p.trained = slices.Clone(p.params[firstTrained(p.config, p.params, n):])
-		base = p.trained[0].offset
-		for i := range p.trained {
-			p.trained[i].offset -= base
-		}
+	p.live = p.flat.View(p.flat.Len()-total, total)
+}
+
+// trained are the tensors that are trained of a policy with these parameters, and how
+// many elements they have; their offsets count from the first.
+func (o Options) trained(c Config, params []Parameter, total int) ([]Parameter, int) {
+	switch {
+	case o.LoRA != nil:
+		return adapterLayout(c, o.LoRA, o.FreezeLayers)
+	case o.FreezeLayers == 0:
+		return params, total
 	}
-	p.live = p.flat.View(base, p.flat.Len()-base)
+	trained := slices.Clone(params[firstTrained(c, params, o.FreezeLayers):])
+	base := trained[0].offset
+	for i := range trained {
+		trained[i].offset -= base
+	}
+	return trained, total - base
 }
 
 // firstTrained is the number of the first parameter above n frozen layers.
 func firstTrained(c Config, params []Parameter, n int) int {
-	prefix := "model.norm."
+	prefix := normName
 	if n < c.Layers {
-		prefix = fmt.Sprintf("model.layers.%d.", n)
+		prefix = layerName(n)
 	}
 	return slices.IndexFunc(params, func(p Parameter) bool { return strings.HasPrefix(p.Name, prefix) })
-}
-
-// newGradient lays a gradient buffer out.
-func (p *Policy) newGradient(buffer *torch.Tensor) *Weights {
-	if l := p.options.LoRA; l != nil {
-		w := newWeights(p.config, p.params, nil, p.flat.Len()) // of the weights themselves there is none
-		w.adapt(p.config, l, p.options.FreezeLayers, p.trained, buffer)
-		return w
-	}
-	return newWeights(p.config, p.params, buffer, p.flat.Len()-p.live.Len())
 }
 
 // Config is the policy's shape.

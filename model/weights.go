@@ -73,8 +73,11 @@ type Weights struct {
 
 const (
 	embeddingName = "model.embed_tokens.weight"
+	normName      = "model.norm.weight"
 	headName      = "lm_head.weight"
 )
+
+func layerName(i int) string { return fmt.Sprintf("model.layers.%d.", i) }
 
 // layout places the parameters in the flat buffer, in the order of the forward
 // pass, and returns the buffer's length. Groups begin on a cache line; the few
@@ -89,7 +92,7 @@ func layout(c Config) (params []Parameter, total int) {
 	h, q, kv := c.Hidden, c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
 	add(embeddingName, c.VocabSize, h)
 	for i := range c.Layers {
-		name := fmt.Sprintf("model.layers.%d.", i)
+		name := layerName(i)
 		group()
 		add(name+"input_layernorm.weight", h)
 		group()
@@ -119,7 +122,7 @@ func layout(c Config) (params []Parameter, total int) {
 		add(name+"mlp.down_proj.weight", h, c.Intermediate)
 	}
 	group()
-	add("model.norm.weight", h)
+	add(normName, h)
 	if !c.TieEmbeddings {
 		group()
 		add(headName, c.VocabSize, h)
@@ -128,21 +131,18 @@ func layout(c Config) (params []Parameter, total int) {
 	return params, total
 }
 
-// newWeights makes the views that a forward or backward pass uses of a flat
-// buffer in the given layout. The buffer begins at offset base; what lies before
-// has no view.
-func newWeights(c Config, params []Parameter, flat *torch.Tensor, base int) *Weights {
+// newWeights makes the views that a forward or backward pass uses of memory in the
+// given layout; view gives one at an offset, nil for none.
+func newWeights(c Config, params []Parameter, view func(offset int, shape ...int) *torch.Tensor) *Weights {
 	w := &Weights{}
 	next := 0
 	// take views the next n parameters of the layout as one tensor.
 	take := func(n int, shape ...int) *torch.Tensor {
-		at := params[next].offset - base
+		t := view(params[next].offset, shape...)
 		next += n
-		if at < 0 {
-			return nil
+		if t != nil {
+			w.views = append(w.views, t)
 		}
-		t := flat.View(at, shape...)
-		w.views = append(w.views, t)
 		return t
 	}
 	linear := func(n, out, in int) Linear { return Linear{W: take(n, out, in)} }

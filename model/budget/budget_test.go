@@ -28,10 +28,11 @@ func run(n int) Run {
 }
 
 // TestRealUse holds plans against what tensors own over a step of all replicas, their
-// engines and the reference.
+// engines and the reference; last with shards of the gradient.
 func TestRealUse(t *testing.T) {
-	for _, n := range []int{1, 2} {
+	for i, n := range []int{1, 2, 2} {
 		r := run(n)
+		r.Options.ShardGradient = i == 2
 		plan, err := Make(r)
 		if err != nil {
 			t.Fatal(err)
@@ -65,13 +66,15 @@ func TestRealUse(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			err = p.Accumulate(t.Context(), tokens, offsets, func(logprobs, _ []float64) ([]float64, error) {
-				return logprobs, nil
-			})
-			if err != nil {
+			if err := p.Prepare(); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := p.Gradient(); err != nil {
+			told, reduced := make(chan int, r.Model.Layers+2), make(chan error, 1)
+			go func() { reduced <- reduce(p, told) }()
+			err = p.AccumulateLast(t.Context(), tokens, offsets, nil, func(logprobs, _ []float64) ([]float64, error) {
+				return logprobs, nil
+			}, func(from int) { told <- from })
+			if err := errors.Join(err, <-reduced); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -108,8 +111,27 @@ func TestRealUse(t *testing.T) {
 	}
 }
 
+// reduce takes the pieces of a gradient as they are told to be final.
+func reduce(p *model.Policy, told <-chan int) error {
+	_, _, hi := p.Shard()
+	pieces := p.Pieces()
+	for from := hi; from > 0; {
+		from = <-told
+		for len(pieces) > 0 && pieces[len(pieces)-1] >= from {
+			lo := pieces[len(pieces)-1]
+			if err := p.Reduce(lo, hi, func(*torch.Tensor) error { return nil }); err != nil {
+				return err
+			}
+			pieces, hi = pieces[:len(pieces)-1], lo
+		}
+	}
+	return nil
+}
+
 // TestShards is the shape of Qwen2.5-7B, which has 7,615,616,512 weights (its model
-// card and config.json): eight replicas keep an eighth of the optimizer's state each.
+// card and config.json): eight replicas keep an eighth of the optimizer's state each. If
+// they keep an eighth of the gradient, too, they have beside it two layers, of 233,057,792
+// weights, and the head of 152,064 rows of 3,584.
 func TestShards(t *testing.T) {
 	const weights = 7_615_616_512
 	r := Run{
@@ -119,13 +141,17 @@ func TestShards(t *testing.T) {
 		},
 		Options: model.Options{Workers: 1, Recompute: true}, MicroBatch: 8192, Longest: 8192,
 	}
-	for _, n := range []int64{1, 8} {
+	const layer, head = 233_057_792, 152_064 * 3_584
+	for n, gradients := range map[int64]int64{1: weights, 8: weights, -8: weights/8 + 2*layer + head} {
+		if r.Options.ShardGradient = n < 0; n < 0 {
+			n = -n
+		}
 		r.Replicas, r.Options.Shard = int(n), model.Shard{Of: int(n)}
 		p, err := Make(r)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for name, pair := range map[string][2]int64{"gradients": {p.Gradients, 4 * weights}, "optimizer": {p.Optimizer, 8 * weights / n}} {
+		for name, pair := range map[string][2]int64{"gradients": {p.Gradients, 4 * gradients}, "optimizer": {p.Optimizer, 8 * weights / n}} {
 			if off := float64(pair[0])/float64(pair[1]) - 1; off < -1e-4 || off > 1e-4 {
 				t.Errorf("%d replicas, %s: %d bytes, want %d", n, name, pair[0], pair[1])
 			}

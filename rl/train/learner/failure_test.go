@@ -38,11 +38,11 @@ func (f *faulty) Accumulate(ctx context.Context, batches []rl.Packed, fn train.G
 	}, final)
 }
 
-func (f *faulty) Gradient() (*torch.Tensor, error) {
-	if err := f.fails("gradient"); err != nil {
-		return nil, err
+func (f *faulty) Prepare() error {
+	if err := f.fails("prepare"); err != nil {
+		return err
 	}
-	return f.Replica.Gradient()
+	return f.Replica.Prepare()
 }
 
 func (f *faulty) Squares() (float64, error) {
@@ -67,10 +67,11 @@ func (f *faulty) Update(o train.AdamW, scale float64, share func(*torch.Tensor) 
 // during it, the learner refuses to go on.
 func TestFailingReplica(t *testing.T) {
 	for _, on := range []torch.Device{torch.CPU, torch.Generic} {
-		for _, at := range []string{"accumulate", "gradient", "squares", "update"} {
+		for _, at := range []string{"accumulate", "prepare", "squares", "update"} {
 			t.Run(fmt.Sprint(at, " on ", on), func(t *testing.T) { testFailure(t, model.Options{Device: on}, at) })
 		}
 	}
+	t.Run("accumulate with shards of the gradient", func(t *testing.T) { testFailure(t, model.Options{ShardGradient: true}, "accumulate") })
 }
 
 func testFailure(t *testing.T, o model.Options, at string) {
@@ -102,6 +103,37 @@ func testFailure(t *testing.T, o model.Options, at string) {
 		}
 	}
 	same(t, "a step after the failure", saved(t, l), saved(t, calm))
+}
+
+// refuse is an update whose last micro-batch, in the order of drawn, the objective refuses.
+func refuse(l *Learner, seed uint64) error {
+	all := drawn(seed)
+	err := l.Accumulate(context.Background(), all, func(i int, _, _ []float64) ([]float64, error) {
+		if i == len(all)-1 {
+			return nil, rl.ErrNonFinite
+		}
+		return all[i].Advantages, nil
+	})
+	if !errors.Is(err, rl.ErrNonFinite) || errors.Is(err, replicas.ErrReducing) {
+		return fmt.Errorf("a refused update: %w", err)
+	}
+	return nil
+}
+
+// TestRefusedUpdate: an update that is refused after some of its micro-batches have been
+// summed leaves nothing behind.
+func TestRefusedUpdate(t *testing.T) {
+	for _, sharded := range []bool{false, true} {
+		_, want, _ := trained(t, 3, model.Options{ShardGradient: sharded}, 1)
+		l := newReplicated(t, 3, model.Options{ShardGradient: sharded})
+		if err := refuse(l, 5); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := update(l, 0); err != nil {
+			t.Fatal(err)
+		}
+		same(t, "after a refused update", saved(t, l), want)
+	}
 }
 
 // TestUnequalReplicas: replicas that are not copies of each other, whose shards do not

@@ -93,6 +93,7 @@ type (
 		Version     int64
 		GPU         bool
 		Len, Lo, Hi int
+		Pieces      []int
 		Sums        []sum
 	}
 	// sum is a checksum of a tensor.
@@ -109,6 +110,10 @@ type (
 		From                int
 		Ended               bool
 	}
+	reduceMessage struct {
+		Lo, Hi int
+		Bounds []int // of the shards' parts within
+	}
 	updateMessage struct {
 		Optimizer train.AdamW
 		Scale     float64
@@ -120,7 +125,6 @@ type (
 // replicas. The policy is made with model.Options.Shard of this rank.
 func Serve(s *rpc.Server, p *model.Policy, g *c10d.Group) {
 	r, between := replica{p}, &processes{Group: g}
-	var gradient *torch.Tensor
 	var running atomic.Pointer[accumulation]
 	end := func() { // of an accumulation that was broken off
 		if a := running.Swap(nil); a != nil {
@@ -153,14 +157,13 @@ func Serve(s *rpc.Server, p *model.Policy, g *c10d.Group) {
 		return a.next(ctx)
 	})
 	rpc.Handle(s, "logprobs", r.Logprobs)
-	rpc.Handle(s, "gradient", func(context.Context, bool) (ok bool, err error) {
-		gradient, err = r.Gradient()
-		return err == nil, err
-	})
+	rpc.Handle(s, "prepare", func(context.Context, bool) (bool, error) { return true, r.Prepare() })
 	// What all processes do together ends with the group, not with rank 0's call: so
 	// everybody hears whose fault it is.
-	rpc.Handle(s, "reduce", func(ctx context.Context, bounds []int) (bool, error) {
-		return true, between.ReduceScatter(context.WithoutCancel(ctx), g.Rank(), gradient, bounds)
+	rpc.Handle(s, "reduce", func(ctx context.Context, m reduceMessage) (bool, error) {
+		return true, r.Reduce(ctx, m.Lo, m.Hi, func(part *torch.Tensor) error {
+			return between.ReduceScatter(context.WithoutCancel(ctx), g.Rank(), part, m.Bounds)
+		})
 	})
 	rpc.Handle(s, "squares", func(context.Context, bool) (float64, error) { return r.Squares() })
 	rpc.Handle(s, "update", func(ctx context.Context, m updateMessage) (int64, error) {
@@ -182,7 +185,7 @@ func Serve(s *rpc.Server, p *model.Policy, g *c10d.Group) {
 }
 
 func factsOf(p *model.Policy) facts {
-	f := facts{Version: p.Version()}
+	f := facts{Version: p.Version(), Pieces: p.Pieces()}
 	_, f.GPU = p.Device().GPU()
 	f.Lo, f.Hi, f.Len = p.Shard()
 	for _, params := range [][]model.Parameter{p.Parameters(), p.Trained()} {
@@ -197,7 +200,7 @@ func factsOf(p *model.Policy) facts {
 type accumulation struct {
 	events  chan event
 	answers chan []float64
-	cancel  context.CancelFunc
+	cancel  context.CancelCauseFunc
 	done    chan struct{}
 	err     error // set before done is closed
 }
@@ -207,29 +210,33 @@ var errNoAccumulation = errors.New("no accumulation is under way")
 // accumulate begins one, which ends with the group at the latest. What is final is told
 // without waiting for rank 0, as long as that is not far behind.
 func accumulate(g *c10d.Group, f func(context.Context, []rl.Packed, train.GradientFunc, func(int)) error, batches []rl.Packed) *accumulation {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	a := &accumulation{events: make(chan event, 256), answers: make(chan []float64), cancel: cancel, done: make(chan struct{})}
+	go func() {
+		select {
+		case <-g.Over():
+			cancel(g.Err())
+		case <-a.done:
+		}
+	}()
 	go func() {
 		defer close(a.done)
 		a.err = f(ctx, batches, func(i int, logprobs, entropies []float64) ([]float64, error) {
 			select {
 			case a.events <- event{Batch: i, Logprobs: logprobs, Entropies: entropies}:
 			case <-ctx.Done():
-				return nil, ctx.Err()
+				return nil, context.Cause(ctx)
 			}
 			select {
 			case gradient := <-a.answers:
 				return gradient, nil
 			case <-ctx.Done():
-				return nil, ctx.Err()
-			case <-g.Over():
-				return nil, g.Err()
+				return nil, context.Cause(ctx)
 			}
 		}, func(from int) {
 			select {
 			case a.events <- event{Final: true, From: from}:
 			case <-ctx.Done():
-			case <-g.Over():
 			}
 		})
 	}()
@@ -269,6 +276,6 @@ func (a *accumulation) answer(ctx context.Context, gradient []float64) (event, e
 }
 
 func (a *accumulation) end() {
-	a.cancel()
+	a.cancel(context.Canceled)
 	<-a.done
 }

@@ -51,12 +51,14 @@ var distributed = map[string]model.Options{
 	"float32":  {},
 	"bfloat16": {DType: torch.BFloat16, EMA: 0.9},
 	"adapters": {LoRA: &model.LoRA{Rank: 3}, EMA: 0.5},
+	"sharded":  {ShardGradient: true},
 }
 
 const distributedSteps = 4
 
-// process is one member of a group that trains a policy: rank 0 leads, saves, loads
-// that again, takes one more step and saves.
+// process is one member of a group that trains a policy: rank 0 leads, has an update
+// refused, which leaves nothing behind, saves, loads that again, takes one more step and
+// saves.
 func process(o model.Options, folder string) error {
 	launch, err := c10d.FromEnvironment(os.Getenv)
 	if err != nil {
@@ -106,6 +108,11 @@ func leading(ctx context.Context, p *model.Policy, g *c10d.Group, folder string)
 				return err
 			}
 		}
+		if step == 1 {
+			if err := refuse(l, 99); err != nil {
+				return err
+			}
+		}
 		if step == distributedSteps {
 			if err := errors.Join(l.Save(filepath.Join(folder, "saved")), l.Load(filepath.Join(folder, "saved"))); err != nil {
 				return err
@@ -138,11 +145,10 @@ func (l *Learner) arm(at string, g *c10d.Group, file string) error {
 		return err
 	}
 	all := []replicas.Replica[*torch.Tensor]{&killer{replica{l.policies[0]}, at, func() { syscall.Kill(pid, syscall.SIGKILL) }}}
-	var others []*remote
 	for _, e := range l.elsewhere {
-		all, others = append(all, e.(*remote)), append(others, e.(*remote))
+		all = append(all, e.(*remote))
 	}
-	armed, err := newGroup(all, &reducer{processes{Group: g}, others})
+	armed, err := newGroup(all, processes{Group: g})
 	l.group = ending{armed, g}
 	return err
 }

@@ -60,7 +60,7 @@ func (l *Learner) distribute(ctx context.Context, g *c10d.Group, clients []*rpc.
 	if err := between.meet(ctx, l.policies[0].Device(), others); err != nil {
 		return g.Fail(err)
 	}
-	joined, err := newGroup(all, &reducer{between, others})
+	joined, err := newGroup(all, between)
 	l.group = ending{joined, g}
 	return err
 }
@@ -124,7 +124,7 @@ func (e ending) Accumulate(ctx context.Context, batches []rl.Packed, fn train.Gr
 }
 
 // remote is a replica of a replicas.Group that is in another process. Its vectors stay
-// there: the ones it gives and is given are nil.
+// there.
 type remote struct {
 	rank   int
 	client *rpc.Client
@@ -187,9 +187,17 @@ func (r *remote) Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64
 	return call[[][]float64](ctx, r, "logprobs", stripped(batches))
 }
 
-func (r *remote) Gradient() (*torch.Tensor, error) {
-	_, err := call[bool](context.Background(), r, "gradient", true)
-	return nil, err
+func (r *remote) Prepare() error {
+	_, err := call[bool](context.Background(), r, "prepare", true)
+	return err
+}
+
+func (r *remote) Pieces() []int { return r.facts.Pieces }
+
+// Reduce sums where the gradient is; sum would have only nil to be given.
+func (r *remote) Reduce(ctx context.Context, lo, hi int, _ func(*torch.Tensor) error) error {
+	_, err := call[bool](ctx, r, "reduce", reduceMessage{lo, hi, replicas.Within(r.bounds, lo, hi)})
+	return err
 }
 
 func (r *remote) Squares() (float64, error) {
@@ -254,23 +262,8 @@ func (r *remote) standIn(first *model.Policy) (*model.Policy, func(), error) {
 	return nil, nil, fmt.Errorf("rank %d: %w", r.rank, err)
 }
 
-// reducer moves memory between the processes: each rank's operation is begun where its
-// vector is.
-type reducer struct {
-	processes
-	others []*remote
-}
-
-func (d *reducer) ReduceScatter(ctx context.Context, rank int, vector *torch.Tensor, bounds []int) error {
-	if rank == 0 {
-		return d.processes.ReduceScatter(ctx, 0, vector, bounds)
-	}
-	_, err := call[bool](ctx, d.others[rank-1], "reduce", bounds)
-	return err
-}
-
-// processes is the Reducer between processes of what each has on its device. AllGather
-// is rank 0's in reducer, too: the others begin theirs in Update.
+// processes is the Reducer between processes of what each has on its device. The others'
+// operations begin there, in Reduce and Update.
 type processes struct {
 	*c10d.Group
 	ring replicas.Reducer[*torch.Tensor] // of GPUs

@@ -65,7 +65,6 @@ func (r replica) Accumulate(ctx context.Context, batches []rl.Packed, fn train.G
 			return fn(i, logprobs, entropies)
 		}, last)
 		if err != nil {
-			r.policy.ClearGradient()
 			return fmt.Errorf("micro-batch %d of %d: %w", i+1, len(batches), err)
 		}
 	}
@@ -88,8 +87,13 @@ func score(ctx context.Context, p *model.Policy, batches []rl.Packed) ([][]float
 	return out, nil
 }
 
-func (r replica) Gradient() (*torch.Tensor, error) { return r.policy.Gradient() }
-func (r replica) Squares() (float64, error)        { return r.policy.GradientSquares(), nil }
+func (r replica) Prepare() error            { return r.policy.Prepare() }
+func (r replica) Pieces() []int             { return r.policy.Pieces() }
+func (r replica) Squares() (float64, error) { return r.policy.GradientSquares(), nil }
+
+func (r replica) Reduce(_ context.Context, lo, hi int, sum func(*torch.Tensor) error) error {
+	return r.policy.Reduce(lo, hi, sum)
+}
 
 func (r replica) Update(o train.AdamW, scale float64, share func(*torch.Tensor) error) error {
 	return r.policy.Update(model.AdamW{LR: o.LR, Beta1: o.Beta1, Beta2: o.Beta2, Eps: o.Eps, WeightDecay: o.WeightDecay}, scale, share)

@@ -225,8 +225,9 @@ func floats(t *testing.T, x safetensors.Tensor) (out []float64) {
 // TestReplicasTrainAlike: 1, 2, 3 and 4 replicas have the same losses, gradient norms,
 // weights and optimizer state after ten steps, within 1e-12 in float64 and 2e-4 in
 // float32 (a tensor's largest difference, relative to its largest element): sums are
-// taken in another order, and AdamW enlarges rounding where a gradient is near 0. The
-// same number gives the same bytes.
+// taken in another order, and AdamW enlarges rounding where a gradient is near 0. So have
+// 1, 2 and 4 that keep shards of the gradient, with three or more micro-batches each that
+// are not equally many. The same number gives the same bytes.
 func TestReplicasTrainAlike(t *testing.T) {
 	for name, tc := range map[string]struct {
 		o     model.Options
@@ -242,18 +243,22 @@ func TestReplicasTrainAlike(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			const steps = 10
 			alone, want, _ := trained(t, 1, tc.o, steps)
-			for _, n := range []int{2, 3, 4} {
-				figures, files, _ := trained(t, n, tc.o, steps)
-				again, bytes, _ := trained(t, n, tc.o, steps)
-				if !slices.Equal(figures, again) {
-					t.Errorf("%d replicas: %v, and again %v", n, figures, again)
+			for _, n := range []int{2, 3, 4, -1, -2, -4} {
+				o, of := tc.o, "replicas"
+				if n < 0 {
+					n, o.ShardGradient, of = -n, true, "replicas with shards of the gradient"
 				}
-				same(t, fmt.Sprint(n, " replicas again"), bytes, files)
+				figures, files, _ := trained(t, n, o, steps)
+				again, bytes, _ := trained(t, n, o, steps)
+				if !slices.Equal(figures, again) {
+					t.Errorf("%d %s: %v, and again %v", n, of, figures, again)
+				}
+				same(t, fmt.Sprint(n, " ", of, " again"), bytes, files)
 				most := 0.0
 				for i, x := range figures {
 					most = max(most, math.Abs(x-alone[i])/math.Abs(alone[i]))
 				}
-				line := fmt.Sprintf("%d replicas: losses and norms %.1e apart", n, most)
+				line := fmt.Sprintf("%d %s: losses and norms %.1e apart", n, of, most)
 				for _, file := range slices.Sorted(maps.Keys(want)) {
 					if !strings.HasSuffix(file, ".safetensors") {
 						continue
@@ -264,7 +269,7 @@ func TestReplicasTrainAlike(t *testing.T) {
 				}
 				t.Log(line)
 				if !(most <= tc.bound) {
-					t.Errorf("%d replicas are %g apart from one, more than %g", n, most, tc.bound)
+					t.Errorf("%d %s are %g apart from one, more than %g", n, of, most, tc.bound)
 				}
 			}
 		})
@@ -276,6 +281,7 @@ func TestReplicasTrainAlike(t *testing.T) {
 func TestBuckets(t *testing.T) {
 	for name, o := range map[string]model.Options{
 		"float32": {}, "adapters": {LoRA: &model.LoRA{Rank: 3}}, "devices": {Device: torch.Generic}, "bfloat16": {DType: torch.BFloat16, EMA: 0.9},
+		"sharded": {ShardGradient: true}, "sharded adapters": {ShardGradient: true, LoRA: &model.LoRA{Rank: 3}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			figures, want, _ := trained(t, 3, o, 3)
@@ -431,7 +437,7 @@ func TestOptimizerStateIsShared(t *testing.T) {
 			sum := int64(0)
 			for i, p := range newReplicas(t, n, o) {
 				before := torch.Allocated()[torch.Optimizer]
-				if _, err := p.Gradient(); err != nil {
+				if err := p.Prepare(); err != nil {
 					t.Fatal(err)
 				}
 				kept := torch.Allocated()[torch.Optimizer] - before
@@ -448,5 +454,41 @@ func TestOptimizerStateIsShared(t *testing.T) {
 				t.Errorf("%s: %d replicas keep %d bytes together, one alone %d", name, n, sum, one)
 			}
 		}
+	}
+}
+
+// TestGradientIsSharded: of twelve layers each of four replicas has, beside a quarter of
+// the gradient, memory for two layers and the embedding.
+func TestGradientIsSharded(t *testing.T) {
+	const layer, norm, embedding = 4528, 32, 6224 // elements, in whole cache lines
+	deep := shape
+	deep.Layers = 12
+	used := map[bool]int64{}
+	for _, sharded := range []bool{false, true} {
+		before := torch.Allocated()[torch.Gradients]
+		var policies []*model.Policy
+		for i := range 4 {
+			p, err := model.New(deep, 7, model.Options{Workers: 1, Shard: model.Shard{Index: i, Of: 4}, ShardGradient: sharded})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			policies = append(policies, p)
+		}
+		l, err := NewReplicated(policies, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := update(l, 1); err != nil {
+			t.Fatal(err)
+		}
+		used[sharded] = torch.Allocated()[torch.Gradients] - before
+	}
+	const all = embedding + 12*layer + norm
+	if want := int64(4 * 4 * all); used[false] != want {
+		t.Errorf("four whole gradients have %d bytes, want %d", used[false], want)
+	}
+	if want := int64(4 * (all + 4*(embedding+2*layer+norm))); used[true] != want {
+		t.Errorf("four sharded gradients have %d bytes, want %d", used[true], want)
 	}
 }

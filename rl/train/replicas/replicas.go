@@ -2,7 +2,9 @@
 // copy of the weights and a share of the micro-batches. Each sums one part of the
 // gradient over all, in buckets, while the backward pass is still at work on what
 // comes before them; it alone keeps the optimizer's state of that part and updates
-// it (ZeRO stage 1, arXiv 1910.02054); then all copy the new weights.
+// it (ZeRO stage 1, arXiv 1910.02054); then all copy the new weights. Replicas that keep
+// of the gradient, too, that part alone (stage 2) sum it after each micro-batch in the
+// place of the last.
 //
 // It is pure: a device is a Replica, what moves memory between devices a Reducer.
 // A result depends on the number of replicas in the last bits of its sums, and on
@@ -14,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 
 	"github.com/ssr-go/ssr/rl"
@@ -21,7 +24,7 @@ import (
 )
 
 // Replica is one device's copy of the policy. B is a flat vector in its memory.
-// Its methods are called by one goroutine at a time.
+// Its methods are called by one goroutine at a time, but Reduce beside Accumulate.
 type Replica[B any] interface {
 	// Version counts the updates that made the weights.
 	Version() int64
@@ -32,12 +35,22 @@ type Replica[B any] interface {
 	// Accumulate, Logprobs and their errors are those of train.Learner and
 	// train.Scorer. In the last of its batches Accumulate calls final, again and again,
 	// when elements [from, Len) of the gradient have got their last: it does not touch
-	// them any more, and they may be summed over the replicas meanwhile.
+	// them any more, and they may be summed over the replicas meanwhile. A replica that
+	// keeps its shard of the gradient alone is given one batch at a time, and may wait
+	// for Reduce, as long as ctx does not end.
 	Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc, final func(from int)) error
 	Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error)
-	// Gradient is where all is accumulated, flat, zeros before that. It stays there. The
-	// sum over all replicas is written into its shard.
-	Gradient() (B, error)
+	// Prepare takes the memory that the rest of a step needs.
+	Prepare() error
+	// Pieces are where the pieces of the gradient begin that a replica has in memory one
+	// after the other, if it keeps its shard alone; nil where it keeps the whole. They
+	// are equal in all replicas.
+	Pieces() []int
+	// Reduce calls sum with elements [lo, hi) of the gradient, all within a piece, to
+	// write into those of the shard the sum over all replicas. After each call of
+	// Accumulate it is called for all of them, from the end, beside the next call; after
+	// the last also for batches that other replicas have, and gives zeros for them.
+	Reduce(ctx context.Context, lo, hi int, sum func(part B) error) error
 	// Squares is Σ g² over the shard.
 	Squares() (float64, error)
 	// Update applies AdamW to the shard of the weights, from the gradient times scale.
@@ -52,7 +65,8 @@ type Replica[B any] interface {
 // [bounds[r], bounds[r+1]). All ranks make the same calls in the same order; where
 // the context ends, calls that wait return its error.
 type Reducer[B any] interface {
-	// ReduceScatter leaves the sum over all ranks in each rank's part of its vector.
+	// ReduceScatter leaves the sum over all ranks in each rank's part of its vector;
+	// bounds count from the vector's beginning.
 	ReduceScatter(ctx context.Context, rank int, vector B, bounds []int) error
 	// AllGather copies each rank's part to all others.
 	AllGather(ctx context.Context, rank int, vector B, bounds []int) error
@@ -68,12 +82,15 @@ type Group[B any] struct {
 	replicas []Replica[B]
 	reducer  Reducer[B]
 	bounds   []int // of the shards
+	pieces   []int // of the gradient; nil: it is whole
 	reduced  bool  // the gradients have been summed
 	broken   error // why the replicas may differ
 }
 
 // DefaultBucket is 16 MB of float32.
 const DefaultBucket = 4 << 20
+
+var errSummed = errors.New("replicas: the gradients are summed already; take the step")
 
 // ErrReducing is wrapped by errors that came when gradients were perhaps being summed:
 // members of a Reducer may be in the middle of an operation.
@@ -85,7 +102,7 @@ func New[B any](replicas []Replica[B], reducer Reducer[B]) (*Group[B], error) {
 	if len(replicas) == 0 {
 		return nil, errors.New("replicas: none")
 	}
-	g := &Group[B]{Bucket: DefaultBucket, replicas: replicas, reducer: reducer, bounds: []int{0}}
+	g := &Group[B]{Bucket: DefaultBucket, replicas: replicas, reducer: reducer, bounds: []int{0}, pieces: replicas[0].Pieces()}
 	for i, r := range replicas {
 		lo, hi := r.Shard()
 		switch {
@@ -94,6 +111,9 @@ func New[B any](replicas []Replica[B], reducer Reducer[B]) (*Group[B], error) {
 		case lo != g.bounds[i] || hi < lo || i == len(replicas)-1 && hi != r.Len():
 			return nil, fmt.Errorf("replicas: number %d of %d has the shard [%d, %d) of %d weights; those before it end at %d",
 				i, len(replicas), lo, hi, r.Len(), g.bounds[i])
+		case (r.Pieces() == nil) != (g.pieces == nil) || !slices.Equal(r.Pieces(), g.pieces):
+			return nil, fmt.Errorf("replicas: number %d keeps the gradient in pieces from %v, number 0 from %v; let all shard it or none",
+				i, r.Pieces(), g.pieces)
 		}
 		g.bounds = append(g.bounds, hi)
 	}
@@ -105,34 +125,6 @@ func (g *Group[B]) Replicas() int { return len(g.replicas) }
 
 // Version counts the updates that made the weights.
 func (g *Group[B]) Version() int64 { return g.replicas[0].Version() }
-
-// Accumulate deals the micro-batches to the replicas, the longest first and each to
-// the replica with the fewest tokens, and sums the gradients: it is called once for
-// each Step. After an error no gradient remains.
-func (g *Group[B]) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc) error {
-	switch {
-	case g.broken != nil:
-		return g.broken
-	case g.reduced:
-		return errors.New("replicas: the gradients are summed already; take the step")
-	}
-	dealt := deal(batches, len(g.replicas))
-	answered := newGate(len(g.replicas))
-	err := g.each(ctx, func(ctx context.Context, i int) error {
-		return g.accumulate(ctx, i, pick(batches, dealt[i]), answered, func(k int, logprobs, entropies []float64) ([]float64, error) {
-			return fn(dealt[i][k], logprobs, entropies)
-		})
-	})
-	if err != nil {
-		g.clear()
-		if answered.isOpen() {
-			err = fmt.Errorf("%w: %w", ErrReducing, err)
-		}
-		return err
-	}
-	g.reduced = true
-	return nil
-}
 
 // Logprobs deals the micro-batches as Accumulate does.
 func (g *Group[B]) Logprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error) {
@@ -216,15 +208,19 @@ func (g *Group[B]) each(ctx context.Context, f func(ctx context.Context, i int) 
 	var wait sync.WaitGroup
 	for i := range g.replicas {
 		wait.Go(func() {
-			err := f(ctx, i)
-			if err != nil && len(g.replicas) > 1 {
-				err = fmt.Errorf("replica %d: %w", i, err)
-			}
-			if err != nil {
-				cancel(err)
+			if err := f(ctx, i); err != nil {
+				cancel(g.of(i, err))
 			}
 		})
 	}
 	wait.Wait()
 	return context.Cause(ctx)
+}
+
+// of names the replica that an error is of, where there are several.
+func (g *Group[B]) of(i int, err error) error {
+	if len(g.replicas) == 1 {
+		return err
+	}
+	return fmt.Errorf("replica %d: %w", i, err)
 }
