@@ -64,3 +64,4 @@ export CGO_CFLAGS='$cflags'
 export CGO_CXXFLAGS='$cxxflags'
 export CGO_LDFLAGS='$ldflags'
 EOT
+case $version in 2.14.*) echo "export CXX='$root/scripts/cxx20.sh'" ;; esac

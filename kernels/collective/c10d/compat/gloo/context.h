@@ -10,7 +10,10 @@
 
 namespace gloo {
 
-class Context;
+class Context {
+ public:
+  void setTimeout(std::chrono::milliseconds); // of libtorch's own, from some version after 2.6 on
+};
 
 namespace transport {
 class Device;
