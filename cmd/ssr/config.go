@@ -51,6 +51,10 @@ type policyConfig struct {
 	// of the episodes and computes a share of every update; the optimizer's state is
 	// split among them. Results depend on it in their last bits.
 	Replicas int `yaml:"replicas"`
+	// Zero is the stage of ZeRO: 1 splits the optimizer's state among the replicas, 2
+	// the gradients, too, which are then summed after every micro-batch. Results depend on
+	// it in their last bits.
+	Zero int `yaml:"zero"`
 	// Device computes: cpu, cuda:0 and so on in a program built with CUDA, or generic,
 	// which is what a GPU runs, on the CPU and slowly. Several replicas need a GPU each:
 	// cuda is the first so many, a list names one for each. Results depend on it in their
@@ -100,7 +104,7 @@ func (c policyConfig) optionsOn(on torch.Device) (model.Options, error) {
 	}
 	return model.Options{
 		DType: d, Device: on, Workers: c.workers(), Recompute: c.Recompute, LoRA: c.LoRA, FreezeLayers: c.FreezeLayers, EMA: c.EMA,
-		Determinism: c.Determinism, Shard: model.Shard{Of: c.Replicas},
+		Determinism: c.Determinism, Shard: model.Shard{Of: c.Replicas}, ShardGradient: c.Zero == 2,
 	}, nil
 }
 
@@ -195,7 +199,7 @@ type evalConfig struct {
 func defaultConfig() config {
 	c := config{
 		Seed:   1,
-		Policy: policyConfig{Replicas: 1},
+		Policy: policyConfig{Replicas: 1, Zero: 1},
 		Game: gameConfig{
 			Mode: selfplay.SelfPlay, InjectorGroups: 2, InjectorsPerPrompt: 4, SolversPerBug: 8, SolverGroups: 8,
 			SecondOrderFraction: 0.25, Strategies: map[selfplay.Strategy]float64{selfplay.Removal: 1, selfplay.History: 1},
@@ -388,6 +392,8 @@ func (c config) check() error {
 		rule(e.InFlight > 0, "episodes.in_flight is %d; it must be positive", e.InFlight),
 		rule(e.TopP <= 1 && e.MinP <= 1, "episodes: top_p %g and min_p %g must lie in [0, 1]", e.TopP, e.MinP),
 		rule(c.Policy.Replicas > 0, "policy.replicas is %d; it must be positive", c.Policy.Replicas),
+		rule(c.Policy.Zero == 1 || c.Policy.Zero == 2,
+			"policy.zero is %d; want 1, which shards the optimizer's state among replicas, or 2, which shards gradients, too", c.Policy.Zero),
 		rule(c.Policy.Kernels == "" || c.Policy.Kernels == libtorchKernels, "policy.kernels is %q; want %s or nothing", c.Policy.Kernels, libtorchKernels),
 		rule(slices.Contains([]string{"", "local", "docker"}, c.Sandbox.Backend), "sandbox.backend: no backend %q; there are local and docker", c.Sandbox.Backend),
 		rule(c.Eval.Attempts > 0, "eval.attempts is %d; it must be positive", c.Eval.Attempts),

@@ -126,6 +126,9 @@ func (c config) reductions() (all []reduction) {
 	if c.Policy.Replicas > 1 && c.Policy.DeviceBytes == 0 {
 		add("policy.replicas=1", func(c *config) { c.Policy.Replicas = 1 })
 	}
+	if c.Policy.Zero == 1 {
+		add("policy.zero=2", func(c *config) { c.Policy.Zero = 2 })
+	}
 	longest := c.Episodes.Limits.Context
 	if c.Train.TokenBudget > longest {
 		add(fmt.Sprintf("train.token_budget=%d", longest), func(c *config) { c.Train.TokenBudget = longest })
