@@ -25,9 +25,10 @@ import (
 )
 
 type evalCmd struct {
-	Model      string   `help:"The policy: a folder, or the URL of an OpenAI-compatible server such as https://host/v1 (key: $OPENAI_API_KEY). Limits then count bytes."`
-	Remote     string   `name:"remote-model" help:"The policy's name at the server; by default the only one there."`
-	Repo       string   `type:"existingdir" help:"The original repository."`
+	Model  string `help:"The policy: a folder, or the URL of an OpenAI-compatible server such as https://host/v1 (key: $OPENAI_API_KEY). Limits then count bytes."`
+	Remote string `name:"remote-model" help:"The policy's name at the server; by default the only one there."`
+	Repo   string `type:"existingdir" help:"The original repository."`
+	environmentFlag
 	Bugs       string   `type:"existingdir" help:"A folder of bugs, or a run's folder, to be solved."`
 	Injections int      `help:"How many prompts to inject a bug for."`
 	Attempts   int      `default:"1" help:"Attempts at each bug and each prompt."`
@@ -86,6 +87,9 @@ func (c *evalCmd) Run(ctx context.Context, o output) (err error) {
 	}
 	if c.Repo != "" {
 		conf.Repo = c.Repo
+	}
+	if c.Environment != "" {
+		conf.Sandbox.Environment = c.Environment
 	}
 	conf.Run = "eval"
 	if err := refuse(conf.checkPaths(), conf.check()); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"github.com/ssr-go/ssr/rollout/selfplay"
 	"github.com/ssr-go/ssr/sandbox"
@@ -13,6 +14,9 @@ import (
 
 // sandboxConfig chooses where untrusted code runs.
 type sandboxConfig struct {
+	// Environment is a system that ssr env keeps, which brings the backend and the root
+	// folder or image with it: its name, or STORE/NAME where the store is not the usual one.
+	Environment string `json:"environment,omitempty" yaml:"environment,omitempty"`
 	// Backend is "local", namespaces of this machine, or "docker", containers of an
 	// engine on this machine.
 	Backend string `json:"backend" yaml:"backend"`
@@ -48,8 +52,36 @@ func (c sandboxConfig) limits() sandbox.Limits {
 	return sandbox.Limits{Memory: c.Memory, Processes: c.Processes, Disk: c.Disk}
 }
 
+// resolve puts what the environment stands for in its place.
+func (c sandboxConfig) resolve() (sandboxConfig, error) {
+	if c.Environment == "" {
+		return c, nil
+	}
+	if c.Rootfs != "" || c.Image != "" {
+		return c, fmt.Errorf("environment %s is a root folder or an image itself; give no other", c.Environment)
+	}
+	dir, name := filepath.Split(c.Environment)
+	s, err := storeFlag{Store: dir}.open()
+	if err != nil {
+		return c, err
+	}
+	e, err := s.Get(name)
+	if err != nil {
+		return c, err
+	}
+	if c.Backend == "docker" && e.Backend() != "docker" {
+		return c, fmt.Errorf("environment %s is a root folder, which backend docker cannot show; leave the backend out", c.Environment)
+	}
+	c.Environment, c.Backend, c.Rootfs, c.Image = "", e.Backend(), e.Rootfs, e.Image
+	return c, nil
+}
+
 // open returns the backend; the caller closes it.
 func (c sandboxConfig) open() (sandbox.Backend, error) {
+	c, err := c.resolve()
+	if err != nil {
+		return nil, fmt.Errorf("sandbox: %w", err)
+	}
 	b, err := c.backend()
 	if err != nil || c.MaxLive <= 0 {
 		return b, err
@@ -75,9 +107,15 @@ func (c sandboxConfig) backend() (sandbox.Backend, error) {
 	return nil, fmt.Errorf("no sandbox backend %q; there are local and docker", c.Backend)
 }
 
+// environmentFlag names the system that tests are run in.
+type environmentFlag struct {
+	Environment string `placeholder:"NAME" help:"The system that sandboxes show, of those that ssr env list has; STORE/NAME where the store is not the usual one."`
+}
+
 // sandboxFlags are the flags of commands that run tests.
 type sandboxFlags struct {
-	Sandbox  string   `default:"local" enum:"local,docker" help:"Sandbox backend."`
+	Sandbox string `default:"local" enum:"local,docker" help:"Sandbox backend."`
+	environmentFlag
 	Image    string   `help:"Image that docker's sandboxes show."`
 	Runtime  string   `help:"OCI runtime of docker's sandboxes, such as runsc."`
 	Allow    []string `help:"Protections that may be missing on this machine (see ssr doctor)." placeholder:"NAME"`
@@ -85,7 +123,7 @@ type sandboxFlags struct {
 }
 
 func (f sandboxFlags) config() sandboxConfig {
-	return sandboxConfig{Backend: f.Sandbox, Image: f.Image, Runtime: f.Runtime, Allow: f.Allow, ReadOnly: f.ReadOnly}
+	return sandboxConfig{Environment: f.Environment, Backend: f.Sandbox, Image: f.Image, Runtime: f.Runtime, Allow: f.Allow, ReadOnly: f.ReadOnly}
 }
 
 // world is a repository with the sandboxes to run its tests in.

@@ -17,6 +17,7 @@ import (
 
 // systemFlags choose the system that commands in a sandbox see.
 type systemFlags struct {
+	environmentFlag
 	Rootfs  string `placeholder:"DIR|FILE.tar" help:"Root folder that local sandboxes show, or a tar file of one; by default this machine's system."`
 	Image   string `help:"Image that docker's sandboxes show."`
 	Runtime string `help:"OCI runtime of docker, such as runsc."`
@@ -26,10 +27,12 @@ type systemFlags struct {
 
 // config completes a backend's name. done removes what was unpacked.
 func (f systemFlags) config(backend string) (c sandboxConfig, done func() error, err error) {
-	c = sandboxConfig{Backend: backend, Launcher: f.Launcher, Rootfs: f.Rootfs, Image: f.Image, Runtime: f.Runtime}
 	done = func() error { return nil }
-	if f.Rootfs == "" {
-		return c, done, nil
+	c, err = sandboxConfig{
+		Environment: f.Environment, Backend: backend, Launcher: f.Launcher, Rootfs: f.Rootfs, Image: f.Image, Runtime: f.Runtime,
+	}.resolve()
+	if err != nil || f.Rootfs == "" {
+		return c, done, err
 	}
 	info, err := os.Stat(f.Rootfs)
 	if err != nil || info.IsDir() {
@@ -73,10 +76,10 @@ func (c *sandboxBenchCmd) Run(ctx context.Context, o output) (err error) {
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
 	options := bench.Options{Rounds: c.Rounds, Span: c.Span, Alive: c.Alive, Burst: c.Burst}
-	if c.Backend == "docker" {
-		options.Image, options.Runtime = c.Image, c.Runtime
+	if config.Backend == "docker" {
+		options.Image, options.Runtime = config.Image, config.Runtime
 	}
-	if l, ok := b.(*local.Backend); ok && c.Backend == "local" {
+	if l, ok := b.(*local.Backend); ok && config.Backend == "local" {
 		config.Launcher = local.LauncherNative
 		if l.Launcher() == local.LauncherNative {
 			config.Launcher = local.LauncherBwrap

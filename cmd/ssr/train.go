@@ -19,9 +19,10 @@ import (
 )
 
 type trainCmd struct {
-	Config string   `type:"existingfile" help:"Configuration in YAML; see ssr config default."`
-	Repo   string   `type:"existingdir" help:"The repository to play in."`
-	Model  string   `type:"existingdir" help:"The policy to start from."`
+	Config string `type:"existingfile" help:"Configuration in YAML; see ssr config default."`
+	Repo   string `type:"existingdir" help:"The repository to play in."`
+	Model  string `type:"existingdir" help:"The policy to start from."`
+	environmentFlag
 	RunDir string   `name:"run" type:"path" help:"The folder to write; it must not hold a run yet."`
 	Resume string   `type:"existingdir" placeholder:"RUN" help:"Go on with a run, by its own configuration."`
 	Steps  *int     `help:"Training steps of the whole run."`
@@ -99,7 +100,7 @@ func (c *trainCmd) lead(ctx context.Context, o output, ps *processes) error {
 // and the flags over the defaults.
 func (c *trainCmd) config() (config, error) {
 	if c.Resume != "" {
-		if c.Config != "" || c.Repo != "" || c.Model != "" || c.RunDir != "" || c.Seed != nil {
+		if c.Config != "" || c.Repo != "" || c.Model != "" || c.Environment != "" || c.RunDir != "" || c.Seed != nil {
 			return config{}, errors.New("--resume goes on with a run as it is; only --steps and --set can be given with it")
 		}
 		conf, err := readConfig(filepath.Join(c.Resume, configName), c.Set)
@@ -124,7 +125,7 @@ func (c *trainCmd) config() (config, error) {
 	for _, f := range []struct {
 		flag string
 		to   *string
-	}{{c.Repo, &conf.Repo}, {c.Model, &conf.Model}, {c.RunDir, &conf.Run}} {
+	}{{c.Repo, &conf.Repo}, {c.Model, &conf.Model}, {c.Environment, &conf.Sandbox.Environment}, {c.RunDir, &conf.Run}} {
 		if f.flag != "" {
 			*f.to = f.flag
 		}

@@ -112,11 +112,16 @@ func rootFolder(source, dir string) (string, error) {
 func (s Store) Get(name string) (Environment, error) {
 	var e Environment
 	if !validName.MatchString(name) {
-		return e, fmt.Errorf("environment name %q", name)
+		return e, fmt.Errorf("%q is no environment's name", name)
 	}
 	data, err := os.ReadFile(s.file(name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return e, fmt.Errorf("no environment %s in %s; see ssr env list", name, s.Dir)
+		names, err := s.names()
+		there := "none is there yet; ssr env add keeps one"
+		if len(names) > 0 {
+			there = "there are " + strings.Join(names, ", ")
+		}
+		return e, errors.Join(fmt.Errorf("no environment %s in %s: %s", name, s.Dir, there), err)
 	}
 	if err == nil {
 		err = json.Unmarshal(data, &e)
@@ -127,18 +132,28 @@ func (s Store) Get(name string) (Environment, error) {
 	return e, nil
 }
 
-// List returns all environments by name. A store that is not there is empty.
-func (s Store) List() ([]Environment, error) {
+// names are those of all environments, in their order.
+func (s Store) names() (names []string, err error) {
 	files, err := os.ReadDir(s.Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	list := []Environment{}
 	for _, f := range files {
-		name, ok := strings.CutSuffix(f.Name(), ".json")
-		if !ok {
-			continue
+		if name, ok := strings.CutSuffix(f.Name(), ".json"); ok {
+			names = append(names, name)
 		}
+	}
+	return names, nil
+}
+
+// List returns all environments by name. A store that is not there is empty.
+func (s Store) List() ([]Environment, error) {
+	names, err := s.names()
+	if err != nil {
+		return nil, err
+	}
+	list := []Environment{}
+	for _, name := range names {
 		e, err := s.Get(name)
 		if err != nil {
 			return nil, err

@@ -113,6 +113,9 @@ func TestStore(t *testing.T) {
 	if list, err := s.List(); err != nil || len(list) != 0 {
 		t.Errorf("%v %v", list, err)
 	}
+	if _, err := s.Get("missing"); err == nil || !strings.Contains(err.Error(), "ssr env add") {
+		t.Error(err)
+	}
 	e, err := s.Add(Environment{Name: "tar", Rootfs: writeTar(t, "r.tar", system...)})
 	if err != nil || e.Rootfs != filepath.Join(s.Dir, "tar") || e.Backend() != "local" {
 		t.Fatal(e, err)
@@ -135,7 +138,7 @@ func TestStore(t *testing.T) {
 	if err != nil || len(list) != 2 || list[0].Name != "image" || list[1].Rootfs != filepath.Join(s.Dir, "tar") {
 		t.Errorf("%+v %v", list, err)
 	}
-	if _, err := s.Get("missing"); err == nil || !strings.Contains(err.Error(), "ssr env list") {
+	if _, err := s.Get("missing"); err == nil || !strings.HasSuffix(err.Error(), "there are image, tar") {
 		t.Error(err)
 	}
 }
