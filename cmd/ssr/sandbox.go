@@ -112,9 +112,9 @@ type environmentFlag struct {
 	Environment string `placeholder:"NAME" help:"The system that sandboxes show, of those that ssr env list has; STORE/NAME where the store is not the usual one."`
 }
 
-// sandboxFlags are the flags of commands that run tests.
+// sandboxFlags are the flags of commands that start sandboxes.
 type sandboxFlags struct {
-	Sandbox string `default:"local" enum:"local,docker" help:"Sandbox backend."`
+	Backend string `default:"local" enum:"local,docker" aliases:"sandbox" help:"Sandbox backend: local or docker."`
 	environmentFlag
 	Image    string   `help:"Image that docker's sandboxes show."`
 	Runtime  string   `help:"OCI runtime of docker's sandboxes, such as runsc."`
@@ -123,7 +123,7 @@ type sandboxFlags struct {
 }
 
 func (f sandboxFlags) config() sandboxConfig {
-	return sandboxConfig{Environment: f.Environment, Backend: f.Sandbox, Image: f.Image, Runtime: f.Runtime, Allow: f.Allow, ReadOnly: f.ReadOnly}
+	return sandboxConfig{Environment: f.Environment, Backend: f.Backend, Image: f.Image, Runtime: f.Runtime, Allow: f.Allow, ReadOnly: f.ReadOnly}
 }
 
 // world is a repository with the sandboxes to run its tests in.

@@ -15,22 +15,17 @@ import (
 	"github.com/ssr-go/ssr/sandbox/local"
 )
 
-// systemFlags choose the system that commands in a sandbox see.
+// systemFlags are those of commands for sandboxes alone, beside sandboxFlags.
 type systemFlags struct {
-	environmentFlag
-	Rootfs  string `placeholder:"DIR|FILE.tar" help:"Root folder that local sandboxes show, or a tar file of one; by default this machine's system."`
-	Image   string `help:"Image that docker's sandboxes show."`
-	Runtime string `help:"OCI runtime of docker, such as runsc."`
-
+	Rootfs   string `placeholder:"DIR|FILE.tar" help:"Root folder that local sandboxes show, or a tar file of one; by default this machine's system."`
 	Launcher string `default:"" enum:",native,bwrap" placeholder:"native|bwrap" help:"What makes the namespaces of local sandboxes: native or bwrap; by default native where it works."`
 }
 
-// config completes a backend's name. done removes what was unpacked.
-func (f systemFlags) config(backend string) (c sandboxConfig, done func() error, err error) {
+// complete is c with these flags. done removes what was unpacked.
+func (f systemFlags) complete(c sandboxConfig) (_ sandboxConfig, done func() error, err error) {
 	done = func() error { return nil }
-	c, err = sandboxConfig{
-		Environment: f.Environment, Backend: backend, Launcher: f.Launcher, Rootfs: f.Rootfs, Image: f.Image, Runtime: f.Runtime,
-	}.resolve()
+	c.Launcher, c.Rootfs = f.Launcher, f.Rootfs
+	c, err = c.resolve()
 	if err != nil || f.Rootfs == "" {
 		return c, done, err
 	}
@@ -55,17 +50,17 @@ func (f systemFlags) config(backend string) (c sandboxConfig, done func() error,
 }
 
 type sandboxBenchCmd struct {
-	Backend string        `default:"local" enum:"local,docker" help:"Sandbox backend."`
-	Rounds  int           `default:"200" help:"Rounds of what is reported as a median."`
-	Span    time.Duration `default:"5s" help:"Time for what is reported as a rate."`
-	Alive   int           `default:"2000" help:"Sandboxes alive at once, for the memory of each."`
-	Burst   int           `default:"1000" help:"Sandboxes created at once."`
+	Rounds int           `default:"200" help:"Rounds of what is reported as a median."`
+	Span   time.Duration `default:"5s" help:"Time for what is reported as a rate."`
+	Alive  int           `default:"2000" help:"Sandboxes alive at once, for the memory of each."`
+	Burst  int           `default:"1000" help:"Sandboxes created at once."`
+	sandboxFlags
 	systemFlags
 	jsonFlag
 }
 
 func (c *sandboxBenchCmd) Run(ctx context.Context, o output) (err error) {
-	config, done, err := c.systemFlags.config(c.Backend)
+	config, done, err := c.complete(c.config())
 	if err != nil {
 		return err
 	}
@@ -160,7 +155,7 @@ func (c *sandboxDoctorCmd) Run(ctx context.Context, o output) error {
 }
 
 type sandboxSweepCmd struct {
-	Backend  string `default:"local" enum:"local,docker" help:"Sandbox backend."`
+	Backend  string `default:"local" enum:"local,docker" help:"Sandbox backend: local or docker."`
 	StateDir string `placeholder:"DIR" help:"State folder, where it is not the usual one."`
 	jsonFlag
 }

@@ -65,7 +65,7 @@ func (t *limitTime) UnmarshalText(text []byte) error {
 }
 
 type sandboxExecCmd struct {
-	Backend string `default:"local" enum:"local,docker" help:"Sandbox backend."`
+	sandboxFlags
 	systemFlags
 	Workspace string            `required:"" type:"existingdir" help:"The folder to run on; the command gets a copy."`
 	Write     bool              `help:"Carry what the command changed over into the workspace."`
@@ -80,8 +80,6 @@ type sandboxExecCmd struct {
 	FileSize  byteSize          `default:"256M" help:"Largest file."`
 	OpenFiles int               `default:"1024" help:"Open files of a process."`
 	Output    byteSize          `default:"8M" help:"Most that is printed; more ends the command."`
-	Allow     []string          `help:"Protections that may be missing on this machine (see ssr doctor)." placeholder:"NAME"`
-	ReadOnly  []string          `help:"Folders of the host that the command may read." placeholder:"DIR" type:"existingdir"`
 	Command   []string          `arg:"" help:"The command, after --."`
 	jsonFlag
 }
@@ -105,12 +103,11 @@ type execution struct {
 }
 
 func (c *sandboxExecCmd) Run(ctx context.Context, o output) (err error) {
-	config, done, err := c.systemFlags.config(c.Backend)
+	config, done, err := c.complete(c.config())
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	config.Allow, config.ReadOnly = c.Allow, c.ReadOnly
 	b, err := config.open()
 	if err != nil {
 		return err
