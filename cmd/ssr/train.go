@@ -211,7 +211,9 @@ func (c *trainCmd) train(ctx context.Context, o output, conf config, ps *process
 	}
 	evals, err := newEvaluations(ctx, t, conf.Run, func(steps int) {
 		view.Println(fmt.Sprintf("measuring after step %d", steps))
+		view.Measuring(true)
 	}, func(e evaluation) {
+		view.Measuring(false)
 		view.Println(fmt.Sprintf("measured after step %d: %s, %.0f s", e.Step, e, e.Seconds))
 	})
 	if err != nil {

@@ -37,6 +37,7 @@ type state struct {
 	event            train.Event
 	history          []train.Metrics
 	notice           time.Time // last plain line within a step
+	measuring        bool      // the policy, which is no part of the step
 }
 
 const (
@@ -95,6 +96,15 @@ func (p *Progress) OnEvent(e train.Event) {
 	s.stepBegan, s.notice = p.now(), p.now()
 }
 
+// Measuring says that the policy is being measured, or no longer is; the clock of the
+// step begins again.
+func (p *Progress) Measuring(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.state.measuring = on
+	p.state.stepBegan, p.state.notice = p.now(), p.now()
+}
+
 // Println prints a line above the view.
 func (p *Progress) Println(line string) {
 	p.mu.Lock()
@@ -135,7 +145,7 @@ func (p *Progress) refresh() {
 		return
 	}
 	s := &p.state
-	if now := p.now(); now.Sub(s.notice) >= noticeEvery && s.event.Step > 0 && s.event.Phase != train.PhaseDone {
+	if now := p.now(); now.Sub(s.notice) >= noticeEvery && s.event.Step > 0 && (s.measuring || s.event.Phase != train.PhaseDone) {
 		s.notice = now
 		fmt.Fprintf(p.out, "step %d/%d %s\n", s.event.Step, s.event.Steps, s.phaseLine(now, p.flying()))
 	}
@@ -207,6 +217,13 @@ func (s *state) view(now time.Time, flying int) []string {
 // phaseLine says what the current step is busy with.
 func (s *state) phaseLine(now time.Time, flying int) string {
 	e, elapsed := s.event, now.Sub(s.stepBegan)
+	in := ""
+	if flying > 0 {
+		in = fmt.Sprintf(", %d in flight", flying)
+	}
+	if s.measuring {
+		return "measuring, " + duration(elapsed) + in
+	}
 	switch e.Phase {
 	case train.PhaseUpdate:
 		return "learning, " + duration(elapsed)
@@ -217,10 +234,7 @@ func (s *state) phaseLine(now time.Time, flying int) string {
 	case train.PhaseDone:
 		return "done"
 	}
-	line := fmt.Sprintf("playing, %s: %d episodes in %d groups finished", duration(elapsed), e.Episodes, e.Groups)
-	if flying > 0 {
-		line += fmt.Sprintf(", %d in flight", flying)
-	}
+	line := fmt.Sprintf("playing, %s: %d episodes in %d groups finished", duration(elapsed), e.Episodes, e.Groups) + in
 	if sec := elapsed.Seconds(); sec > 0 && e.Tokens > 0 {
 		line += fmt.Sprintf(", %s tokens/s", Thousands(int(float64(e.Tokens)/sec)))
 	}

@@ -65,6 +65,36 @@ func TestPlainLines(t *testing.T) {
 	}
 }
 
+// A measurement ahead of a step or after the last is neither playing nor done.
+func TestMeasuringIsSaid(t *testing.T) {
+	var out bytes.Buffer
+	c := &clock{time.Unix(0, 0)}
+	v := newProgress(&out, func() int { return 2 }, c.now)
+	wait := func() {
+		c.t = c.t.Add(noticeEvery)
+		v.refresh()
+	}
+	v.OnEvent(train.Event{Phase: train.PhasePlay, Step: 1, Steps: 1})
+	v.Measuring(true)
+	wait()
+	if got := v.state.view(c.now(), 2)[1]; got != "  now         measuring, 30s, 2 in flight" {
+		t.Errorf("on a terminal: %q", got)
+	}
+	v.Measuring(false)
+	wait()
+	v.OnEvent(train.Event{Phase: train.PhaseDone, Step: 1, Steps: 1})
+	v.Measuring(true)
+	wait()
+	v.Measuring(false)
+	wait()
+	want := "step 1/1 measuring, 30s, 2 in flight\n" +
+		"step 1/1 playing, 30s: 0 episodes in 0 groups finished, 2 in flight\n" +
+		"step 1/1 measuring, 30s, 2 in flight\n"
+	if d := cmp.Diff(want, out.String()); d != "" {
+		t.Error(d)
+	}
+}
+
 func TestView(t *testing.T) {
 	c := &clock{time.Unix(0, 0)}
 	v := newProgress(&bytes.Buffer{}, nil, c.now)
