@@ -115,12 +115,20 @@ func (c *sftCmd) Run(ctx context.Context, o output) error {
 	return p.finish(o, c.Out, c.DType, sum, c.JSON)
 }
 
+// oneProcess refuses to be one of several that a launcher started.
+func oneProcess() error {
+	if launch, err := c10d.FromEnvironment(os.Getenv); launch != nil || err != nil {
+		return errors.Join(errors.New("supervised training is of one process; unset WORLD_SIZE, or start it without the launcher"), err)
+	}
+	return nil
+}
+
 // fit fine-tunes the policy under the live view. afterEpoch, where not nil, may
 // end it, and says what it has to say in a line.
 func (p *policy) fit(ctx context.Context, o output, opts train.SFTOptions, examples []train.Example,
 	afterEpoch func(ctx context.Context, epoch int) (line string, stop bool, err error)) (train.Summary, error) {
-	if launch, err := c10d.FromEnvironment(os.Getenv); launch != nil || err != nil {
-		return train.Summary{}, errors.Join(errors.New("supervised training is of one process; unset WORLD_SIZE, or start it without the launcher"), err)
+	if err := oneProcess(); err != nil {
+		return train.Summary{}, err
 	}
 	view := ui.NewProgress(o.err, nil)
 	defer view.Close()

@@ -66,6 +66,11 @@ func (c *warmstartCmd) Run(ctx context.Context, o output) (err error) {
 	if exists(filepath.Join(c.Out, modelDir)) || c.Episodes == "" && exists(filepath.Join(c.Out, bugsDir)) {
 		return fmt.Errorf("%s holds a warm start already; choose another folder", c.Out)
 	}
+	if !c.BugOnly {
+		if err := c.check(); err != nil {
+			return err
+		}
+	}
 	w, err := openWorld(ctx, c.Repo, c.config())
 	if err != nil {
 		return err
@@ -89,6 +94,20 @@ func (c *warmstartCmd) Run(ctx context.Context, o output) (err error) {
 		fmt.Fprintf(o.err, "the episodes are kept; go on with the same command and --episodes %s\n", c.Episodes)
 	}
 	return err
+}
+
+// check refuses what teach would, before there is anything to teach: a shape that no
+// model has, and settings that nothing is trained with.
+func (c *warmstartCmd) check() error {
+	t, err := c.tokenizer(nil)
+	if err != nil {
+		return err
+	}
+	chat, err := token.NewChat(t)
+	if err != nil {
+		return err
+	}
+	return errors.Join(in("model", c.shape(t, chat).Validate()), in("sft", c.settings().Check()), oneProcess())
 }
 
 // record has the scripted players play, and writes their bugs and episodes.
@@ -238,7 +257,16 @@ func readEpisodes(path string) (all []episode, err error) {
 
 // teach trains a tokenizer and a fresh policy on the episodes.
 func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo, episodes []episode) error {
-	t, err := c.tokenizer(repo, episodes)
+	corpus, err := readTexts(repo)
+	if err != nil {
+		return err
+	}
+	for _, e := range episodes {
+		for _, m := range e.Messages {
+			corpus = append(corpus, m.Role+"\n"+m.Content)
+		}
+	}
+	t, err := c.tokenizer(corpus)
 	if err != nil {
 		return err
 	}
@@ -371,17 +399,8 @@ func readTexts(repo *selfplay.Repo) (texts []string, err error) {
 	return texts, nil
 }
 
-// tokenizer is trained on the repository's text and on what the episodes say.
-func (c *warmstartCmd) tokenizer(repo *selfplay.Repo, episodes []episode) (*token.Tokenizer, error) {
-	corpus, err := readTexts(repo)
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range episodes {
-		for _, m := range e.Messages {
-			corpus = append(corpus, m.Role+"\n"+m.Content)
-		}
-	}
+// tokenizer is trained on texts.
+func (c *warmstartCmd) tokenizer(corpus []string) (*token.Tokenizer, error) {
 	return token.Train(corpus, token.TrainOptions{VocabSize: c.Vocab, Specials: token.ChatMLSpecials})
 }
 

@@ -67,13 +67,13 @@ func SFT(ctx context.Context, o SFTOptions, learner Learner, examples []Example)
 			err = fmt.Errorf("sft: %w", err)
 		}
 	}()
+	if err := errors.Join(o.SFTSettings.Check(), checkExamples(examples)); err != nil {
+		return sum, err
+	}
 	perEpoch, total := o.updates(len(examples))
 	if o.Schedule.Total == 0 {
 		o.Schedule.Total = total
-		o.Schedule.Warmup = min(o.Schedule.Warmup, max(0, total-1))
-	}
-	if err := o.SFTSettings.check(examples); err != nil {
-		return sum, err
+		o.Schedule.Warmup = min(o.Schedule.Warmup, total-1)
 	}
 	loss, err := rl.Defaults("sft")
 	if err != nil {
@@ -169,7 +169,20 @@ func (s SFTSettings) updates(examples int) (perEpoch, total int) {
 	return perEpoch, perEpoch * s.Epochs
 }
 
-func (s SFTSettings) check(examples []Example) error {
+// Check refuses settings that SFT would refuse, with all of its reasons.
+func (s SFTSettings) Check() error {
+	var every error
+	if s.CheckpointEvery < 0 {
+		every = fmt.Errorf("checkpoint_every is %d; it is a number of updates, 0 for the end of every epoch", s.CheckpointEvery)
+	}
+	if s.Schedule.Total == 0 {
+		s.Schedule.Total = s.Schedule.Warmup + 1 // SFT fits the warm-up into the updates that there are
+	}
+	return errors.Join(every, positive("epochs", s.Epochs), positive("batch_size", s.BatchSize), positive("token_budget", s.TokenBudget),
+		positive("keep_checkpoints", s.KeepCheckpoints), positive("max_skipped", s.MaxSkipped), s.Optimizer.check(), s.Schedule.check())
+}
+
+func checkExamples(examples []Example) error {
 	if len(examples) == 0 {
 		return errors.New("there are no examples")
 	}
@@ -178,11 +191,7 @@ func (s SFTSettings) check(examples []Example) error {
 			return fmt.Errorf("example %d has %d tokens and %d marks; there must be as many, and one at least", i, len(e.Tokens), len(e.Trained))
 		}
 	}
-	if s.CheckpointEvery < 0 {
-		return fmt.Errorf("checkpoint_every is %d; it is a number of updates, 0 for the end of every epoch", s.CheckpointEvery)
-	}
-	return errors.Join(positive("epochs", s.Epochs), positive("batch_size", s.BatchSize), positive("token_budget", s.TokenBudget),
-		positive("keep_checkpoints", s.KeepCheckpoints), positive("max_skipped", s.MaxSkipped), s.Optimizer.check(), s.Schedule.check())
+	return nil
 }
 
 func (o SFTOptions) fingerprint(examples int) (string, error) {

@@ -147,4 +147,14 @@ func TestSFTRefusals(t *testing.T) {
 	if _, err := SFT(context.Background(), SFTOptions{SFTSettings: s, Dir: t.TempDir()}, &table{}, successors()); err == nil || !strings.Contains(err.Error(), "batch_size") {
 		t.Errorf("error %v", err)
 	}
+	s.BatchSize, s.Schedule.Warmup = 5, 1000 // more than there are updates
+	for epochs, want := range map[int]string{1: "", 0: "epochs is 0; it must be positive"} {
+		s.Epochs = epochs
+		if err := s.Check(); (err == nil) != (want == "") || err != nil && err.Error() != want {
+			t.Errorf("%d epochs: %v, want %q", epochs, err, want)
+		}
+		if _, err := SFT(context.Background(), SFTOptions{SFTSettings: s, Dir: t.TempDir()}, &table{}, successors()); (err == nil) != (want == "") {
+			t.Errorf("%d epochs: %v", epochs, err)
+		}
+	}
 }
