@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/ssr-go/ssr/internal/atomicfile"
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model/safetensors"
 )
@@ -147,7 +148,7 @@ func (p *Policy) saveAdapter(dir, base string, from func(Parameter) *torch.Tenso
 	}
 	err = safetensors.Write(filepath.Join(dir, adapterFile), tensors, map[string]string{"format": "pt"})
 	if err == nil {
-		err = writeFile(filepath.Join(dir, adapterConfig), append(config, '\n'))
+		err = atomicfile.WriteBytes(filepath.Join(dir, adapterConfig), append(config, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("model: adapter: %w", err)

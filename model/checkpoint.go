@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/ssr-go/ssr/internal/atomicfile"
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model/safetensors"
 )
@@ -207,7 +208,7 @@ func (p *Policy) save(dir string, storage torch.DType, from func(Parameter) *tor
 	if err := safetensors.Write(filepath.Join(dir, weightsFile), tensors, nil); err != nil {
 		return fmt.Errorf("model: %w", err)
 	}
-	if err := writeFile(filepath.Join(dir, "config.json"), config); err != nil {
+	if err := atomicfile.WriteBytes(filepath.Join(dir, "config.json"), config); err != nil {
 		return fmt.Errorf("model: %w", err)
 	}
 	return nil
@@ -236,26 +237,6 @@ func stored(name string, t *torch.Tensor, bf16 bool) safetensors.Tensor {
 		}
 	})
 	return out
-}
-
-// writeFile replaces a file whole: beside, synced, renamed.
-func writeFile(path string, data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name()) // fails once renamed
-	_, err = tmp.Write(data)
-	if err == nil {
-		err = tmp.Chmod(0o644)
-	}
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err = errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), path)
 }
 
 // Names of the moments in the optimizer's file, as PyTorch calls them.
