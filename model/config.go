@@ -2,12 +2,16 @@ package model
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/ssr-go/ssr/internal/lfs"
 )
 
 // Config is the shape of a decoder-only transformer, as a Hugging Face
@@ -110,8 +114,14 @@ type file struct {
 func ReadConfig(dir string) (Config, error) {
 	path := filepath.Join(dir, "config.json")
 	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Config{}, fmt.Errorf("model: %s: %w; a model is a Hugging Face folder of config.json, %s or its shards, and tokenizer.json", path, fs.ErrNotExist, weightsFile)
+	}
 	if err != nil {
 		return Config{}, fmt.Errorf("model: %w", err)
+	}
+	if err := lfs.Check(data); err != nil {
+		return Config{}, fmt.Errorf("model: %s: %w", path, err)
 	}
 	c, err := parseConfig(data)
 	if err != nil {
@@ -125,7 +135,7 @@ func parseConfig(data []byte) (Config, error) {
 		ModelType string `json:"model_type"`
 	}
 	if err := json.Unmarshal(data, &kind); err != nil {
-		return Config{}, err
+		return Config{}, explain(err)
 	}
 	fam, ok := families[kind.ModelType]
 	if !ok {
@@ -134,12 +144,15 @@ func parseConfig(data []byte) (Config, error) {
 	var f file
 	for _, data := range [][]byte{[]byte(fam.defaults), data} {
 		if err := json.Unmarshal(data, &f); err != nil {
-			return Config{}, err
+			return Config{}, explain(err)
 		}
 	}
 	var extra map[string]json.RawMessage
 	if err := json.Unmarshal(data, &extra); err != nil {
 		return Config{}, err
+	}
+	if q := extra["quantization_config"]; len(q) > 0 && string(q) != "null" {
+		return Config{}, errors.New("quantization_config: quantised weights are not supported; take the model's bfloat16 or float32 ones")
 	}
 	if err := checkFixed(extra, fam.fixed); err != nil {
 		return Config{}, err
@@ -172,7 +185,22 @@ func parseConfig(data []byte) (Config, error) {
 	return c, c.Validate()
 }
 
+// explain says of which field of the file an error is, and of what kind.
+func explain(err error) error {
+	var kind *json.UnmarshalTypeError
+	switch {
+	case !errors.As(err, &kind):
+		return fmt.Errorf("this is no JSON: %w", err)
+	case kind.Field == "":
+		return fmt.Errorf("this is a JSON %s; want an object", kind.Value)
+	}
+	return fmt.Errorf("%s is a %s; want %v", kind.Field, kind.Value, kind.Type)
+}
+
 func unknown(modelType string) error {
+	if modelType == "" {
+		return fmt.Errorf("no model_type: is this a model's config.json? known: %s", strings.Join(slices.Sorted(maps.Keys(families)), ", "))
+	}
 	return fmt.Errorf("model_type %q is not supported; known: %s", modelType, strings.Join(slices.Sorted(maps.Keys(families)), ", "))
 }
 

@@ -83,6 +83,13 @@ func openWeights(dir string) (*shards, error) {
 		f, err := safetensors.Open(filepath.Join(dir, name))
 		if err != nil {
 			s.close()
+			switch {
+			case !errors.Is(err, fs.ErrNotExist):
+			case s.byName != nil:
+				err = fmt.Errorf("%w; %s.index.json names it, so part of the model is missing", err, weightsFile)
+			default:
+				err = fmt.Errorf("%w; weights are this file, or shards and %s.index.json: store those of a pytorch_model.bin with transformers' save_pretrained", err, weightsFile)
+			}
 			return nil, err
 		}
 		s.files[name] = f
@@ -109,10 +116,10 @@ func (s *shards) check(c Config, params []Parameter) error {
 	for _, param := range params {
 		known[param.Name] = true
 		t, err := s.tensor(param.Name)
-		if err == nil {
-			err = checkStored(t, param.shape)
-		}
 		if err != nil {
+			return fmt.Errorf("%w, which config.json asks for; are the two of one model?", err)
+		}
+		if err := checkStored(t, param.shape); err != nil {
 			return err
 		}
 	}

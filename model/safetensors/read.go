@@ -13,10 +13,15 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ssr-go/ssr/internal/lfs"
 )
 
 // maxHeader is the format's own limit on the header.
 const maxHeader = 100_000_000
+
+// cut ends what is said of a file that ends too early.
+const cut = "the file is cut; copy it again"
 
 const metadataKey = "__metadata__"
 
@@ -52,7 +57,7 @@ func open(path string) (*File, error) {
 		return nil, errors.New("not a regular file")
 	}
 	if info.Size() < 8 {
-		return nil, fmt.Errorf("%d bytes are too few for a header", info.Size())
+		return nil, fmt.Errorf("%d bytes are too few for a header: %s", info.Size(), cut)
 	}
 	mapped, err := unix.Mmap(int(file.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
@@ -101,15 +106,18 @@ type entry struct {
 
 // parse validates data, the whole file, and fills f.
 func (f *File) parse(data []byte) error {
+	if err := lfs.Check(data); err != nil {
+		return err
+	}
 	if len(data) < 8 {
-		return fmt.Errorf("%d bytes are too few for a header", len(data))
+		return fmt.Errorf("%d bytes are too few for a header: %s", len(data), cut)
 	}
 	n := binary.LittleEndian.Uint64(data)
 	if n > maxHeader {
-		return fmt.Errorf("the header claims %d bytes, more than the format's %d", n, maxHeader)
+		return fmt.Errorf("the header claims %d bytes, more than the format's %d: this is no safetensors file", n, maxHeader)
 	}
 	if n > uint64(len(data)-8) {
-		return fmt.Errorf("the header claims %d bytes, the file has %d after its length", n, len(data)-8)
+		return fmt.Errorf("the header claims %d bytes, the file has %d after its length: %s", n, len(data)-8, cut)
 	}
 	header, body := data[8:8+n], data[8+n:]
 	if len(header) == 0 || header[0] != '{' {
@@ -150,7 +158,7 @@ func (f *File) parse(data []byte) error {
 		case e.begin > at:
 			return fmt.Errorf("tensor %q at [%d, %d) leaves a hole after %d", name, e.begin, e.end, at)
 		case e.end > uint64(len(body)):
-			return fmt.Errorf("tensor %q at [%d, %d) reaches over the end of the data, %d bytes: the file is cut", name, e.begin, e.end, len(body))
+			return fmt.Errorf("tensor %q at [%d, %d) reaches over the end of the data, %d bytes: %s", name, e.begin, e.end, len(body), cut)
 		}
 		at = e.end
 		e.tensor.Data = body[e.begin:e.end:e.end]

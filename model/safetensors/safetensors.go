@@ -63,7 +63,7 @@ type Tensor struct {
 func byteLen(d DType, shape []int64) (uint64, error) {
 	n := uint64(d.Size())
 	if n == 0 {
-		return 0, fmt.Errorf("dtype %q is not supported (F64, F32, F16, BF16, I64, I32, U8 are)", d)
+		return 0, fmt.Errorf("dtype %q is not supported (F64, F32, F16, BF16, I64, I32, U8 are); store it as one that is", d)
 	}
 	zero := false
 	for _, dim := range shape {

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/ssr-go/ssr/internal/atomicfile"
+	"github.com/ssr-go/ssr/internal/lfs"
 )
 
 // The files a tokenizer consists of. Only the first is interpreted; the others
@@ -28,8 +29,14 @@ const maxTokenID = 1 << 24
 func Load(dir string) (*Tokenizer, error) {
 	path := filepath.Join(dir, fileNames[0])
 	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("token: %s: %w; a model is a Hugging Face folder that has one beside config.json and the weights", path, fs.ErrNotExist)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("token: %w", err)
+	}
+	if err := lfs.Check(data); err != nil {
+		return nil, fmt.Errorf("token: %s: %w", path, err)
 	}
 	t, err := parse(data)
 	if err != nil {
