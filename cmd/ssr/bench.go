@@ -225,7 +225,7 @@ func (c *benchCmd) greedy(ctx context.Context, p *model.Policy, b *benchmark) er
 	}
 	done, err := e.Generate(ctx, gen.Request{ID: "greedy", Tokens: prompt, MaxTokens: c.New})
 	b.Greedy = done.Tokens
-	return err
+	return errors.Join(err, context.Cause(ctx))
 }
 
 // sampling keeps the batch full: a sequence that ends is replaced, as in play.
@@ -242,7 +242,7 @@ func (c *benchCmd) sampling(ctx context.Context, p *model.Policy, b *benchmark) 
 	one := func(id string, prompt []int32, n int) error {
 		defer e.Release(id)
 		_, err := e.Generate(ctx, gen.Request{ID: id, Seed: 1, Tokens: prompt, MaxTokens: n, Sampling: gen.Sampling{Temperature: 1}})
-		return err
+		return errors.Join(err, context.Cause(ctx))
 	}
 	if err := one("first", c.tokens(r, p, c.Prompt), 1); err != nil {
 		return err

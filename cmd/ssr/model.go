@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -125,18 +126,14 @@ type modelTokenizeCmd struct {
 	Special bool   `help:"Read special tokens spelled out in the text as such. For trusted text only."`
 }
 
-func (c *modelTokenizeCmd) Run(o output) error {
+func (c *modelTokenizeCmd) Run(ctx context.Context, o output) error {
 	t, err := token.Load(c.Model)
 	if err != nil {
 		return err
 	}
-	text := c.Text
-	if text == "" {
-		data, err := io.ReadAll(os.Stdin)
-		if err != nil {
-			return err
-		}
-		text = string(data)
+	text, err := textOrInput(ctx, c.Text)
+	if err != nil {
+		return err
 	}
 	ids := t.Encode(text)
 	if c.Special {
@@ -167,7 +164,7 @@ func (c *modelLogprobsCmd) Run(ctx context.Context, o output) error {
 	if err != nil {
 		return err
 	}
-	in, err := openInput(c.In)
+	in, err := openInput(ctx, c.In)
 	if err != nil {
 		return err
 	}
@@ -259,13 +256,9 @@ func (c *modelGenerateCmd) Run(ctx context.Context, o output) error {
 		return err
 	}
 	defer g.Close()
-	text := c.Prompt
-	if text == "" {
-		data, err := io.ReadAll(os.Stdin)
-		if err != nil {
-			return err
-		}
-		text = string(data)
+	text, err := textOrInput(ctx, c.Prompt)
+	if err != nil {
+		return err
 	}
 	req := gen.Request{
 		ID: "generate", Seed: c.Seed, MaxTokens: c.MaxTokens, StopStrings: c.Stop,
@@ -281,7 +274,7 @@ func (c *modelGenerateCmd) Run(ctx context.Context, o output) error {
 		req.Tokens, req.StopTokens = chat.Prompt([]token.Message{{Role: token.User, Content: text}}), chat.StopTokens()
 	}
 	done, err := g.Generate(ctx, req)
-	if err != nil {
+	if err = errors.Join(err, context.Cause(ctx)); err != nil {
 		return err
 	}
 	answer := p.tokenizer.Decode(done.Tokens)
@@ -291,12 +284,32 @@ func (c *modelGenerateCmd) Run(ctx context.Context, o output) error {
 	return check(fmt.Fprintln(o.out, ui.PrintableText(answer)))
 }
 
-// openInput opens a file, or standard input for "-".
-func openInput(path string) (io.ReadCloser, error) {
-	if path == "-" {
-		return io.NopCloser(os.Stdin), nil
+// openInput opens a file, or standard input for "-", whose reading ends with ctx.
+func openInput(ctx context.Context, path string) (io.ReadCloser, error) {
+	if path != "-" {
+		return os.Open(path)
 	}
-	return os.Open(path)
+	r, w := io.Pipe()
+	context.AfterFunc(ctx, func() { w.CloseWithError(context.Cause(ctx)) })
+	go func() {
+		_, err := io.Copy(w, os.Stdin)
+		w.CloseWithError(err)
+	}()
+	return r, nil
+}
+
+// textOrInput is the text, or standard input where it is empty.
+func textOrInput(ctx context.Context, text string) (string, error) {
+	if text != "" {
+		return text, nil
+	}
+	in, err := openInput(ctx, "-")
+	if err != nil {
+		return "", err
+	}
+	defer in.Close()
+	data, err := io.ReadAll(in)
+	return string(data), err
 }
 
 // eachLine calls f with every line that is not blank and its number.
