@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"reflect"
 	"strings"
 	"time"
 
@@ -148,7 +149,28 @@ func (s *Server) decode(w http.ResponseWriter, r *http.Request, v any) error {
 	if size := new(http.MaxBytesError); errors.As(err, &size) {
 		return err
 	}
+	if kind := new(json.UnmarshalTypeError); errors.As(err, &kind) && kind.Field != "" {
+		field := strings.TrimPrefix(kind.Field, "settings.")
+		return invalid(field, "%s: it is a %s; want %s", field, kind.Value, jsonKind(kind.Type))
+	}
 	return invalid("", "the request's body: %s", strings.TrimPrefix(err.Error(), "json: "))
+}
+
+// jsonKind is what JSON calls the values of a type.
+func jsonKind(t reflect.Type) string {
+	switch k := t.Kind(); {
+	case k == reflect.Bool:
+		return "true or false"
+	case k == reflect.String:
+		return "a string"
+	case k == reflect.Slice:
+		return "an array"
+	case k >= reflect.Int && k <= reflect.Uint64:
+		return "a whole number"
+	case k == reflect.Float32 || k == reflect.Float64:
+		return "a number"
+	}
+	return "an object"
 }
 
 // job checks the common fields.

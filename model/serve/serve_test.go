@@ -235,6 +235,8 @@ func TestErrors(t *testing.T) {
 		{"/v1/chat/completions", chat(`,"tool_choice":"required"`), 400, "tool_choice", "", "required"},
 		{"/v1/chat/completions", chat(`,"frequency_penalty":0.1`), 400, "frequency_penalty", "", "not supported"},
 		{"/v1/chat/completions", chat(`,"tempreature":1`), 400, "", "", `unknown field "tempreature"`},
+		{"/v1/chat/completions", chat(`,"temperature":"hot"`), 400, "temperature", "", `temperature: it is a string; want a number`},
+		{"/v1/chat/completions", chat(`,"n":1.5`), 400, "n", "", `n: it is a number 1.5; want a whole number`},
 		{"/v1/chat/completions", chat(`,"stop":["a",""]`), 400, "stop", "", "0 bytes"},
 		{"/v1/chat/completions", `{"model":"tiny","messages":[]}`, 400, "messages", "", "there are none"},
 		{"/v1/chat/completions", `{"model":"tiny","messages":[{"role":"usr","content":"a"}]}`, 400, "", "", `no role "usr"`},
