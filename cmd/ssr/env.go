@@ -131,7 +131,11 @@ func (c *envCheckCmd) print(o output, r environment.Report) error {
 		fmt.Fprintln(o.err, strings.ToValidUTF8(r.Output, "\uFFFD"))
 	}
 	fmt.Fprintf(o.out, "%d runs, by exit status: %v; %d ended by a limit\n", r.Runs, r.Exits, r.Limits)
-	fmt.Fprintf(o.out, "tests: %d always pass, %d always fail, %d differ from run to run\n", r.Passing, r.Failing, len(r.Unstable))
+	if r.Passing+r.Failing+len(r.Unstable) == 0 {
+		fmt.Fprintln(o.out, "tests: none is told apart, as the output is none of pytest, unittest or go test, verbose")
+	} else {
+		fmt.Fprintf(o.out, "tests: %d always pass, %d always fail, %d differ from run to run\n", r.Passing, r.Failing, len(r.Unstable))
+	}
 	for _, t := range r.Unstable {
 		fmt.Fprintf(o.out, "  unstable: %s\n", t)
 	}

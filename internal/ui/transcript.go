@@ -44,7 +44,7 @@ func Transcript(w io.Writer, t *rollout.Trajectory, colour bool) error {
 	}
 	p.printf("tokens   %s, %s of them sampled, in %d turns\n", Thousands(len(t.Tokens)), Thousands(sampled), len(t.Turns))
 	if t.Detail != nil {
-		detail, err := json.MarshalIndent(t.Detail, "  ", "  ")
+		detail, err := json.MarshalIndent(t.Detail, "", "  ")
 		if err != nil {
 			return err
 		}
