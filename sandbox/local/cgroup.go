@@ -56,28 +56,6 @@ func findCgroups(state string) *cgroups {
 	return g
 }
 
-// findV2 uses the unified hierarchy, which wants the controllers enabled from
-// a group without processes.
-func (g *cgroups) findV2(self, name string) {
-	dir := filepath.Join(self, name)
-	err := makeFolder(dir)
-	if err == nil {
-		err = os.WriteFile(filepath.Join(self, "cgroup.subtree_control"), []byte("+memory +pids"), 0)
-	}
-	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+memory +pids"), 0)
-	}
-	if err != nil {
-		os.Remove(dir)
-		g.notes = append(g.notes, fmt.Sprintf("cgroup v2: %v; run the trainer in a delegated group without other processes for limits on memory and processes of the whole sandbox", err))
-		return
-	}
-	g.v2 = true
-	for _, c := range controllers {
-		g.parent[c] = dir
-	}
-}
-
 func makeFolder(dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
@@ -212,7 +190,7 @@ func (x *group) folder() (*os.File, error) {
 	if x == nil || !x.v2 {
 		return nil, nil
 	}
-	return os.Open(x.dirs["pids"])
+	return os.Open(x.dirs["cpuacct"]) // which version 2 always has
 }
 
 // remove deletes the group. The kernel lets go of the last process a moment
