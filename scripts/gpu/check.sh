@@ -49,7 +49,7 @@ section() {
   timeout 420 "$@" >"$log" 2>&1
   status=$?
   tail -3 "$log" >&2
-  printf '%s\t%s\t%s\t%s\t%s\n' "$title" "$status" $((SECONDS - began)) "$log" "$*" >>"$work/sections"
+  printf '%s\t%s\t%s\t%s\t%s\n' "$title" "$status" $((SECONDS - began)) "$log" "${*//$'\n'/ }" >>"$work/sections"
   [ "$status" = 0 ] || failed=1
 }
 
@@ -75,10 +75,21 @@ bench() {
   shift
   section "$title" $ssr bench --json --device "$device" "$@"
 }
+# peer TITLE SPEC: the same by the machine's own PyTorch and transformers, where it has them.
+peer() { section "$1" python3 scripts/bench/peer.py "$2"; }
+if ! python3 -c 'import torch, transformers' 2>/dev/null; then
+  echo "check: python3 has no torch with transformers; nothing is compared with them" >&2
+  peer() { :; }
+fi
 if [ "$device" = generic ]; then
-  bench 'sampling, toy' --parts sampling --batch 4 --prompt 40 --new 8 --seconds 1s
-  bench 'training, toy' --parts training --train 2 --length 64 --seconds 1s
+  toy=$work/toy
+  $ssr bench --save "$toy" >/dev/null || failed=1
+  bench 'sampling, toy' --parts sampling --model "$toy" --batch 4 --prompt 40 --new 8 --seconds 1s
+  bench 'training, toy' --parts training --model "$toy" --train 2 --length 64 --seconds 1s
+  peer 'this machine' '{"machine": "cpu"}'
+  peer 'transformers, toy' "{\"model\": \"$toy\", \"batches\": [4], \"prompt\": 40, \"new\": 8, \"train\": 2, \"length\": 64, \"seconds\": 1}"
 else
+  peer 'this machine' "{\"machine\": \"$device\"}"
   section 'kernels against their rooflines' go test "${tags[@]}" -count=1 -run '^$' -bench . -benchtime 20x ./kernels/cuda/gpu
   sampling() { # sampling SHAPE BATCH PROMPT [FLAG]
     bench "sampling, $1, batch $2, prompts of $3${4:+, $4}" --parts sampling --model scripts/gpu/shapes/$1 --dtype bfloat16 --batch $2 \
@@ -87,11 +98,19 @@ else
   for batch in 1 16 64 256; do sampling qwen2.5-0.5b $batch 960; done
   sampling qwen2.5-0.5b 16 8128
   sampling qwen2.5-1.5b 64 960
+  generate() { # generate SHAPE BATCHES PROMPT
+    peer "transformers, $1, prompts of $3" "{\"model\": \"scripts/gpu/shapes/$1\", \"device\": \"$device\", \"dtype\": \"bfloat16\",
+      \"batches\": [$2], \"prompt\": $3, \"new\": 64, \"seconds\": 5}"
+  }
+  generate qwen2.5-0.5b '1, 16, 64' 960
+  generate qwen2.5-1.5b 64 960
   training() { # training DTYPE [FLAG]
     bench "training, qwen3-0.6b, 16 x 1k, $1${2:+, $2}" --parts training --model scripts/gpu/shapes/qwen3-0.6b --dtype $1 --train 16 \
       --length 1024 --seconds 10s ${2:-}
   }
   for dtype in float32 bfloat16; do training $dtype; done
+  peer 'transformers, qwen3-0.6b, 16 x 1k' "{\"model\": \"scripts/gpu/shapes/qwen3-0.6b\", \"device\": \"$device\", \"dtype\": \"bfloat16\",
+    \"train\": 16, \"length\": 1024, \"seconds\": 10}"
   # What the kernels bring, and what determinism costs.
   for flag in --no-kernels --determinism; do
     for batch in 1 64; do sampling qwen2.5-0.5b $batch 960 $flag; done
