@@ -133,6 +133,7 @@ type killer struct {
 	replicas.Replica[*torch.Tensor]
 	at   string
 	kill func()
+	once sync.Once
 }
 
 // arm makes rank 0 kill the process whose number is in a file.
@@ -145,10 +146,11 @@ func (l *Learner) arm(at string, g *c10d.Group, file string) error {
 	if err != nil {
 		return err
 	}
-	all := []replicas.Replica[*torch.Tensor]{&killer{replica{l.policies[0]}, at, func() { syscall.Kill(pid, syscall.SIGKILL) }}}
+	all := []replicas.Replica[*torch.Tensor]{&killer{Replica: replica{l.policies[0]}, at: at, kill: func() { syscall.Kill(pid, syscall.SIGKILL) }}}
 	for _, e := range l.elsewhere {
 		all = append(all, e.(*remote))
 	}
+	bucket = 4000 // several of them
 	armed, err := newGroup(all, processes{Group: g})
 	l.group = ending{armed, g}
 	return err
@@ -156,18 +158,21 @@ func (l *Learner) arm(at string, g *c10d.Group, file string) error {
 
 func (k *killer) fire(at string) {
 	if k.at == at {
-		k.kill()
+		k.once.Do(k.kill)
 	}
 }
 
 func (k *killer) Accumulate(ctx context.Context, batches []rl.Packed, fn train.GradientFunc, final func(int)) error {
 	k.fire("accumulate") // the others are at it, too
-	return k.Replica.Accumulate(ctx, batches, fn, func(from int) {
-		if from == 0 { // sums of what follows are under way
-			k.fire("reduce")
-		}
-		final(from)
-	})
+	return k.Replica.Accumulate(ctx, batches, fn, final)
+}
+
+func (k *killer) Reduce(ctx context.Context, lo, hi int, sum func(*torch.Tensor) error) error {
+	err := k.Replica.Reduce(ctx, lo, hi, sum)
+	if lo > 0 { // more follow
+		k.fire("reduce")
+	}
+	return err
 }
 
 func (k *killer) Update(o train.AdamW, scale float64, share func(*torch.Tensor) error) error {
@@ -240,9 +245,10 @@ func TestProcessesTrainAlike(t *testing.T) {
 // TestKilledProcess: where one of four processes is killed in the middle of a step, all
 // others end with an error that names it.
 func TestKilledProcess(t *testing.T) {
-	for _, at := range []string{"accumulate", "reduce", "gather"} {
-		t.Run(at, func(t *testing.T) {
-			_, out, failed := launch(t, "float32", at, 4)
+	for _, tc := range [][2]string{{"float32", "accumulate"}, {"float32", "reduce"}, {"float32", "gather"}, {"sharded", "reduce"}} {
+		scenario, at := tc[0], tc[1]
+		t.Run(scenario+" "+at, func(t *testing.T) {
+			_, out, failed := launch(t, scenario, at, 4)
 			for r, text := range out {
 				t.Logf("rank %d: %s", r, strings.TrimSpace(text))
 				if r != 1 && (!failed[r] || !strings.Contains(text, "rank 1")) {

@@ -2,6 +2,7 @@ package replicas
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -19,7 +20,7 @@ func (g *Group[B]) Accumulate(ctx context.Context, batches []rl.Packed, fn train
 	case g.broken != nil:
 		return g.broken
 	case g.reduced:
-		return errSummed
+		return errors.New("replicas: the gradients are summed already; take the step")
 	}
 	dealt := deal(batches, len(g.replicas))
 	rounds := g.rounds(ctx, dealt)

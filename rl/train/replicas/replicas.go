@@ -90,8 +90,6 @@ type Group[B any] struct {
 // DefaultBucket is 16 MB of float32.
 const DefaultBucket = 4 << 20
 
-var errSummed = errors.New("replicas: the gradients are summed already; take the step")
-
 // ErrReducing is wrapped by errors that came when gradients were perhaps being summed:
 // members of a Reducer may be in the middle of an operation.
 var ErrReducing = errors.New("while gradients are summed")
