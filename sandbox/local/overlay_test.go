@@ -146,7 +146,11 @@ func TestForgedUpperFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.lowers.giveBack(c)
-	slot := t.TempDir()
+	// Below the state folder: where /tmp is a mount of its own, overlays do not see it.
+	slot, err := os.MkdirTemp(b.opts.StateDir, "slot-")
+	if err != nil {
+		t.Fatal(err)
+	}
 	ns, err := b.overlays.userNamespace(b.opts.FirstUID)
 	if err != nil {
 		t.Fatal(err)

@@ -140,6 +140,7 @@ git init -q . && git add -A && git commit -qm first && git log --format=%an,%aI`
 	}},
 	{"background processes end with the command", "", func(t *env) {
 		s := t.start(nil, sandbox.Limits{})
+		t.must(s, "true") // the bounds below are the commands', not the making's
 		for name, script := range map[string]string{
 			"holds the pipes": "sleep MARK & echo done",
 			"new session":     "setsid sleep MARK & echo done",

@@ -12,6 +12,7 @@ import (
 var limitTests = []test{
 	{"output", "", func(t *env) {
 		s := t.start(nil, sandbox.Limits{Output: 10_000})
+		t.must(s, "true") // the bound below is the command's, not the making's
 		mark := marker()
 		t.within(5*time.Second, func() {
 			r := t.bash(s, "sleep "+mark+" & yes & yes >&2")
