@@ -46,6 +46,9 @@ func openSetup(ctx context.Context, conf config, dir string, ps *processes) (t *
 		}
 		t.chat, t.generator = rollout.ByteChat{}, &generator{source: elsewhere{p}, live: map[string]bool{}}
 	} else if err := t.openLocal(dir, ps); err != nil {
+		if dir != conf.Model {
+			err = fmt.Errorf("%w; without the folder %s the run goes on from the checkpoint before it", err, filepath.Dir(dir))
+		}
 		return t, err
 	}
 	if t.world, err = openWorld(ctx, conf.Repo, conf.Sandbox); err != nil {

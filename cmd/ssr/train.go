@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/ssr-go/ssr/internal/atomicfile"
@@ -63,9 +65,11 @@ func (c *trainCmd) lead(ctx context.Context, o output, ps *processes) error {
 	}
 	summary, err := c.train(ctx, o, conf, ps)
 	if err != nil {
+		full := errors.Is(err, syscall.ENOSPC)
 		// Of several processes it is mostly another that has gone, known or not yet.
-		if (ctx.Err() != nil || ps != nil) && exists(filepath.Join(conf.Run, configName)) {
-			fmt.Fprintf(o.err, "go on with: ssr train --resume %s\n", conf.Run)
+		if (ctx.Err() != nil || ps != nil || full) && exists(filepath.Join(conf.Run, configName)) {
+			room := map[bool]string{true: "make room, and "}[full]
+			fmt.Fprintf(o.err, "%sgo on with: ssr train --resume %s\n", room, conf.Run)
 		}
 		return err
 	}
@@ -219,14 +223,28 @@ func (c *trainCmd) train(ctx context.Context, o output, conf config, ps *process
 	if err != nil {
 		return sum, err
 	}
-	if err := given.write(); err != nil { // from here on there is a run, to go on with
-		return sum, err
+	// From here on there is a run, to go on with. One that goes on has its new settings
+	// kept once it has taken them: they may be refused, or another process have the run.
+	keep, stepped := sync.OnceValue(given.write), false
+	if c.Resume == "" {
+		if err := keep(); err != nil {
+			return sum, err
+		}
 	}
 	sum, err = train.Train(ctx, train.Options{
 		Settings: conf.Train, Dir: conf.Run, Seed: conf.Seed, Resume: c.Resume != "", OnEvent: view.OnEvent,
-	}, l, &trainGame{game, evals.before})
+	}, l, &trainGame{game, func(ctx context.Context, step int) error {
+		stepped = true
+		if err := keep(); err != nil {
+			return err
+		}
+		return evals.before(ctx, step)
+	}})
 	if err != nil {
 		return sum, err
+	}
+	if !stepped {
+		view.Println(fmt.Sprintf("the run has taken %d steps, of %d; --steps N asks for more", sum.Steps, conf.Train.Steps))
 	}
 	return sum, errors.Join(evals.at(ctx, sum.Steps), ps.dismiss(ctx))
 }

@@ -55,8 +55,9 @@ func Train(ctx context.Context, o Options, learner Learner, game Game) (sum Summ
 		selection: rl.Selection{Advantage: estimator, TurnCredit: credit, MaxLag: o.MaxLag, MaskOutcomes: o.MaskOutcomes},
 	}
 	for r.state.Step < o.Steps {
+		step := r.state.Step + 1
 		if err := l.step(ctx); err != nil {
-			return r.summary(), fmt.Errorf("step %d: %w", r.state.Step+1, err)
+			return r.summary(), fmt.Errorf("step %d: %w", step, err)
 		}
 	}
 	l.emit(Event{Phase: PhaseDone, Step: r.state.Step, Steps: o.Steps})
