@@ -145,6 +145,9 @@ type gameConfig struct {
 	Alpha  float64                 `yaml:"alpha"`
 	// Seeding tells injectors a drawn function to aim at.
 	Seeding bool `yaml:"seeding"`
+	// Recipe is the file that says how to find functions in the repository, for Seeding;
+	// "" is the built-in one, for Python with unittest.
+	Recipe string `yaml:"recipe,omitempty"`
 	// Requirements of validation; where RequirementsMax is greater, each injector
 	// group draws between the two.
 	Requirements    selfplay.Requirements `yaml:"requirements"`
@@ -355,7 +358,7 @@ func (c config) marshal() ([]byte, error) { return yaml.Dump(c) }
 // absolute makes the paths independent of the working directory, as they are
 // kept in a run's folder.
 func (c *config) absolute() error {
-	paths := []*string{&c.Repo, &c.Model, &c.Run, &c.Game.Bugs, &c.Episodes.PromptsDir, &c.Eval.Bugs, &c.Sandbox.Rootfs, &c.Sandbox.StateDir}
+	paths := []*string{&c.Repo, &c.Model, &c.Run, &c.Game.Bugs, &c.Game.Recipe, &c.Episodes.PromptsDir, &c.Eval.Bugs, &c.Sandbox.Rootfs, &c.Sandbox.StateDir}
 	if strings.ContainsRune(c.Sandbox.Environment, filepath.Separator) {
 		paths = append(paths, &c.Sandbox.Environment)
 	}
@@ -387,12 +390,13 @@ func (c config) check() error {
 	device := c.Policy.Device.check()
 	_, dtype := dtype(c.Policy.DType)
 	_, protocol := token.ProtocolNamed(c.Episodes.Protocol)
+	_, recipe := readRecipe(c.Game.Recipe)
 	_, environment := c.Sandbox.resolve()
 	_, prompts := selfplay.LoadPrompts(c.Episodes.Prompts, c.Episodes.PromptsDir)
 	e := c.Episodes
 	errs := []error{
 		in("policy.device", device), in("policy.dtype", dtype), in("episodes.protocol", protocol), in("episodes.prompts", prompts),
-		in("sandbox.environment", environment), c.gameOptions().Check(), in("train", c.Train.Check()),
+		in("game.recipe", recipe), in("sandbox.environment", environment), c.gameOptions().Check(), in("train", c.Train.Check()),
 		rule(c.Game.Mode != selfplay.RepairOnly || c.Game.Bugs != "", "game.bugs: repair-only needs a folder of bugs"),
 		rule(e.InFlight > 0, "episodes.in_flight is %d; it must be positive", e.InFlight),
 		rule(e.TopP <= 1 && e.MinP <= 1, "episodes: top_p %g and min_p %g must lie in [0, 1]", e.TopP, e.MinP),

@@ -158,11 +158,19 @@ func (t *setup) game(ctx context.Context, pool *selfplay.Pool) (*selfplay.Game, 
 	g := t.conf.Game
 	repo := selfplay.GameRepo{Name: filepath.Base(t.conf.Repo), Repo: t.repo, Pool: pool}
 	if g.Seeding {
-		recipe, err := selfplay.FindRecipe(t.repo.Files())
-		if err != nil {
-			return nil, fmt.Errorf("game.seeding: %w; set it to false", err)
+		recipe, err := readRecipe(g.Recipe)
+		if recipe == nil && err == nil {
+			var found selfplay.Recipe
+			found, err = selfplay.FindRecipe(t.repo.Files())
+			recipe = &found
 		}
-		planner, err := selfplay.NewPlanner(ctx, t.backend, t.repo, recipe)
+		if errors.Is(err, selfplay.ErrNoRecipe) {
+			err = fmt.Errorf("%w; give game.recipe a file, as in examples/recipes, or set game.seeding to false", err)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("game.seeding: %w", err)
+		}
+		planner, err := selfplay.NewPlanner(ctx, t.backend, t.repo, *recipe)
 		if err != nil {
 			return nil, fmt.Errorf("game.seeding: %w", err)
 		}

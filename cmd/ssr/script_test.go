@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -59,6 +60,11 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("ARTIFACTS", worldtest.Dir("quill")+"/artifacts")
+			recipes, err := filepath.Abs("../../examples/recipes")
+			if err != nil {
+				return err
+			}
+			e.Setenv("RECIPES", recipes)
 			e.Setenv("TMPDIR", e.WorkDir+"/.tmp")
 			return os.MkdirAll(e.WorkDir+"/.tmp", 0o1777)
 		},

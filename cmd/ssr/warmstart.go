@@ -146,7 +146,7 @@ func (c *warmstartCmd) play(ctx context.Context, o output, w *world) (*selfplay.
 	if err != nil {
 		return nil, err
 	}
-	recipe, err := c.recipe()
+	recipe, err := readRecipe(c.Recipe)
 	if err != nil {
 		return nil, err
 	}
@@ -167,17 +167,18 @@ func (c *warmstartCmd) play(ctx context.Context, o output, w *world) (*selfplay.
 	return warm, err
 }
 
-// recipe reads the file of --recipe; nil is the built-in one.
-func (c *warmstartCmd) recipe() (*selfplay.Recipe, error) {
-	if c.Recipe == "" {
+// readRecipe reads a file that describes a repository's code and tests; "" is nil, the
+// built-in one.
+func readRecipe(path string) (*selfplay.Recipe, error) {
+	if path == "" {
 		return nil, nil
 	}
-	data, err := os.ReadFile(c.Recipe)
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
 	var r selfplay.Recipe
-	if err := loadStrict(document{c.Recipe, data}, &r); err != nil {
+	if err := loadStrict(document{path, data}, &r); err != nil {
 		return nil, fmt.Errorf("recipe %w", err)
 	}
 	return &r, nil
@@ -317,8 +318,11 @@ func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo,
 		return printJSON(o.out, map[string]any{"model": out, "bugs": filepath.Join(c.Out, bugsDir), "episodes": len(examples), "updates": sum.Steps})
 	}
 	seeding := ""
-	if c.Targets && c.Recipe == "" {
+	if c.Targets {
 		seeding = " --set game.seeding=true"
+		if c.Recipe != "" {
+			seeding += " --set game.recipe=" + c.Recipe
+		}
 	}
 	fmt.Fprintf(o.err, "go on with: ssr train --repo %s --model %s --run DIR --set episodes.prompts=%s --set episodes.limits.turns=%d%s\n",
 		c.Repo, out, c.Prompts, c.Turns, seeding)
