@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -227,6 +228,9 @@ func (p *Policy) once(ctx context.Context, method, path string, body []byte, out
 		req.Header.Set("Authorization", "Bearer "+p.opts.Key)
 	}
 	res, err := p.opts.Client.Do(req)
+	if op := new(net.OpError); method == "GET" && errors.As(err, &op) && op.Op == "dial" {
+		return fmt.Errorf("%w; is the server running there?", err) // New's first request: mostly a wrong address
+	}
 	if err != nil {
 		return busy{error: err}
 	}

@@ -3,8 +3,10 @@ package remote
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -169,6 +171,11 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("models %s: %v", answer, err)
 		}
 	}
+	var nobody unreachable // is told at once
+	_, err := New(t.Context(), Options{URL: "http://h", Client: &http.Client{Transport: &nobody}})
+	if nobody.asked != 1 || err == nil || !strings.Contains(err.Error(), "is the server running there?") {
+		t.Errorf("nobody was asked %d times: %v", nobody.asked, err)
+	}
 	p := open(t, func(*http.Request, string) (int, string) { return 200, `{"choices":[]}` })
 	good := rollout.ByteChat{}.Prompt([]rollout.Message{{Content: "q"}})
 	for want, req := range map[string]gen.Request{
@@ -178,4 +185,12 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("want an error about %q, got %v", want, err)
 		}
 	}
+}
+
+// unreachable is an address where nobody listens.
+type unreachable struct{ asked int }
+
+func (u *unreachable) RoundTrip(*http.Request) (*http.Response, error) {
+	u.asked++
+	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
 }
