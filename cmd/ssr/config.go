@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -347,9 +348,35 @@ func loadStrict(d document, v any) error {
 				text = "unknown field " + name
 			}
 		}
-		lines = append(lines, fmt.Sprintf("  %s: %s", where, text))
+		lines = append(lines, fmt.Sprintf("  %s: %s", where, wrongKind(text)))
 	}
 	return errors.New(strings.Join(lines, "\n"))
+}
+
+// misfit is what the YAML library says of a value that does not fit its field's Go type.
+var misfit = regexp.MustCompile("^cannot construct !!(\\w+)(?: (`.*`))? into (.+)$")
+
+// wrongKind says it without Go's types.
+func wrongKind(text string) string {
+	m := misfit.FindStringSubmatch(text)
+	if m == nil {
+		return text
+	}
+	kind, value, field := m[1], m[2], m[3]
+	want := map[string]string{
+		"time.Duration": "a time such as 90s", "bool": "true or false", "float64": "a number", "string": "a text",
+		"int": "a whole number", "int64": "a whole number", "uint64": "a whole number",
+	}[field]
+	switch {
+	case want != "":
+	case strings.HasPrefix(field, "[]"):
+		want = "a list"
+	case strings.HasPrefix(field, "map[") || kind != "map":
+		want = "settings, each as key: value,"
+	default:
+		want = "a text" // a name, whose type is a text of this program
+	}
+	return fmt.Sprintf("%s stands where %s should", cmp.Or(value, "a "+kind), want)
 }
 
 // marshal writes a configuration as readConfig reads it.
