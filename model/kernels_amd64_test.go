@@ -1,6 +1,7 @@
 package model
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -75,6 +76,38 @@ func TestKernelsAreTheCPU(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestKernelsShardGradient: the optimizer's kernels take a shard's gradient where it is,
+// whether the rest of it is there or not: the same update bit for bit.
+func TestKernelsShardGradient(t *testing.T) {
+	c := tiny("qwen3", true)
+	c.Layers = 3
+	var squares [2]float64
+	var weights [2][]float64
+	for i, sharded := range []bool{false, true} {
+		p := random(t, c, withKernels(t, Options{Shard: Shard{1, 2}, ShardGradient: sharded}))
+		if err := p.Prepare(); err != nil {
+			t.Fatal(err)
+		}
+		if sharded {
+			r := newReducing(p, 1, p.live.Len(), func(*torch.Tensor) error { return nil })
+			if err := errors.Join(accumulateLast(t.Context(), p, 0, r.final), <-r.ended); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := accumulateLast(t.Context(), p, 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		squares[i] = p.GradientSquares()
+		err := p.Update(AdamW{LR: 1e-3, Beta1: 0.9, Beta2: 0.95, Eps: 1e-3}, 0.5, func(*torch.Tensor) error { return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		weights[i] = read(p.flat)
+	}
+	if i := sameBits(weights[1], weights[0]); i >= 0 || squares[0] != squares[1] || squares[0] == 0 {
+		t.Errorf("weight %d differs, Σ g² is %v and %v of the whole gradient", i, squares[1], squares[0])
 	}
 }
 
