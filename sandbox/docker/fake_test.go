@@ -12,9 +12,12 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ssr-go/ssr/sandbox/local"
 )
@@ -267,6 +270,10 @@ func (f *fakeEngine) firstProcess(c *fakeContainer) {
 			}
 		case 'R':
 			nlimits, argc, envc := binary.NativeEndian.Uint64(data), binary.NativeEndian.Uint64(data[8:]), binary.NativeEndian.Uint64(data[16:])
+			if f.pid == 0 && slices.ContainsFunc(resources(data[24:], nlimits), refusedByGVisor) {
+				status(126 << 8)
+				continue
+			}
 			words := strings.Split(string(data[24+24*nlimits+8*(argc+envc+2):]), "\x00")
 			switch args := words[1 : 1+argc]; args[0] {
 			case "true":
@@ -288,6 +295,24 @@ func (f *fakeEngine) firstProcess(c *fakeContainer) {
 			}
 		}
 	}
+}
+
+// resources are the numbers of a request's limits.
+func resources(data []byte, n uint64) []int {
+	list := make([]int, n)
+	for i := range list {
+		list[i] = int(binary.NativeEndian.Uint64(data[24*i:]))
+	}
+	return list
+}
+
+// refusedByGVisor: its sentry fails with EPERM for every resource but these
+// (setableLimits in pkg/sentry/syscalls/linux/sys_rlimit.go).
+func refusedByGVisor(resource int) bool {
+	return !slices.Contains([]int{
+		unix.RLIMIT_NOFILE, unix.RLIMIT_AS, unix.RLIMIT_CPU, unix.RLIMIT_DATA, unix.RLIMIT_FSIZE,
+		unix.RLIMIT_MEMLOCK, unix.RLIMIT_STACK, unix.RLIMIT_CORE, unix.RLIMIT_NPROC,
+	}, resource)
 }
 
 func newFake(t testing.TB, f *fakeEngine, o Options) *local.Backend {

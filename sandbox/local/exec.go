@@ -188,9 +188,11 @@ func (x *box) rlimits() []pid1.Limit {
 		equal(unix.RLIMIT_NOFILE, int64(x.limits.OpenFiles)),
 		equal(unix.RLIMIT_NPROC, int64(x.limits.Processes+1)),
 		equal(unix.RLIMIT_MEMLOCK, 64<<10),
-		{Resource: unix.RLIMIT_MSGQUEUE},
-		{Resource: unix.RLIMIT_NICE},
-		{Resource: unix.RLIMIT_RTPRIO},
+	}
+	if x.cell.PID() > 0 { // gVisor lets nobody set these
+		for _, r := range []int{unix.RLIMIT_MSGQUEUE, unix.RLIMIT_NICE, unix.RLIMIT_RTPRIO} {
+			list = append(list, pid1.Limit{Resource: r})
+		}
 	}
 	if x.group == nil || x.group.dirs["memory"] == "" {
 		list = append(list, equal(unix.RLIMIT_DATA, x.limits.Memory))

@@ -32,7 +32,7 @@ os._exit(0 if n > 60 else 1)`), want: held, limits: fewProcesses},
 for i in range(30):
     if os.fork() == 0:
         os._exit(0)
-print("done")`), want: prints("done\n"), limits: fewProcesses},
+print("done")`), want: prints("done\n"), limits: sandbox.Limits{Processes: 40}},
 	{name: "memory", needs: "memory", program: python("x = bytearray(400 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\nprint('fits')"), want: fails, limits: littleMemory},
 	{name: "memory of many processes", needs: "memory", program: python(`import os, sys
 pids = []

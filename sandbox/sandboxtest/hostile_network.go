@@ -16,7 +16,7 @@ s = socket.create_server(("127.0.0.1", 0))
 c = socket.create_connection(s.getsockname())
 c.send(b"works")
 print(s.accept()[0].recv(10).decode())`), want: prints("works\n")},
-	{name: "control: the detector sees a connection", program: "python3 -c 'import socket, time; s = socket.create_server((\"127.0.0.1\", 8080)); time.sleep(5)' & sleep 1\n" +
+	{name: "control: the detector sees a connection", program: "python3 -c 'import socket, time; s = socket.create_server((\"127.0.0.1\", 8080)); open(\"up\", \"w\"); time.sleep(60)' & until [ -e up ]; do sleep 0.1; done\n" +
 		attempt(`socket.create_connection(("127.0.0.1", 8080))`), want: through},
 
 	{name: "the host's port", needs: "network", program: attempt(`socket.create_connection(("127.0.0.1", PORT))`, `socket.create_connection(("::1", PORT))`, `socket.create_connection(("0.0.0.0", PORT))`), want: held},
