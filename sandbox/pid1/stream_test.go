@@ -5,6 +5,7 @@ package pid1
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -109,6 +110,16 @@ func TestStream(t *testing.T) {
 			t.Fatalf("%q", out)
 		}
 		r.Close()
+	}
+}
+
+// The first process blocks SIGPIPE (13) and SIGCHLD (17), a command no signal.
+func TestSignalsThatAreBlocked(t *testing.T) {
+	out, _, reply := serve(t, time.Hour).run(t, nil, `
+read -r _ _ _ first _ </proc/self/stat
+sed -n 's/^SigBlk:.//p' /proc/$first/status /proc/self/status`)
+	if want := fmt.Sprintf("%016x\n%016x\n", 1<<12|1<<16, 0); out != want || reply.Status != 0 {
+		t.Errorf("%q, status %v, want %q", out, reply.Status, want)
 	}
 }
 

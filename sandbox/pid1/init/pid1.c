@@ -31,7 +31,7 @@ enum {
 	EAGAIN = 11, ENOTDIR = 20, NFDS = 4,
 	O_NONBLOCK = 04000, F_SETFD = 2, F_SETFL = 4, FD_CLOEXEC = 1, SEEK_END = 2,
 	PROT_RW = 3, MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20,
-	SIG_SETMASK = 2, WNOHANG = 1, POLLIN = 1, POLLOUT = 4, CLOCK_BOOTTIME = 7,
+	SIG_SETMASK = 2, SIGPIPE = 13, WNOHANG = 1, POLLIN = 1, POLLOUT = 4, CLOCK_BOOTTIME = 7,
 	SOL_SOCKET = 1, SCM_RIGHTS = 1, MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000,
 };
 
@@ -388,10 +388,13 @@ static void command(struct request *q, u64 size, int children)
 static void stream(void)
 {
 	u64 mask = 1UL << (SIGCHLD - 1), lifetime;
+	/* A command need not read its input. Linux spares the first process of a
+	 * namespace the signal; gVisor does not. */
+	u64 blocked = mask | 1UL << (SIGPIPE - 1);
 	long children;
 	for (int i = 0; i < 3; i++)
 		S(SYS_fcntl, i, F_SETFD, FD_CLOEXEC);
-	sys(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
+	sys(SYS_rt_sigprocmask, SIG_SETMASK, (long)&blocked, 0, 8, 0, 0);
 	children = sys(SYS_signalfd4, -1, (long)&mask, 8, O_CLOEXEC | O_NONBLOCK, 0, 0);
 	if (children < 0)
 		leave(1);
