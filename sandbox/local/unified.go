@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -70,14 +71,21 @@ func handOn(dir string, controllers []string) error {
 
 // delegated reports whether whoever manages the groups has left one to what runs in
 // it. systemd marks such groups (systemd.resource-control(5), Delegate=) and else takes
-// back what it has not made; without systemd the group that is seen as the root is a
-// container's own.
+// back what it has not made; but a user's own manager (257) marks none, so there a group
+// counts that is the user's and holds nothing but the trainer. Without systemd the group
+// that is seen as the root is a container's own.
 func delegated(dir string) bool {
 	mark := make([]byte, 1)
 	for _, name := range []string{"user.delegate", "trusted.delegate"} {
 		if n, err := unix.Getxattr(dir, name, mark); err == nil && n == 1 && mark[0] == '1' {
 			return true
 		}
+	}
+	if uid := os.Geteuid(); uid != 0 {
+		var st unix.Stat_t
+		procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		return err == nil && unix.Stat(dir, &st) == nil && int(st.Uid) == uid &&
+			strings.TrimSpace(string(procs)) == strconv.Itoa(os.Getpid())
 	}
 	_, err := os.Stat("/run/systemd/system") // sd_booted(3)
 	return os.IsNotExist(err) && cgroupMounts()[""].point == dir
