@@ -412,6 +412,14 @@ func (c config) checkPaths() error {
 		rule(c.Model == "" || isURL(c.Model) || isDir(c.Model), "model: %s is not a folder", c.Model))
 }
 
+// checkBugs refuses a training whose folders of bugs are not there.
+func (c config) checkBugs() error {
+	repair := c.Game.Mode == selfplay.RepairOnly && c.Game.Bugs != ""
+	return errors.Join(
+		rule(!repair || isDir(c.Game.Bugs), "game.bugs: %s is not a folder", c.Game.Bugs),
+		rule(c.Eval.Bugs == "" || isDir(c.Eval.Bugs), "eval.bugs: %s is not a folder", c.Eval.Bugs))
+}
+
 // check refuses values that nothing can be played or trained with, all of them at once.
 func (c config) check() error {
 	device := c.Policy.Device.check()

@@ -120,7 +120,7 @@ func (c *trainCmd) config() (config, error) {
 		if c.Steps != nil {
 			conf.Train.Steps = *c.Steps
 		}
-		return conf, refuse(conf.check())
+		return conf, refuse(conf.check(), conf.checkBugs())
 	}
 	conf, err := readConfig(c.Config, c.Set)
 	if err != nil {
@@ -140,7 +140,7 @@ func (c *trainCmd) config() (config, error) {
 	if c.Seed != nil {
 		conf.Seed = *c.Seed
 	}
-	if err := errors.Join(conf.absolute(), refuse(conf.checkPaths(), conf.check())); err != nil {
+	if err := errors.Join(conf.absolute(), refuse(conf.checkPaths(), conf.check(), conf.checkBugs())); err != nil {
 		return conf, err
 	}
 	if exists(filepath.Join(conf.Run, configName)) {
