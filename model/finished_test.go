@@ -142,8 +142,8 @@ func double(part *torch.Tensor) error {
 }
 
 // TestShardGradient: a policy that keeps a shard of the gradient has in it what one has
-// that keeps the whole, of one batch bit for bit, and holds no more memory than
-// TrainingMemory says.
+// that keeps the whole, of one batch bit for bit and of two but for rounding, in the
+// memory that TrainingMemory says.
 func TestShardGradient(t *testing.T) {
 	for name, o := range map[string]Options{
 		"float32": {Workers: 1}, "three workers": {Workers: 3}, "recompute": {Workers: 2, Recompute: true},
@@ -186,9 +186,14 @@ func TestShardGradient(t *testing.T) {
 						if err := <-r.ended; err != nil {
 							t.Fatal(err)
 						}
-						got, want := read(p.sum), read(sumLanes(whole))[lo:hi]
-						for i, w := range want {
-							if g := got[i] / 2; passes == 1 && g != w || math.Abs(g-w) > 1e-5*(0.1+math.Abs(w)) {
+						got, want := read(p.sum), read(sumLanes(whole))
+						bound := 1e-6 // of the largest element; another order of sums
+						if o.DType == torch.Float64 {
+							bound = 1e-14
+						}
+						bound *= max(slices.Max(want), -slices.Min(want))
+						for i, w := range want[lo:hi] {
+							if g := got[i] / 2; passes == 1 && g != w || !(math.Abs(g-w) <= bound) {
 								t.Fatalf("%d batches, shard %d: element %d of %d is %v, of the whole %v", passes, shard, lo+i, n, g, w)
 							}
 						}
