@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ssr-go/ssr/sandbox"
 )
@@ -261,7 +262,11 @@ func (h *host) check(t *env) {
 	}
 	defer cmd.Wait()
 	defer cmd.Process.Kill()
-	if found := processes(mark); len(found) != 1 || found[0] != cmd.Process.Pid {
+	found := processes(mark)
+	for until := time.Now().Add(10 * time.Second); len(found) == 0 && time.Now().Before(until); found = processes(mark) {
+		time.Sleep(time.Millisecond) // Start returns before the kernel shows the arguments
+	}
+	if len(found) != 1 || found[0] != cmd.Process.Pid {
 		t.Errorf("of the process %d with the mark, %v was found", cmd.Process.Pid, found)
 	}
 	if err := os.WriteFile(h.touch, nil, 0o666); err != nil {
