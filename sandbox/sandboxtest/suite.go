@@ -176,15 +176,14 @@ func marker() string {
 }
 
 // gone fails the test when a process with the marker among its arguments is
-// still there. The kernel needs a moment to drop a dead one from /proc.
+// still there. A dead one needs a processor once more to leave /proc.
 func (t *env) gone(mark string) {
 	t.Helper()
 	var left []int
-	for range 20 {
+	for until := time.Now().Add(2 * time.Second); time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
 		if left = processes(mark); len(left) == 0 {
 			return
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 	t.Errorf("processes %v are left behind", left)
 }
