@@ -300,6 +300,8 @@ func (c *cell) Why() (outOfMemory bool, err error) {
 		return true, nil
 	case x.State.Running:
 		return false, fmt.Errorf("%w: its stream has ended", ErrNoDaemon)
+	case gvisor(c.engine.opts.Runtime) && x.State.ExitCode == 128+int(unix.SIGKILL):
+		return false, nil // killed from inside, or for memory, of which it does not tell
 	}
 	return false, fmt.Errorf("%w: it ended with status %d", ErrLost, x.State.ExitCode)
 }

@@ -42,7 +42,7 @@ type Options struct {
 	// CPUs that one sandbox may use at once; 0 sets no limit.
 	CPUs float64
 	// Allow lists protections that may be missing: those of local.Options,
-	// "memory" and "processes".
+	// "memory", "processes" and "first process", which gVisor does not give.
 	Allow []string
 	// As in local.Options.
 	StateDir       string
@@ -61,12 +61,23 @@ func New(o Options) (*local.Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", sandbox.ErrInfrastructure, err)
 	}
-	protections := slices.DeleteFunc(slices.Clone(o.Allow), func(p string) bool { return p == "memory" || p == "processes" })
+	if gvisor(o.Runtime) && !slices.Contains(o.Allow, firstProcess) {
+		return nil, fmt.Errorf("docker: runtime %s: a command can kill the sandbox's first process and write what it says of the command's end; such a sandbox is started only where the configuration allows the protection %q to be missing", o.Runtime, firstProcess)
+	}
+	protections := slices.DeleteFunc(slices.Clone(o.Allow), func(p string) bool { return slices.Contains(ownProtections, p) })
 	e := &engine{opts: o, socket: socket, busy: make(chan struct{}, 4*runtime.NumCPU())}
 	return local.New(local.Options{
 		StateDir: o.StateDir, FirstUID: o.FirstUID, UIDs: o.UIDs, ReadOnly: o.ReadOnly, Allow: protections, Bounds: o.Bounds, Engine: e,
 	})
 }
+
+// firstProcess is the protection of our first process from what it runs, which has its
+// uid: Linux lets nobody open the files of a process that is not dumpable, nor kill the
+// first of a pid namespace from inside; gVisor allows both.
+const firstProcess = "first process"
+
+// ownProtections are those that this package looks after, beside local's.
+var ownProtections = []string{"memory", "processes", firstProcess}
 
 // engine implements local.Engine.
 type engine struct {
@@ -311,6 +322,11 @@ func (e *engine) Capabilities(ctx context.Context) (sandbox.Capabilities, error)
 		"memory":       "container's memory limit",
 		"process tree": "the first process kills and reaps after each command; it ends when the trainer closes its stream",
 		"syscalls":     "our seccomp filter over the engine's",
+		firstProcess:   "not dumpable, and the first of its pid namespace",
+	}
+	if gvisor(e.opts.Runtime) {
+		caps.Enforced[firstProcess] = ""
+		caps.Notes = append(caps.Notes, "first process: gVisor lets a command write to its streams and kill it, so what is said of a command's end may be forged")
 	}
 	if !slices.ContainsFunc(info.SecurityOptions, func(s string) bool { return strings.HasPrefix(s, "name=seccomp") }) {
 		caps.Enforced["syscalls"] = "our seccomp filter; the engine has none"

@@ -258,6 +258,21 @@ func TestContainerOutOfMemory(t *testing.T) {
 	}
 }
 
+// In gVisor a command can end the container, by killing the first process or by its
+// memory, and the engine tells neither: both are outcomes, or whoever loses could have
+// itself run again.
+func TestFirstProcessKilledFromInside(t *testing.T) {
+	f := newFakeEngine(t)
+	s := startFake(t, newFake(t, f, Options{}))
+	r, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"kill"}})
+	if err != nil || r.OK() || r.OutOfMemory || r.Signal != 9 || r.Exit != -1 {
+		t.Errorf("%+v %v", r, err)
+	}
+	if r, err := s.Exec(t.Context(), sandbox.Cmd{Args: []string{"true"}}); err != nil || !r.OK() {
+		t.Errorf("afterwards: %+v %v", r, err)
+	}
+}
+
 // An engine that accepts and never answers does not hold the trainer up.
 func TestEngineHangs(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
@@ -376,7 +391,7 @@ func TestPodman(t *testing.T) {
 }
 
 func TestWhatCannotBeConfigured(t *testing.T) {
-	for name, o := range map[string]Options{"no image": {}, "another machine": {Image: "x", Host: "tcp://10.0.0.1:2375"}, "unknown protection": {Image: "x", Host: "/x", Allow: []string{"all"}, StateDir: t.TempDir()}} {
+	for name, o := range map[string]Options{"no image": {}, "another machine": {Image: "x", Host: "tcp://10.0.0.1:2375"}, "unknown protection": {Image: "x", Host: "/x", Allow: []string{"all"}, StateDir: t.TempDir()}, "gVisor": {Image: "x", Host: "/x", Runtime: "runsc-kvm", StateDir: t.TempDir()}} {
 		if b, err := New(o); err == nil {
 			b.Close()
 			t.Errorf("%s: accepted", name)

@@ -52,6 +52,7 @@ type fakeContainer struct {
 	conn    net.Conn
 	running bool
 	oom     bool
+	exit    int
 	removed bool
 }
 
@@ -163,7 +164,7 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if f.noLimits {
 			h.Memory, h.PidsLimit = 0, 0
 		}
-		x := map[string]any{"HostConfig": h, "State": map[string]any{"Running": c.running, "OOMKilled": c.oom, "Pid": f.pid, "ExitCode": 137}}
+		x := map[string]any{"HostConfig": h, "State": map[string]any{"Running": c.running, "OOMKilled": c.oom, "Pid": f.pid, "ExitCode": c.exit}}
 		say(w, 200, x)
 	case part[1] == "attach":
 		conn, _, err := w.(http.Hijacker).Hijack()
@@ -234,7 +235,7 @@ func frame(w io.Writer, kind byte, data []byte) {
 }
 
 // firstProcess answers "echo TEXT", "cat", "exit N", "wait" (which only Kill ends)
-// and "oom", which ends the container for want of memory.
+// "oom", which ends the container for want of memory, and "kill", which kills its first process.
 func (f *fakeEngine) firstProcess(c *fakeContainer) {
 	in := bufio.NewReader(c.conn)
 	frame(c.conn, 'H', nil)
@@ -286,9 +287,9 @@ func (f *fakeEngine) firstProcess(c *fakeContainer) {
 				status(uint32(args[1][0]-'0') << 8)
 			case "cat":
 				cat = true
-			case "oom":
+			case "oom", "kill":
 				f.mu.Lock()
-				c.oom = true
+				c.oom, c.exit = args[0] == "oom", 137
 				c.end()
 				f.mu.Unlock()
 				return
@@ -323,6 +324,7 @@ func newFake(t testing.TB, f *fakeEngine, o Options) *local.Backend {
 	if o.Runtime == "" {
 		o.Runtime = "runsc" // whose processes are none of the host's, so none is looked for
 	}
+	o.Allow = append(o.Allow, firstProcess)
 	o.Host, o.StateDir = "unix://"+f.socket, stateDir(t)
 	b, err := New(o)
 	if err != nil {

@@ -44,8 +44,8 @@ var escapePrograms = slices.Concat([]hostile{
 	{name: "change root", needs: "filesystem", program: "chroot . true", want: held},
 	{name: "give files away", needs: "filesystem", program: "touch f && { chown root f || chown 0:0 /tmp; }", want: held},
 	{name: "use fuse, loop or kvm", needs: "filesystem", program: "head -c 0 /dev/fuse || head -c 0 /dev/loop-control || head -c 0 /dev/kvm || head -c 0 /dev/net/tun", want: held},
-	{name: "look into the first process", needs: "filesystem", program: "cat /proc/1/environ | grep -q . || ls /proc/1/fd | grep -q . || head -c 1 /proc/1/mem || ls /proc/1/root/ | grep -q .", want: held},
-	{name: "kill the first process", program: "kill -9 1; kill -STOP 1; sleep 0.1; echo alive", want: prints("alive\n")},
+	{name: "look into the first process", needs: "first process", program: "cat /proc/1/environ | grep -q . || ls /proc/1/fd | grep -q . || head -c 1 /proc/1/mem || ls /proc/1/root/ | grep -q .", want: held},
+	{name: "kill the first process", needs: "first process", program: "kill -9 1; kill -STOP 1; sleep 0.1; echo alive", want: prints("alive\n")},
 	{name: "find the trainer", needs: "filesystem", program: "[ $(ls -d /proc/[0-9]* | wc -l) -gt 12 ] || grep -a -l -e 'local[.]test' -e '[d]ockerd' /proc/[0-9]*/cmdline", want: held},
 	{name: "find descriptors that were left open", needs: "filesystem", program: "ls -l /proc/self/fd/ | grep -v -e ' [012] ->' -e ' 3 -> /proc/[0-9]*/fd' -e total; true", want: prints("")},
 	{name: "read the host's environment", needs: "filesystem", program: "env | grep hunter2 || cat /proc/*/environ | grep -a hunter2", want: held},
@@ -59,7 +59,7 @@ var escapePrograms = slices.Concat([]hostile{
 	{name: "kill everything", program: "sleep MARK & kill -9 -1", want: worksAfter},
 	{name: "type into a terminal", needs: "syscalls", program: "python3 -c '\nimport fcntl, pty\nmaster, slave = pty.openpty()\nfcntl.ioctl(slave, 0x5412, b\"x\")'", want: held},
 	{name: "raise its own limits", program: "ulimit -c unlimited || ulimit -n 1000000 || ulimit -u unlimited || ulimit -f unlimited", want: held, limits: sandbox.Limits{OpenFiles: 64}},
-	{name: "trace the first process", needs: "filesystem", program: python(`import ctypes, sys
+	{name: "trace the first process", needs: "first process", program: python(`import ctypes, sys
 sys.exit(0 if ctypes.CDLL(None).ptrace(16, 1, 0, 0) == 0 else 1)`), want: held},
 	{name: "control: a harmless system call", program: call(39, 172), want: through},
 }, systemCalls())
