@@ -331,7 +331,7 @@ func (e *engine) Capabilities(ctx context.Context) (sandbox.Capabilities, error)
 	if !slices.ContainsFunc(info.SecurityOptions, func(s string) bool { return strings.HasPrefix(s, "name=seccomp") }) {
 		caps.Enforced["syscalls"] = "our seccomp filter; the engine has none"
 	}
-	if slices.Contains(info.SecurityOptions, "name=rootless") {
+	if !c.podman && slices.Contains(info.SecurityOptions, "name=rootless") { // Podman 5 has the word too
 		return caps, fmt.Errorf("%w: a rootless Docker cannot run sandboxes as the users that workspaces belong to; a rootless Podman can", sandbox.ErrInfrastructure)
 	}
 	if info.Rootless {

@@ -353,6 +353,10 @@ func TestRootlessEngines(t *testing.T) {
 	if _, err := Look(t.Context(), host); err == nil || !strings.Contains(err.Error(), "rootless Docker") {
 		t.Errorf("Docker: %v", err)
 	}
+	f.podman = true // 5.4 says the same of itself
+	if _, err := Look(t.Context(), host); err != nil {
+		t.Errorf("Podman 5: %v", err)
+	}
 }
 
 // Podman gets in its own words what it passes over in Docker's.
