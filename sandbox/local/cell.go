@@ -70,7 +70,7 @@ func (b *Backend) newCell(ctx context.Context, x *box) (*cell, error) {
 
 func (c *cell) start(ctx context.Context, x *box, theirs *os.File) error {
 	b := x.backend
-	what := "start a sandbox with launcher " + b.launcher
+	what := b.launching()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return infra(what, err)

@@ -144,8 +144,13 @@ func (x *box) ensureCell(ctx context.Context) error {
 	}
 	if pid := c.PID(); pid > 0 {
 		if err := x.backend.verify(pid, x.backend.opts.Engine == nil); err != nil {
+			select {
+			case <-c.Exited(): // what has ended is confined by nothing
+				err = errors.New("it ended as it began")
+			case <-time.After(time.Second):
+			}
 			c.Kill()
-			return infra("start", err)
+			return infra(x.backend.launching(), err)
 		}
 		if x.backend.opts.Engine != nil {
 			x.group = groupOf(pid)

@@ -29,6 +29,14 @@ const (
 // Launcher tells which launcher makes the sandboxes, "" where an engine does.
 func (b *Backend) Launcher() string { return b.launcher }
 
+// launching is what errors say was being done.
+func (b *Backend) launching() string {
+	if b.launcher == "" { // cells are an engine's
+		return "start a sandbox"
+	}
+	return "start a sandbox with launcher " + b.launcher
+}
+
 // withBwrap finds bubblewrap. It may be missing unless the options name it.
 func (o Options) withBwrap() (Options, error) {
 	if !slices.Contains([]string{"", LauncherNative, LauncherBwrap}, o.Launcher) {
