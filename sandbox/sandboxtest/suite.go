@@ -176,16 +176,18 @@ func marker() string {
 }
 
 // gone fails the test when a process with the marker among its arguments is
-// still there. A dead one needs a processor once more to leave /proc.
+// still there. The kernel needs a moment to drop a dead one from /proc.
 func (t *env) gone(mark string) {
 	t.Helper()
-	var left []int
-	for until := time.Now().Add(2 * time.Second); time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
-		if left = processes(mark); len(left) == 0 {
-			return
+	left := processes(mark)
+	t.within(100*time.Millisecond, func() {
+		for until := time.Now().Add(10 * time.Second); len(left) > 0 && time.Now().Before(until); left = processes(mark) {
+			time.Sleep(5 * time.Millisecond)
 		}
+	})
+	if len(left) > 0 {
+		t.Errorf("processes %v are left behind", left)
 	}
-	t.Errorf("processes %v are left behind", left)
 }
 
 func processes(mark string) []int {
