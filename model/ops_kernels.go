@@ -100,6 +100,16 @@ func (k *onKernels) swigluBackward(gateUp, dact *torch.Tensor) {
 	must("SwiGLUBackward", cuda.SwiGLUBackward(k.m, cuda.F32, at(gateUp), at(dact), dact.Shape()[0], dact.Shape()[1]))
 }
 
+// attentionBackward is libtorch's. A GPU's FlashAttention also takes what determinism's
+// own forward pass has left.
+func (k *onKernels) attentionBackward(layer int, qkv, out, lse, dout *torch.Tensor, offsets []int32, dqkv *torch.Tensor) {
+	h := k.heads(layer)
+	if _, gpu := k.p.options.Device.GPU(); gpu {
+		h.Fused = k.half
+	}
+	torch.AttentionBackward(h, qkv, out, lse, dout, offsets, dqkv)
+}
+
 // ready is a Product whose logits are there, all of them, and whose gradient is taken
 // from where they were.
 type ready struct{}

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <tuple>
+#include <type_traits>
 
 // Legend: T tokens, H query heads, K key heads, G = H/K, D head dimension, N queries
 // and M keys of a block, S sequences, V vocabulary.
@@ -119,9 +121,78 @@ void attend_backward(const ssr_heads &h, const Parts &x, const Tensor &out, cons
   });
 }
 
-bool fused(const ssr_heads &h, int64_t n) { return h.fused && (h.window <= 0 || h.window >= n); }
+// Whether the window hides nothing.
+bool whole(const ssr_heads &h, int64_t n) { return h.window <= 0 || h.window >= n; }
 
-// libtorch's own attention of one sequence, [N, H, D].
+// FlashAttention of all sequences at once, with keys that heads share (arXiv 2307.08691).
+class Flash {
+  static constexpr auto kForward = [](const auto &...a) -> decltype(at::_flash_attention_forward(a...)) {
+    return at::_flash_attention_forward(a...);
+  };
+  static constexpr auto kBackward = [](const auto &...a) -> decltype(at::_flash_attention_backward(a...)) {
+    return at::_flash_attention_backward(a...);
+  };
+  // Whether the version at hand takes windows.
+  static constexpr bool kWindows =
+      std::is_invocable_v<decltype(kForward), Tensor, Tensor, Tensor, Tensor, Tensor, int64_t, int64_t, double, bool, bool, double, int64_t, int64_t>;
+
+  template <class F, class... A> auto windowed(F f, const A &...a) const {
+    if constexpr (kWindows) {
+      if (!whole(h, longest)) return f(a..., h.window - 1, int64_t(0));
+    }
+    return f(a...);
+  }
+
+public:
+  ssr_heads h;
+  Parts x; // of bfloat16
+  Tensor offsets;
+  int64_t longest;
+
+  Flash(const ssr_heads &h, const Tensor &qkv, const int32_t *starts, int64_t sequences, int64_t longest)
+      : h(h), x(split(qkv.to(at::kBFloat16), h)), longest(longest) {
+    offsets = at::from_blob(const_cast<int32_t *>(starts), {sequences + 1}, at::kInt).to(qkv.device());
+  }
+
+  // The heads' output [T, H, D], and the logs of its denominators [H, T].
+  std::tuple<Tensor, Tensor> forward() const {
+    auto all = windowed(kForward, x.q, x.k, x.v, offsets, offsets, longest, longest, 0.0, true, false, h.scale);
+    return {std::get<0>(all), std::get<1>(all)};
+  }
+
+  // The gradients of x, given what forward gave and dout, of bfloat16 too.
+  Parts backward(const Tensor &dout, const Tensor &out, const Tensor &lse) const {
+    Tensor random = at::zeros({2}, offsets.options().dtype(at::kLong)); // of the dropout, of which there is none
+    auto all = windowed(kBackward, dout, x.q, x.k, x.v, out, lse, offsets, offsets, longest, longest, 0.0, true, random, random, h.scale);
+    return {std::get<0>(all), std::get<1>(all), std::get<2>(all)};
+  }
+
+  // Whether libtorch has it for sequences of up to longest tokens on the device of x.
+  static bool has(const ssr_heads &h, const Tensor &x, int64_t longest) {
+    return h.fused && x.is_cuda() && longest > 0 && h.dim % 8 == 0 && h.dim <= 256 && (kWindows || whole(h, longest)) && packs(x.device());
+  }
+
+private:
+  // Whether the denominators are [H, T]; in older versions they are [S, H, longest].
+  static bool packs(at::Device device) {
+    static const bool answer = [&] {
+      const int32_t starts[] = {0, 2};
+      Tensor qkv = at::zeros({2, 3 * 64}, at::TensorOptions(device).dtype(at::kBFloat16));
+      return std::get<1>(Flash({1, 1, 64, 0, 1, 0, 1}, qkv, starts, 1, 2).forward()).dim() == 2;
+    }();
+    return answer;
+  }
+};
+
+int64_t longest(const int32_t *offsets, int64_t sequences) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < sequences; i++) n = std::max<int64_t>(n, offsets[i + 1] - offsets[i]);
+  return n;
+}
+
+bool fused(const ssr_heads &h, int64_t n) { return h.fused && n > 0 && whole(h, n); }
+
+// libtorch's own attention of one sequence, [N, H, D], for where there is no Flash.
 Tensor fused_attention(const ssr_heads &h, const Parts &x) {
   const int64_t n = x.q.size(0);
   auto half = [](const Tensor &t) { return t.to(at::kBFloat16).transpose(0, 1); };
@@ -242,9 +313,16 @@ char *ssr_t_attention(ssr_heads h, void *qkv, const int32_t *offsets, int64_t se
   return run([&] {
     Parts x = split(ref(qkv), h);
     Tensor o = heads(ref(out), 0, h.heads, h.dim);
+    const int64_t most = longest(offsets, sequences);
+    if (Flash::has(h, ref(qkv), most)) {
+      auto [result, denominators] = Flash(h, ref(qkv), offsets, sequences, most).forward();
+      o.copy_(result);
+      if (lse) ref(lse).copy_(denominators.t());
+      return;
+    }
     for (int64_t i = 0; i < sequences; i++) {
       const int64_t lo = offsets[i], n = offsets[i + 1] - lo;
-      if (n > 0 && fused(h, n)) {
+      if (fused(h, n)) {
         o.narrow(0, lo, n).copy_(fused_attention(h, {x.q.narrow(0, lo, n), x.k.narrow(0, lo, n), x.v.narrow(0, lo, n)}));
         continue;
       }
@@ -259,10 +337,19 @@ char *ssr_t_attention_backward(ssr_heads h, void *qkv, void *out, void *lse, voi
   return run([&] {
     Parts x = split(ref(qkv), h), d = split(ref(dqkv), h);
     Tensor o = heads(ref(out), 0, h.heads, h.dim), go = heads(ref(dout), 0, h.heads, h.dim);
+    const int64_t most = longest(offsets, sequences);
+    if (Flash::has(h, ref(qkv), most)) {
+      Parts g = Flash(h, ref(qkv), offsets, sequences, most)
+                    .backward(go.to(at::kBFloat16), o.to(at::kBFloat16), ref(lse).t().to(at::kFloat).contiguous());
+      d.q.copy_(g.q);
+      d.k.copy_(g.k);
+      d.v.copy_(g.v);
+      return;
+    }
     for (int64_t i = 0; i < sequences; i++) {
       const int64_t lo = offsets[i], n = offsets[i + 1] - lo;
       auto of = [&](const Parts &p) { return Parts{p.q.narrow(0, lo, n), p.k.narrow(0, lo, n), p.v.narrow(0, lo, n)}; };
-      if (n > 0 && fused(h, n)) {
+      if (fused(h, n)) {
         fused_backward(h, of(x), go.narrow(0, lo, n), of(d));
         continue;
       }

@@ -28,10 +28,11 @@ type Heads struct {
 	Scale float64
 	// Scores is how many of them may exist at a time, at least a row; 0 means Scores.
 	Scores int
-	// Fused is libtorch's own attention, of bfloat16, for Attention and AttentionBackward
-	// where the window hides nothing: no scores exist, and lse is not computed. On a GPU
-	// it is FlashAttention (arXiv 2307.08691) where that supports the shape; its gradient
-	// may differ in the last bits from run to run.
+	// Fused is libtorch's own attention, of bfloat16, for Attention and AttentionBackward:
+	// no scores exist. On a GPU it is FlashAttention (arXiv 2307.08691), over all sequences
+	// at once; where that lacks the shape, and on a CPU, scaled_dot_product_attention for
+	// each that the window hides nothing of, whose lse is not computed. The gradient may
+	// differ in the last bits from run to run.
 	Fused bool
 }
 
