@@ -214,6 +214,23 @@ void fused_backward(const ssr_heads &h, const Parts &x, const Tensor &dout, cons
   d.v.copy_(again.v.grad());
 }
 
+// y (+)= a @ b of bfloat16. Where libtorch can, on a GPU from 2.8 on, the result is not
+// rounded to bfloat16 as the operands are.
+template <class T> void half_product(T &y, const Tensor &a, const Tensor &b, bool add) {
+  const Tensor x = a.to(at::kBFloat16), w = b.to(at::kBFloat16);
+  auto exact = [&](auto &out) -> decltype(at::mm_out(out, x, w, at::kFloat)) { return at::mm_out(out, x, w, at::kFloat); };
+  if constexpr (std::is_invocable_v<decltype(exact), T &>) {
+    if (y.is_cuda()) {
+      T p = add ? at::empty_like(y) : y;
+      exact(p);
+      if (add) y.add_(p);
+      return;
+    }
+  }
+  Tensor p = at::mm(x, w);
+  add ? y.add_(p) : y.copy_(p);
+}
+
 // The cache [blocks · K · 2 · block · D] as blocks.
 Tensor paged(const Tensor &cache, const ssr_heads &h, int64_t block) {
   return cache.view({-1, h.kv_heads, 2, block, h.dim});
@@ -248,8 +265,7 @@ char *ssr_t_product(void *out, void *a, void *b, void *bias, int add, int half) 
   return run([&] {
     Tensor &y = ref(out);
     if (half) {
-      Tensor p = at::mm(ref(a).to(at::kBFloat16), ref(b).to(at::kBFloat16));
-      add ? y.add_(p) : y.copy_(p);
+      half_product(y, ref(a), ref(b), add);
     } else if (add) {
       y.addmm_(ref(a), ref(b));
     } else {
