@@ -86,6 +86,32 @@ func (k *onKernels) normHeads(w *Layer, a *activations) {
 	})
 }
 
+func (k *onKernels) rmsBackward(_ *torch.Scope, x, weight, rstd, dy, dx, dweight *torch.Tensor) {
+	rows, d := x.Shape()[0], x.Shape()[1]
+	k.normBackward(at(x), weight, rstd, at(dy), at(dx), dweight, rows, 1, d, d)
+}
+
+func (k *onKernels) normHeadsBackward(_ *torch.Scope, w, g *Layer, a *activations, dqkv *torch.Tensor) {
+	rows, ld, d := dqkv.Shape()[0], dqkv.Shape()[1], k.p.config.HeadDim
+	k.eachKind(a.rstdHeads, func(first, n int, rstd *torch.Tensor) {
+		dx := at(dqkv).At(first*d, 4)
+		k.normBackward(at(a.raw).At(first*d, 4), w.headNorm(k.p.config, first), rstd, dx, dx, g.headNorm(k.p.config, first), rows, n, d, ld)
+	})
+}
+
+// normBackward is the gradient of n heads of rows; dweight may be nil.
+func (k *onKernels) normBackward(x cuda.Pointer, weight, rstd *torch.Tensor, dy, dx cuda.Pointer, dweight *torch.Tensor, rows, n, d, ld int) {
+	if rows == 0 {
+		return
+	}
+	var scratch *torch.Tensor
+	if dweight != nil {
+		scratch = k.words(cuda.RMSNormScratch(rows, n, d) / 4)
+		defer scratch.Free()
+	}
+	must("RMSNormBackward", cuda.RMSNormBackward(k.m, x, at(weight), at(rstd), dy, dx, at(dweight), at(scratch), rows, n, d, ld))
+}
+
 func (k *onKernels) rotate(qkv *torch.Tensor, positions indices, inverse bool) {
 	c := k.p.config
 	must("Rope", cuda.Rope(k.m, cuda.F32, at(qkv), at(positions.device), at(k.cos), at(k.sin), qkv.Shape()[0], c.Heads+c.KVHeads, c.HeadDim,

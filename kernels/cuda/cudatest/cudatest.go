@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/ssr-go/ssr/kernels/cuda"
@@ -19,6 +20,7 @@ func Test(t *testing.T, open func(t *testing.T) cuda.Machine) {
 		test func(bench)
 	}{
 		{"RMSNorm", testRMSNorm},
+		{"RMSNormBackward", testRMSNormBackward},
 		{"SwiGLU", testSwiGLU},
 		{"Sample", testSample},
 		{"SampleRefuses", testSampleRefuses},
@@ -223,6 +225,63 @@ func normHeads(b bench, t cuda.DType, d int, eps float64) {
 	b.ok(cuda.RMSNormHeads(b.m, t, x.At(first*d, t.Size()), weight, rstd, rows, n, d, ld, eps))
 	b.near(t, "heads", getAs(b, t, x, rows*ld), want)
 	b.near(cuda.F32, "rstd of heads", getAs(b, cuda.F32, rstd, n*rows), wantR)
+}
+
+// testRMSNormBackward compares with central differences of the norm, of whole rows and of
+// two heads in the middle of rows of four, over more rows than one thread sums up.
+func testRMSNormBackward(b bench) {
+	const eps, rows = 1e-6, 70
+	for _, c := range []struct{ d, n, of int }{{5, 1, 1}, {40, 1, 1}, {300, 1, 1}, {24, 2, 4}} {
+		ld, first := c.of*c.d, (c.of-c.n)/2
+		x, xs := b.putAs(cuda.F32, b.normal(rows*ld, 1))
+		dy, ds := b.putAs(cuda.F32, b.normal(rows*ld, 1))
+		weight, ws := b.putAs(cuda.F32, b.normal(c.d, 1))
+		dw, was := b.putAs(cuda.F32, b.normal(c.d, 1))
+		// norm is that of a head with one element moved, times dy: what is differentiated.
+		norm := func(head, dy []float64, move int, by float64) (y float64) {
+			sum := 0.0
+			for i, v := range head {
+				if i == move {
+					v += by
+				}
+				sum += v * v
+			}
+			r := 1 / math.Sqrt(sum/float64(c.d)+eps)
+			for i, v := range head {
+				if i == move {
+					v += by
+				}
+				y += ws[i] * v * r * dy[i]
+			}
+			return y
+		}
+		want, wantW, rstd := slices.Clone(ds), slices.Clone(was), make([]float64, c.n*rows)
+		for r := range rows {
+			for h := range c.n {
+				at := r*ld + (first+h)*c.d
+				head, g, sum := xs[at:at+c.d], ds[at:at+c.d], 0.0
+				for _, v := range head {
+					sum += v * v
+				}
+				scale := 1 / math.Sqrt(sum/float64(c.d)+eps)
+				rstd[h*rows+r] = scale
+				for i := range head {
+					const by = 1e-5
+					want[at+i] = (norm(head, g, i, by) - norm(head, g, i, -by)) / (2 * by)
+					wantW[i] += g[i] * head[i] * scale
+				}
+			}
+		}
+		pr, _ := b.putAs(cuda.F32, rstd)
+		scratch, out := b.room(cuda.RMSNormScratch(rows, c.n, c.d)), b.copied(dy, rows*ld*4)
+		at := func(p cuda.Pointer) cuda.Pointer { return p.At(first*c.d, 4) }
+		b.ok(cuda.RMSNormBackward(b.m, at(x), weight, pr, at(dy), at(out), 0, 0, rows, c.n, c.d, ld))
+		b.near(cuda.F32, "gradient alone", getAs(b, cuda.F32, out, rows*ld), want)
+		b.ok(cuda.RMSNormBackward(b.m, at(x), weight, pr, at(dy), at(dy), dw, scratch, rows, c.n, c.d, ld)) // in place
+		what := fmt.Sprintf("D=%d, %d of %d heads: ", c.d, c.n, c.of)
+		b.near(cuda.F32, what+"gradient", getAs(b, cuda.F32, dy, rows*ld), want)
+		b.near(cuda.F32, what+"gradient of the weight", getAs(b, cuda.F32, dw, c.d), wantW)
+	}
 }
 
 func testSwiGLU(b bench) {
