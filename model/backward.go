@@ -145,41 +145,40 @@ func (t *tape) layerBackward(p *Policy, s *torch.Scope, layer int, dx *torch.Ten
 	// The MLP: x += Down(silu(gate) * up).
 	act, dact := s.Empty(n, c.Intermediate), s.Empty(n, c.Intermediate)
 	p.ops.swiglu(a.gateUp, act)
-	weightBackward(p, s, w.Down, g.Down, dx, act)
-	p.ops.inputGradient(w.Down, dx, dact)
+	linearBackward(p, s, w.Down, g.Down, dx, act, dact)
 	p.ops.swigluBackward(a.gateUp, dact)
 	p.ops.rms(a.middle, w.PostNorm, norm, nil)
-	weightBackward(p, s, w.GateUp, g.GateUp, a.gateUp, norm)
-	p.ops.inputGradient(w.GateUp, a.gateUp, dnorm)
+	linearBackward(p, s, w.GateUp, g.GateUp, a.gateUp, norm, dnorm)
 	p.ops.rmsBackward(s, a.middle, w.PostNorm, a.rstd2, dnorm, dnorm, g.PostNorm)
 	dx.Add(dnorm)
 
 	// Attention: x += Out(attention(qkv)).
 	datt, dqkv := s.Empty(a.att.Shape()...), s.Empty(a.qkv.Shape()...)
-	weightBackward(p, s, w.Out, g.Out, dx, a.att)
-	p.ops.inputGradient(w.Out, dx, datt)
+	linearBackward(p, s, w.Out, g.Out, dx, a.att, datt)
 	p.ops.attentionBackward(layer, a.qkv, a.att, a.lse, datt, t.seg.offsets, dqkv)
 	p.ops.rotate(dqkv, t.at, true)
 	if w.QNorm != nil {
 		p.ops.normHeadsBackward(s, w, g, a, dqkv)
 	}
 	p.ops.rms(a.input, w.InputNorm, norm, nil)
-	weightBackward(p, s, w.QKV, g.QKV, dqkv, norm)
-	if g.QKV.Bias != nil {
-		p.ops.addColumns(g.QKV.Bias, dqkv)
-	}
-	p.ops.inputGradient(w.QKV, dqkv, dnorm)
+	linearBackward(p, s, w.QKV, g.QKV, dqkv, norm, dnorm)
 	p.ops.rmsBackward(s, a.input, w.InputNorm, a.rstd1, dnorm, dnorm, g.InputNorm)
 	dx.Add(dnorm)
 }
 
-// weightBackward adds to g the gradient of l, given that of its output dy
-// [T, out] and its input x [T, in].
-func weightBackward(p *Policy, s *torch.Scope, l, g Linear, dy, x *torch.Tensor) {
+// linearBackward adds to g the gradient of l, given that of its output dy [T, out] and
+// its input x [T, in], and overwrites dx [T, in] with that of the input.
+func linearBackward(p *Policy, s *torch.Scope, l, g Linear, dy, x, dx *torch.Tensor) {
+	operand := dy
 	if g.W != nil {
-		p.ops.weightGradient(g.W, dy, x)
+		operand = p.ops.operand(s, dy)
+		p.ops.weightGradient(g.W, operand, x)
 	}
 	for i, a := range l.adapters {
 		adapterBackward(s, p.options.LoRA.scale(), a, g.adapters[i], s.Own(dy.Columns(a.lo, a.hi)), x)
 	}
+	if g.Bias != nil {
+		p.ops.addColumns(g.Bias, dy)
+	}
+	p.ops.inputGradient(l, operand, dx)
 }

@@ -25,10 +25,12 @@ type operations interface {
 	addColumns(sum, m *torch.Tensor)
 
 	// linear computes y = x @ Wᵀ + Bias, or adds it to y; inputGradient and
-	// weightGradient are its backward pass.
+	// weightGradient are its backward pass. operand is x as products take it, for who
+	// needs it more than once: x itself, or a copy that lasts as long as the scope.
 	linear(l Linear, x, y *torch.Tensor, add bool)
 	inputGradient(l Linear, dy, dx *torch.Tensor)
 	weightGradient(dw, dy, x *torch.Tensor)
+	operand(s *torch.Scope, x *torch.Tensor) *torch.Tensor
 	// repack follows a change of l.W.
 	repack(l *Linear)
 

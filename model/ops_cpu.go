@@ -101,6 +101,8 @@ func (onCPU[F]) weightGradient(dw, dy, x *torch.Tensor) {
 	t.Free()
 }
 
+func (onCPU[F]) operand(_ *torch.Scope, x *torch.Tensor) *torch.Tensor { return x }
+
 func (onCPU[F]) repack(l *Linear) {
 	if l.packed.DType() == torch.BFloat16 {
 		native.PackBFloat16(torch.Data[float32](l.W), l.W.Shape()[0], l.W.Shape()[1], halves(l.packed))

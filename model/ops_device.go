@@ -74,6 +74,15 @@ func (o *onDevice) weightGradient(dw, dy, x *torch.Tensor) {
 	torch.Product(dw, t, x, nil, true, o.half)
 }
 
+func (o *onDevice) operand(s *torch.Scope, x *torch.Tensor) *torch.Tensor {
+	if !o.half {
+		return x
+	}
+	half := s.Own(o.p.options.Device.Empty(torch.Activations, torch.BFloat16, x.Shape()...))
+	torch.Copy(half, x)
+	return half
+}
+
 func (o *onDevice) repack(l *Linear) {
 	if o.half {
 		torch.Copy(l.packed, l.W)
