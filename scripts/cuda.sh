@@ -7,21 +7,29 @@ cuda_tree=$root/.toolchain/cuda
 # The exit status of setup.sh where the packages are not to be had.
 unavailable=3
 
-# cuda_headers prints the folders, separated by spaces, with cuda.h, nvrtc.h and
-# cuda_runtime_api.h, for the libtorch in folder $1: those that a Python wheel of
-# PyTorch has beside its own folder, which fit it, or a toolkit's.
+# cuda_homes prints the folders of toolkits: $CUDA_HOME, the one of nvcc, /usr/local/cuda.
+cuda_homes() {
+  local nvcc
+  if [ -n "${CUDA_HOME:-}" ]; then echo "$CUDA_HOME"; fi
+  if nvcc=$(command -v nvcc); then dirname "$(dirname "$(readlink -f "$nvcc")")"; fi
+  echo /usr/local/cuda
+}
+
+# cuda_headers prints the folders, separated by spaces, of CUDA's headers for the
+# libtorch in folder $1: those that a Python wheel of PyTorch has beside its own folder,
+# which fit it, and for what these lack (CUDA 13's have no crt) a toolkit's.
 cuda_headers() {
-  local dir header found=
-  for dir in "$1/include" "$1"/../nvidia/*/include "${CUDA_HOME:-/usr/local/cuda}/include" /usr/include; do
-    for header in cuda.h nvrtc.h cuda_runtime_api.h; do
-      if [ -e "$dir/$header" ]; then
-        found="$found $(cd "$dir" && pwd -P)"
-        break
-      fi
+  local dir header left found= wanted='cuda.h nvrtc.h cuda_runtime_api.h crt/host_defines.h'
+  for dir in "$1/include" "$1"/../nvidia/*/include $(cuda_homes | sed 's|$|/include|') /usr/include; do
+    left=
+    for header in $wanted; do
+      [ -e "$dir/$header" ] || left="$left $header"
     done
-    if [ -e "$dir/cuda.h" ] && [ -e "$dir/nvrtc.h" ] && [ -e "$dir/cuda_runtime_api.h" ]; then break; fi
+    [ "$left" = " $wanted" ] || found="$found $(cd "$dir" && pwd -P)"
+    wanted=${left# }
+    if [ -z "$wanted" ]; then break; fi
   done
-  [ -n "$found" ] || fail "CUDA=1: no cuda.h in \$CUDA_HOME/include, /usr/local/cuda/include or beside the libtorch in $1; set CUDA_HOME to a CUDA toolkit"
+  [ -z "$wanted" ] || fail "CUDA=1: no $wanted beside the libtorch in $1, in \$CUDA_HOME/include, nvcc's toolkit or /usr/local/cuda/include; set CUDA_HOME to a CUDA toolkit"
   echo $found
 }
 
@@ -29,7 +37,7 @@ cuda_headers() {
 # needs, for the libtorch in folder $1, separated by colons.
 cuda_libraries() {
   local dir found=$1/lib
-  for dir in "$1"/../nvidia/*/lib "${CUDA_HOME:-/usr/local/cuda}/lib64"; do
+  for dir in "$1"/../nvidia/*/lib $(cuda_homes | sed 's|$|/lib64|'); do
     [ -d "$dir" ] && found=$found:$(cd "$dir" && pwd -P)
   done
   echo "$found"
