@@ -140,10 +140,10 @@ func (t *tape) layerBackward(p *Policy, s *torch.Scope, layer int, dx *torch.Ten
 		layerForward(p, again, layer, x, t.at, attendWithin(p, t.seg, t.layers), a)
 		again.Close()
 	}
-	norm, dnorm := s.Empty(n, c.Hidden), s.Empty(n, c.Hidden)
+	norm, dnorm := p.operands(s, n, c.Hidden), s.Empty(n, c.Hidden)
 
 	// The MLP: x += Down(silu(gate) * up).
-	act, dact := s.Empty(n, c.Intermediate), s.Empty(n, c.Intermediate)
+	act, dact := p.operands(s, n, c.Intermediate), s.Empty(n, c.Intermediate)
 	p.ops.swiglu(a.gateUp, act)
 	linearBackward(p, s, w.Down, g.Down, dx, act, dact)
 	p.ops.swigluBackward(a.gateUp, dact)

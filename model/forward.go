@@ -127,7 +127,7 @@ func attentionForward(p *Policy, s *torch.Scope, layer int, x *torch.Tensor, pos
 	if a.input != nil {
 		torch.Copy(a.input, x)
 	}
-	norm := s.Empty(x.Shape()...)
+	norm := p.operands(s, x.Shape()...)
 	p.ops.rms(x, w.InputNorm, norm, a.rstd1)
 	p.ops.linear(w.QKV, norm, a.qkv, false)
 	p.ops.round(a.qkv)
@@ -152,13 +152,28 @@ func mlpForward(p *Policy, s *torch.Scope, layer int, x *torch.Tensor, a *activa
 	if a.middle != nil {
 		torch.Copy(a.middle, x)
 	}
-	norm := s.Empty(x.Shape()...)
+	norm := p.operands(s, x.Shape()...)
 	p.ops.rms(x, w.PostNorm, norm, a.rstd2)
 	p.ops.linear(w.GateUp, norm, a.gateUp, false)
 	p.ops.round(a.gateUp)
-	act := s.Empty(x.Shape()[0], p.config.Intermediate)
+	act := p.operands(s, x.Shape()[0], p.config.Intermediate)
 	p.ops.swiglu(a.gateUp, act)
 	addProduct(p, s, x, act, w.Down)
+}
+
+// operands is memory for what products take and nothing else does: of bfloat16 where they
+// round it to that.
+func (p *Policy) operands(s *torch.Scope, shape ...int) *torch.Tensor {
+	if p.options.halvesOperands() {
+		return s.Half(shape...)
+	}
+	return s.Empty(shape...)
+}
+
+// halvesOperands says whether operands are bfloat16. Adapters' gradients take exact ones,
+// and determinism's products round for themselves.
+func (o Options) halvesOperands() bool {
+	return o.DType == torch.BFloat16 && o.Device != torch.CPU && o.LoRA == nil && !o.Determinism
 }
 
 // addProduct adds y @ Wᵀ to the residual stream.

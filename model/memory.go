@@ -324,16 +324,24 @@ func (m *meter) activations(rows int, training bool) {
 	}
 }
 
+// operands books Policy.operands.
+func (m *meter) operands(n int) {
+	if m.p.options.halvesOperands() {
+		n = (n + 1) / 2
+	}
+	m.Take(n)
+}
+
 // forward books what layerForward takes beside the activations.
 func (m *meter) forward(rows int) {
 	c := m.p.config
 	half := m.p.rounds()
-	m.Take(rows * c.Hidden)
+	m.operands(rows * c.Hidden)
 	if half {
 		m.Take(rows * c.Hidden)
 	}
-	m.Take(rows * c.Hidden)
-	m.Take(rows * c.Intermediate)
+	m.operands(rows * c.Hidden)
+	m.operands(rows * c.Intermediate)
 	if half {
 		m.Take(rows * c.Hidden)
 	}
@@ -349,7 +357,10 @@ func (m *meter) backward(rows int) {
 		m.forward(rows)
 		m.Release(mark)
 	}
-	for _, width := range []int{c.Hidden, c.Hidden, c.Intermediate, c.Intermediate, m.att, m.qkv} {
+	m.operands(rows * c.Hidden)
+	m.Take(rows * c.Hidden)
+	m.operands(rows * c.Intermediate)
+	for _, width := range []int{c.Intermediate, m.att, m.qkv} {
 		m.Take(rows * width)
 	}
 	if l := m.p.options.LoRA; l != nil {

@@ -44,6 +44,14 @@ func at(t *torch.Tensor) cuda.Pointer {
 	return cuda.Pointer(t.Pointer())
 }
 
+// kindOf is the type of a tensor's elements.
+func kindOf(t *torch.Tensor) cuda.DType {
+	if t.DType() == torch.BFloat16 {
+		return cuda.BF16
+	}
+	return cuda.F32
+}
+
 // must panics where a kernel fails, as an operation of libtorch does.
 func must(op string, err error) {
 	if err != nil {
@@ -72,7 +80,7 @@ func (k *onKernels) linear(l Linear, x, y *torch.Tensor, add bool) {
 
 func (k *onKernels) rms(x, weight, y, rstd *torch.Tensor) {
 	if rows, d := x.Shape()[0], x.Shape()[1]; rows > 0 {
-		must("RMSNorm", cuda.RMSNorm(k.m, cuda.F32, at(x), 0, at(weight), at(y), at(rstd), rows, d, k.p.config.NormEps))
+		must("RMSNorm", cuda.RMSNorm(k.m, cuda.F32, kindOf(y), at(x), 0, at(weight), at(y), at(rstd), rows, d, k.p.config.NormEps))
 	}
 }
 
@@ -119,7 +127,7 @@ func (k *onKernels) rotate(qkv *torch.Tensor, positions indices, inverse bool) {
 }
 
 func (k *onKernels) swiglu(gateUp, act *torch.Tensor) {
-	must("SwiGLU", cuda.SwiGLU(k.m, cuda.F32, at(gateUp), at(act), act.Shape()[0], act.Shape()[1]))
+	must("SwiGLU", cuda.SwiGLU(k.m, cuda.F32, kindOf(act), at(gateUp), at(act), act.Shape()[0], act.Shape()[1]))
 }
 
 func (k *onKernels) swigluBackward(gateUp, dact *torch.Tensor) {

@@ -76,6 +76,14 @@ const (
 
 func (d DType) String() string { return [...]string{"f32", "bf16"}[d] }
 
+// to is in the name of a kernel whose result is of another type.
+func (d DType) to(out DType) string {
+	if out == d {
+		return d.String()
+	}
+	return d.String() + "_" + out.String()
+}
+
 // Size is the bytes of an element.
 func (d DType) Size() int { return [...]int{4, 2}[d] }
 

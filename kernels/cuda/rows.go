@@ -2,21 +2,21 @@ package cuda
 
 // RMSNorm computes y [R, D] = weight∘x / sqrt(mean(x²) + eps). Where residual is
 // not 0, it takes x in first, and it is what is normalised: residual += x. rstd
-// [R] float32, 1/sqrt(…), may be 0.
-func RMSNorm(m Machine, t DType, x, residual, weight, y, rstd Pointer, rows, d int, eps float64) error {
-	return rmsNorm(m, t, x, residual, weight, y, rstd, rows, 1, d, d, eps)
+// [R] float32, 1/sqrt(…), may be 0. y is of the type out, all else of t.
+func RMSNorm(m Machine, t, out DType, x, residual, weight, y, rstd Pointer, rows, d int, eps float64) error {
+	return rmsNorm(m, t, out, x, residual, weight, y, rstd, rows, 1, d, d, eps)
 }
 
 // RMSNormHeads normalises in place, each by itself, n adjacent heads of width d in
 // rows at a stride of ld elements; x points at the first row's. rstd [n, R] may be 0.
 func RMSNormHeads(m Machine, t DType, x, weight, rstd Pointer, rows, n, d, ld int, eps float64) error {
-	return rmsNorm(m, t, x, 0, weight, x, rstd, rows, n, d, ld, eps)
+	return rmsNorm(m, t, t, x, 0, weight, x, rstd, rows, n, d, ld, eps)
 }
 
-func rmsNorm(m Machine, t DType, x, residual, weight, y, rstd Pointer, rows, heads, d, ld int, eps float64) error {
+func rmsNorm(m Machine, t, out DType, x, residual, weight, y, rstd Pointer, rows, heads, d, ld int, eps float64) error {
 	check("RMSNorm", rows > 0 && heads > 0 && heads <= maxRows && d > 0, "%d rows of %d heads of %d", rows, heads, d)
 	return m.Launch(Launch{
-		Kernel: "rms_norm_" + t.String(), Grid: [3]int{rows, heads, 1}, Threads: warps(d),
+		Kernel: "rms_norm_" + t.to(out), Grid: [3]int{rows, heads, 1}, Threads: warps(d),
 		Args: []Arg{ptr(x), ptr(residual), ptr(weight), ptr(y), ptr(rstd), i32(d), i32(ld), f32(eps)},
 	})
 }
@@ -24,12 +24,13 @@ func rmsNorm(m Machine, t DType, x, residual, weight, y, rstd Pointer, rows, hea
 // maxRows is the largest y or z of a grid.
 const maxRows = 65535
 
-// SwiGLU computes y [R, D] = silu(gate)∘up of rows [gate | up] of width 2D.
-func SwiGLU(m Machine, t DType, gateUp, y Pointer, rows, d int) error {
+// SwiGLU computes y [R, D] of the type out = silu(gate)∘up of rows [gate | up] of width 2D
+// of t.
+func SwiGLU(m Machine, t, out DType, gateUp, y Pointer, rows, d int) error {
 	return eachRows(rows, func(first, n int) error {
 		return m.Launch(Launch{
-			Kernel: "swiglu_" + t.String(), Grid: [3]int{ceil(d, maxThreads), n, 1}, Threads: maxThreads,
-			Args: []Arg{ptr(gateUp.At(first*2*d, t.Size())), ptr(y.At(first*d, t.Size())), i32(d)},
+			Kernel: "swiglu_" + t.to(out), Grid: [3]int{ceil(d, maxThreads), n, 1}, Threads: maxThreads,
+			Args: []Arg{ptr(gateUp.At(first*2*d, t.Size())), ptr(y.At(first*d, out.Size())), i32(d)},
 		})
 	})
 }

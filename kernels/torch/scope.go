@@ -104,6 +104,14 @@ func (s *Scope) Empty(shape ...int) *Tensor {
 	return s.Own(slab.View(offset, shape...))
 }
 
+// Half is Empty of bfloat16, in memory of a float32 arena.
+func (s *Scope) Half(shape ...int) *Tensor {
+	n := elements("Half", shape)
+	pairs := s.Empty((n + 1) / 2)
+	all := s.Own(pairs.as(BFloat16))
+	return s.Own(all.View(0, shape...))
+}
+
 // Own makes the scope free t, for instance a view, and returns it.
 func (s *Scope) Own(t *Tensor) *Tensor {
 	s.owned = append(s.owned, t)

@@ -140,6 +140,13 @@ func (t *Tensor) strided(offset int, shape, stride []int) *Tensor {
 	}
 }
 
+// as views a dense vector's memory as one of smaller elements.
+func (t *Tensor) as(dtype DType) *Tensor {
+	c := call("view", func(out *lib.Ctensor) { lib.AtgViewDtype(out, t.c, int32(dtype)) })
+	by := t.dtype.Size() / dtype.Size()
+	return &Tensor{c: c, data: t.data, dtype: dtype, device: t.device, shape: []int{t.Len() * by}, stride: []int{1}, offset: t.offset * by}
+}
+
 // Data is the memory of a dense tensor as a slice, for kernels/native and for
 // Go. It is valid until the last handle to the memory is freed, and must not be
 // kept beyond that.

@@ -152,6 +152,19 @@ func (b bench) near(t cuda.DType, what string, got, want []float64) {
 	}
 }
 
+// rounds checks that a kernel with results of bfloat16 gives those of float32, rounded.
+func (b bench) rounds(what string, exact cuda.Pointer, n int, run func(out cuda.Pointer) error) {
+	b.Helper()
+	out := b.room(2 * n)
+	b.ok(run(out))
+	got := getAs(b, cuda.BF16, out, n)
+	for i, v := range getAs(b, cuda.F32, exact, n) {
+		if got[i] != roundBF16(v) {
+			b.Fatalf("%s: [%d] is %v in bfloat16 and %v in float32", what, i, got[i], v)
+		}
+	}
+}
+
 func dtypes(f func(t cuda.DType)) {
 	f(cuda.F32)
 	f(cuda.BF16)
@@ -188,7 +201,7 @@ func testRMSNorm(b bench) {
 						wantY[r*d+i] = in[r*d+i] * wantR[r] * ws[i]
 					}
 				}
-				b.ok(cuda.RMSNorm(b.m, t, x, at, weight, y, rstd, rows, d, eps))
+				b.ok(cuda.RMSNorm(b.m, t, t, x, at, weight, y, rstd, rows, d, eps))
 				what := fmt.Sprintf("%v, D=%d, fused=%v: ", t, d, fused)
 				b.near(t, what+"y", getAs(b, t, y, rows*d), wantY)
 				b.near(cuda.F32, what+"rstd", getAs(b, cuda.F32, rstd, rows), wantR)
@@ -196,7 +209,12 @@ func testRMSNorm(b bench) {
 					b.near(cuda.F32, what+"residual", getAs(b, t, res, rows*d), in)
 				}
 			}
-			b.ok(cuda.RMSNorm(b.m, t, x, 0, weight, y, 0, rows, d, eps)) // without rstd
+			b.ok(cuda.RMSNorm(b.m, t, t, x, 0, weight, y, 0, rows, d, eps)) // without rstd
+			if t == cuda.F32 {
+				b.rounds("norm", y, rows*d, func(out cuda.Pointer) error {
+					return cuda.RMSNorm(b.m, t, cuda.BF16, x, 0, weight, out, 0, rows, d, eps)
+				})
+			}
 			normHeads(b, t, d, eps)
 		}
 	})
@@ -302,8 +320,13 @@ func testSwiGLU(b bench) {
 					wantG[r*2*d+d+i] = dv * value(g, 1)
 				}
 			}
-			b.ok(cuda.SwiGLU(b.m, t, gateUp, y, rows, d))
+			b.ok(cuda.SwiGLU(b.m, t, t, gateUp, y, rows, d))
 			b.near(t, fmt.Sprintf("%v, D=%d: y", t, d), getAs(b, t, y, rows*d), wantY)
+			if t == cuda.F32 {
+				b.rounds("SwiGLU", y, rows*d, func(out cuda.Pointer) error {
+					return cuda.SwiGLU(b.m, t, cuda.BF16, gateUp, out, rows, d)
+				})
+			}
 			b.ok(cuda.SwiGLUBackward(b.m, t, gateUp, dy, rows, d))
 			b.near(t, fmt.Sprintf("%v, D=%d: gradient", t, d), getAs(b, t, gateUp, rows*2*d), wantG)
 		}

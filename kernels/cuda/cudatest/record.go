@@ -60,7 +60,7 @@ func testRecord(b bench) {
 		b.Skip("this machine does not record")
 	}
 	in, out := b.put([]float32{1, 3}), b.room(4)
-	work, err := m.Record(func() error { return cuda.SwiGLU(m, cuda.F32, in, out, 1, 1) })
+	work, err := m.Record(func() error { return cuda.SwiGLU(m, cuda.F32, cuda.F32, in, out, 1, 1) })
 	b.ok(err)
 	defer work.Free()
 	for _, x := range [][2]float64{{1, 3}, {2, 5}, {-1, 4}} {

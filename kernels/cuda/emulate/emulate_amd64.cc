@@ -194,9 +194,9 @@ template <class... A, void (*f)(A...)> struct Invoke<f> {
 
 const std::vector<Entry> &table() {
   static const std::vector<Entry> entries = {
-      ENTRY(norm, rms_norm_f32), ENTRY(norm, rms_norm_bf16),
+      ENTRY(norm, rms_norm_f32), ENTRY(norm, rms_norm_f32_bf16), ENTRY(norm, rms_norm_bf16),
       ENTRY(norm_backward_, rms_norm_backward_f32), ENTRY(norm_backward_, rms_norm_dweight_f32), ENTRY(norm_backward_, rms_norm_dweight_sum_f32),
-      ENTRY(swiglu_, swiglu_f32), ENTRY(swiglu_, swiglu_bf16), ENTRY(swiglu_, swiglu_backward_f32), ENTRY(swiglu_, swiglu_backward_bf16),
+      ENTRY(swiglu_, swiglu_f32), ENTRY(swiglu_, swiglu_f32_bf16), ENTRY(swiglu_, swiglu_bf16), ENTRY(swiglu_, swiglu_backward_f32), ENTRY(swiglu_, swiglu_backward_bf16),
       ENTRY(sample_, sample_f32),
       ENTRY(objective_, objective_f32), ENTRY(objective_, objective_sum),
       ENTRY(adamw_, adamw), ENTRY(adamw_, grad_squares), ENTRY(adamw_, grad_sum),

@@ -91,7 +91,7 @@ func TestRecordingsDoNotChange(t *testing.T) {
 	}
 	defer m.Free(p)
 	to := 2
-	r, err := m.Record(func() error { return cuda.SwiGLU(m, cuda.F32, p, p.At(to, 4), 1, 1) })
+	r, err := m.Record(func() error { return cuda.SwiGLU(m, cuda.F32, cuda.F32, p, p.At(to, 4), 1, 1) })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,13 +79,13 @@ func BenchmarkKernels(b *testing.B) {
 		})
 	})
 	measure("rms_norm_bf16", rows*width*2*2, func() error {
-		return cuda.RMSNorm(m, cuda.BF16, scratch, 0, other, scratch.At(1<<30, 1), 0, rows, width, 1e-6)
+		return cuda.RMSNorm(m, cuda.BF16, cuda.BF16, scratch, 0, other, scratch.At(1<<30, 1), 0, rows, width, 1e-6)
 	})
 	measure("rms_norm_bf16+residual", rows*width*2*4, func() error {
-		return cuda.RMSNorm(m, cuda.BF16, scratch, scratch.At(1<<29, 1), other, scratch.At(1<<30, 1), 0, rows, width, 1e-6)
+		return cuda.RMSNorm(m, cuda.BF16, cuda.BF16, scratch, scratch.At(1<<29, 1), other, scratch.At(1<<30, 1), 0, rows, width, 1e-6)
 	})
 	measure("rms_norm_f32", rows*width*4*2, func() error {
-		return cuda.RMSNorm(m, cuda.F32, scratch, 0, other, scratch.At(1<<30, 1), 0, rows, width, 1e-6)
+		return cuda.RMSNorm(m, cuda.F32, cuda.F32, scratch, 0, other, scratch.At(1<<30, 1), 0, rows, width, 1e-6)
 	})
 	const qkv = (32 + 2*8) * 128
 	measure("rms_norm_f32/heads", rows*32*128*4*2, func() error {
@@ -103,8 +103,8 @@ func BenchmarkKernels(b *testing.B) {
 	measure("rope_append_f32", rows*qkv*4*2, func() error {
 		return cuda.RopeAppend(m, cuda.F32, cuda.Attention{Heads: 32, KVHeads: 8, Dim: 128}, scratch, positions, slots, cos, sin, other.At(1<<30, 1), rows)
 	})
-	measure("swiglu_bf16", rows*inter*2*3, func() error { return cuda.SwiGLU(m, cuda.BF16, scratch, other, rows, inter) })
-	measure("swiglu_f32", 4096*inter*4*3, func() error { return cuda.SwiGLU(m, cuda.F32, scratch, other, 4096, inter) })
+	measure("swiglu_bf16", rows*inter*2*3, func() error { return cuda.SwiGLU(m, cuda.BF16, cuda.BF16, scratch, other, rows, inter) })
+	measure("swiglu_f32", 4096*inter*4*3, func() error { return cuda.SwiGLU(m, cuda.F32, cuda.F32, scratch, other, 4096, inter) })
 	measure("swiglu_backward_f32", 4096*inter*4*5, func() error { return cuda.SwiGLUBackward(m, cuda.F32, scratch, other, 4096, inter) })
 	const scored = 2048 // rows of logits
 	h := cuda.Head{

@@ -5,8 +5,8 @@
 // residual is not null, it takes x in first and is what is normalised: residual += x;
 // y = weight·residual / sqrt(mean(residual²) + eps). y may be x. rstd [heads, R],
 // 1/sqrt(…), may be null.
-template <class T>
-__device__ void rms_norm(const T *x, T *residual, const T *weight, T *y, float *rstd, int D, int ld, float eps) {
+template <class T, class Y>
+__device__ void rms_norm(const T *x, T *residual, const T *weight, Y *y, float *rstd, int D, int ld, float eps) {
   const i64 row = blockIdx.x, at = row * ld + i64(blockIdx.y) * D;
   x += at;
   y += at;
@@ -28,6 +28,10 @@ __device__ void rms_norm(const T *x, T *residual, const T *weight, T *y, float *
 
 KERNEL void rms_norm_f32(const float *x, float *residual, const float *weight, float *y, float *rstd, int D, int ld,
                           float eps) {
+  rms_norm(x, residual, weight, y, rstd, D, ld, eps);
+}
+KERNEL void rms_norm_f32_bf16(const float *x, float *residual, const float *weight, bf16 *y, float *rstd, int D, int ld,
+                               float eps) {
   rms_norm(x, residual, weight, y, rstd, D, ld, eps);
 }
 KERNEL void rms_norm_bf16(const bf16 *x, bf16 *residual, const bf16 *weight, bf16 *y, float *rstd, int D, int ld,
