@@ -41,10 +41,10 @@ type Options struct {
 	// MaxSequences is how many requests decode at once; default 256. More wait.
 	MaxSequences int
 	// ChunkTokens is how many prompt tokens of one sequence are fed per step;
-	// default 256.
+	// default 256, and on a device 4096.
 	ChunkTokens int
 	// StepTokens is how many prompt tokens are fed per step and worker, over all
-	// sequences; default 512.
+	// sequences; default 512, and on a device 4096.
 	StepTokens int
 	// MaxStale is how many versions old the keys and values of a sequence may become
 	// in the middle of its episode; 0 computes them again after every update. Where it
@@ -97,7 +97,7 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 	if p.Parameters()[0].Tensor.DType() != torch.Float32 {
 		return nil, errors.New("engine: a float64 policy is for checking gradients; load it as float32 or bfloat16 to generate")
 	}
-	o = o.withDefaults()
+	o = o.withDefaults(p.Device())
 	c := p.Config()
 	blocks := int(o.CacheBytes / model.CacheBlock(c))
 	workers := p.Workers().Size()
@@ -125,7 +125,7 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 // workers, takes at most: its KV cache, and a step's activations with what is reserved
 // beside them, as model.Footprint has it.
 func Memory(c model.Config, m model.Options, workers int, o Options) (cache, activations, reserved int64) {
-	o = o.withDefaults()
+	o = o.withDefaults(m.Device)
 	for worker := range workers {
 		sampled := o.MaxSequences/workers + 1
 		rows := sampled + max(o.StepTokens, native.BlockTokens)
@@ -139,7 +139,11 @@ func Memory(c model.Config, m model.Options, workers int, o Options) (cache, act
 	return o.CacheBytes, activations, reserved
 }
 
-func (o Options) withDefaults() Options {
+func (o Options) withDefaults(on torch.Device) Options {
+	if on != torch.CPU { // as many rows as fill it
+		setDefault(&o.ChunkTokens, 4096)
+		setDefault(&o.StepTokens, 4096)
+	}
 	setDefault(&o.CacheBytes, 512<<20)
 	setDefault(&o.MaxSequences, 256)
 	setDefault(&o.ChunkTokens, 256)
