@@ -381,6 +381,9 @@ func (p *Policy) Config() Config { return p.config }
 // Device is where the policy's tensors are.
 func (p *Policy) Device() torch.Device { return p.options.Device }
 
+// Options are those that the policy was made with.
+func (p *Policy) Options() Options { return p.options }
+
 // Version counts the updates of the weights, unless
 // LoadOptimizer or SetVersion said otherwise.
 func (p *Policy) Version() int64 { return p.version.Load() }

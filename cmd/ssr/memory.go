@@ -57,6 +57,30 @@ func (c config) room(ps *processes) (room, error) {
 	return r, nil
 }
 
+// freeOf is the memory that is free of a GPU, or that this process may have.
+func freeOf(d torch.Device) (int64, error) {
+	if number, ok := d.GPU(); ok {
+		return gpu.Free(number)
+	}
+	return availableMemory(), nil
+}
+
+// cacheOf is the memory of the KV cache of an engine: what is asked for, or of a GPU what
+// a step's activations and other bytes leave, or the engine's default.
+func cacheOf(p *model.Policy, o engine.Options, other int64) (int64, error) {
+	cache, activations, _ := engine.Memory(p.Config(), p.Options(), p.Workers().Size(), o)
+	number, ok := p.Device().GPU()
+	if !ok || o.CacheBytes > 0 {
+		return cache, nil
+	}
+	free, err := gpu.Free(number)
+	activations += other
+	if err == nil && free <= activations {
+		err = fmt.Errorf("%v has %s free, and a step of generation takes %s; generate fewer sequences side by side", p.Device(), budget.Size(free), budget.Size(activations))
+	}
+	return free - activations, err
+}
+
 // memory plans what the run needs whose policy has this shape, in this process.
 func (c config) memory(shape model.Config, r room, ps *processes) (budget.Plan, error) {
 	o, err := c.Policy.optionsOn(r.on)

@@ -153,15 +153,14 @@ func (c *modelTokenizeCmd) Run(ctx context.Context, o output) error {
 
 type modelLogprobsCmd struct {
 	modelFlag
-	DType   string `name:"dtype" default:"float32" enum:"float32,float64,bfloat16" help:"Arithmetic: float32, float64 or bfloat16."`
-	In      string `default:"-" help:"JSON lines {\"tokens\": […]}; - is standard input."`
-	Workers int    `help:"CPU workers; 0 means one per core."`
-	Tokens  int    `name:"batch-tokens" default:"8192" help:"Tokens scored at once."`
+	In     string `default:"-" help:"JSON lines {\"tokens\": […]}; - is standard input."`
+	Tokens int    `name:"batch-tokens" default:"8192" help:"Tokens scored at once."`
+	computeFlags
 }
 
 func (c *modelLogprobsCmd) Run(ctx context.Context, o output) error {
-	d, err := dtype(c.DType)
-	if err != nil {
+	var options model.Options
+	if err := c.apply(&options); err != nil {
 		return err
 	}
 	in, err := openInput(ctx, c.In)
@@ -169,7 +168,7 @@ func (c *modelLogprobsCmd) Run(ctx context.Context, o output) error {
 		return err
 	}
 	defer in.Close()
-	p, err := model.Load(c.Model, model.Options{DType: d, Workers: c.Workers})
+	p, err := model.Load(c.Model, options)
 	if err != nil {
 		return err
 	}
@@ -237,16 +236,16 @@ type modelGenerateCmd struct {
 	TopP        float64  `default:"1" help:"Smallest set of tokens that reaches this probability."`
 	TopK        int      `help:"The K most probable tokens; 0 for all."`
 	Seed        uint64   `default:"1" help:"Seed of the draws."`
-	DType       string   `name:"dtype" default:"float32" enum:"float32,bfloat16" help:"Arithmetic: float32 or bfloat16."`
 	Stop        []string `help:"Strings that end the text." sep:"none"`
+	computeFlags
 }
 
 func (c *modelGenerateCmd) Run(ctx context.Context, o output) error {
-	d, err := dtype(c.DType)
-	if err != nil {
+	var options model.Options
+	if err := c.apply(&options); err != nil {
 		return err
 	}
-	p, err := openPolicy(c.Model, model.Options{DType: d})
+	p, err := openPolicy(c.Model, options)
 	if err != nil {
 		return err
 	}

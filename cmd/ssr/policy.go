@@ -123,7 +123,12 @@ func (p *policy) newGenerator(c policyConfig, others ...rollout.Policy) (*genera
 	var e engines
 	var policies []rollout.Policy
 	for _, r := range p.replicas() {
-		one, err := engine.New(r, engine.Options{MaxSequences: c.Batch, CacheBytes: c.CacheBytes, MaxStale: c.MaxStale, Decoder: p.tokenizer})
+		o := engine.Options{MaxSequences: c.Batch, CacheBytes: c.CacheBytes, MaxStale: c.MaxStale, Decoder: p.tokenizer}
+		var one *engine.Engine
+		var err error
+		if o.CacheBytes, err = cacheOf(r, o, 0); err == nil {
+			one, err = engine.New(r, o)
+		}
 		if err != nil {
 			e.Close()
 			return nil, err

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ssr-go/ssr/kernels/native"
 	"github.com/ssr-go/ssr/model"
+	"github.com/ssr-go/ssr/model/engine"
 	"github.com/ssr-go/ssr/model/serve"
 	"github.com/ssr-go/ssr/model/token"
 )
@@ -18,24 +19,36 @@ type serveCmd struct {
 	modelFlag
 	Address    string        `default:"127.0.0.1:8000" help:"Where to listen; there is no authentication. Port 0 takes a free one."`
 	Name       string        `help:"The model's name in the API; by default its folder's."`
-	DType      string        `name:"dtype" default:"float32" enum:"float32,bfloat16" help:"Arithmetic: float32 or bfloat16."`
-	Workers    int           `help:"CPU workers; 0 means one per core."`
 	Batch      int           `default:"256" help:"Most answers that are generated side by side."`
-	CacheBytes int64         `default:"536870912" help:"Memory of the key-value cache. It bounds the context, too."`
+	CacheBytes int64         `help:"Memory of the key-value cache, which bounds the context, too; by default what is left of a GPU, and on a CPU 512 MiB."`
 	Deadline   time.Duration `default:"10m" help:"Most time for a request."`
+	computeFlags
 }
+
+// scored is how many tokens of a request a GPU keeps memory for to score them.
+const scored = 16 << 10
 
 // Run serves until it is interrupted, which is how it ends well.
 func (c *serveCmd) Run(ctx context.Context, o output) error {
-	d, err := dtype(c.DType)
-	if err != nil {
+	var how model.Options
+	if err := c.apply(&how); err != nil {
 		return err
 	}
-	p, err := openPolicy(c.Model, model.Options{DType: d, Workers: c.Workers})
+	p, err := openPolicy(c.Model, how)
 	if err != nil {
 		return err
 	}
 	defer p.Close()
+	shape := p.Config()
+	scoring, _ := model.ScoringMemory(shape, p.Options(), 1, []int{min(shape.MaxPositions, scored)})
+	c.CacheBytes, err = cacheOf(p.Policy, engine.Options{MaxSequences: c.Batch, CacheBytes: c.CacheBytes}, scoring)
+	if err != nil {
+		return err
+	}
+	blocks := c.CacheBytes / model.CacheBlock(shape)
+	if blocks == 0 {
+		return fmt.Errorf("--cache-bytes is %d; one block of %d tokens takes %d", c.CacheBytes, native.BlockTokens, model.CacheBlock(shape))
+	}
 	g, err := p.newGenerator(policyConfig{Batch: c.Batch, CacheBytes: c.CacheBytes})
 	if err != nil {
 		return err
@@ -44,11 +57,6 @@ func (c *serveCmd) Run(ctx context.Context, o output) error {
 	dir, err := filepath.Abs(c.Model)
 	if err != nil {
 		return err
-	}
-	shape := p.Config()
-	blocks := c.CacheBytes / model.CacheBlock(shape)
-	if blocks == 0 {
-		return fmt.Errorf("--cache-bytes is %d; one block of %d tokens takes %d", c.CacheBytes, native.BlockTokens, model.CacheBlock(shape))
 	}
 	options := serve.Options{
 		Name: cmp.Or(c.Name, filepath.Base(dir)), StopTokens: shape.EOS, Deadline: c.Deadline,

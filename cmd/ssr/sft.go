@@ -29,9 +29,9 @@ type sftFlags struct {
 	WeightDecay float64 `default:"0.1" help:"Decoupled weight decay."`
 	Clip        float64 `default:"1" help:"Bound on the gradient's norm; 0 for none."`
 	Seed        uint64  `default:"1" help:"Seed of every draw."`
-	Workers     int     `help:"CPU workers; 0 means one per core."`
 
 	CheckpointEvery int `help:"Updates between checkpoints, from which a run goes on; 0 means an epoch."`
+	computeFlags
 }
 
 func (f sftFlags) settings() train.SFTSettings {
@@ -47,7 +47,7 @@ type sftCmd struct {
 	Data   string `required:"" type:"existingfile" help:"JSON lines: {\"messages\": [{\"role\", \"content\"}, …]}, of which the assistant's are learned, or {\"tokens\": […], \"trained\": […]}."`
 	Out    string `required:"" type:"path" help:"The folder to write: a run, with the model in OUT/model."`
 	Resume bool   `help:"Go on with what OUT holds."`
-	DType  string `name:"save-dtype" default:"float32" enum:"float32,bfloat16" help:"How to store the weights: float32 or bfloat16."`
+	Stored string `name:"save-dtype" default:"float32" enum:"float32,bfloat16" help:"How to store the weights: float32 or bfloat16."`
 	trainedFlags
 	sftFlags
 	jsonFlag
@@ -63,8 +63,8 @@ type trainedFlags struct {
 	Recompute    bool     `help:"Compute layers again in the backward pass, for a tenth of the memory."`
 }
 
-func (f trainedFlags) options(workers int) model.Options {
-	o := model.Options{Workers: workers, Recompute: f.Recompute, FreezeLayers: f.FreezeLayers, EMA: f.EMA}
+func (f trainedFlags) options() model.Options {
+	o := model.Options{Recompute: f.Recompute, FreezeLayers: f.FreezeLayers, EMA: f.EMA}
 	if f.LoRARank != 0 {
 		o.LoRA = &model.LoRA{Rank: f.LoRARank, Alpha: f.LoRAAlpha, Targets: f.LoRATargets}
 	}
@@ -78,7 +78,14 @@ const adapterDir = "adapter"
 const modelDir = "model"
 
 func (c *sftCmd) Run(ctx context.Context, o output) error {
-	options := c.options(c.Workers)
+	options := c.options()
+	if err := c.apply(&options); err != nil {
+		return err
+	}
+	available, err := freeOf(options.Device)
+	if err != nil {
+		return err
+	}
 	p, err := openPolicy(c.Model, options)
 	if err != nil {
 		return err
@@ -97,7 +104,7 @@ func (c *sftCmd) Run(ctx context.Context, o output) error {
 	if err != nil {
 		return err
 	}
-	if err := fits(o, plan, availableMemory()); err != nil {
+	if err := fits(o, plan, available); err != nil {
 		return fmt.Errorf("%w: lower --token-budget (%d; the longest example has %d tokens), set --recompute or --lora-rank", err, c.TokenBudget, longest)
 	}
 	sum, err := p.fit(ctx, o, train.SFTOptions{SFTSettings: c.settings(), Dir: c.Out, Seed: c.Seed, Resume: c.Resume}, examples, nil)
@@ -112,7 +119,7 @@ func (c *sftCmd) Run(ctx context.Context, o output) error {
 			return err
 		}
 	}
-	return p.finish(o, c.Out, c.DType, sum, c.JSON)
+	return p.finish(o, c.Out, c.Stored, sum, c.JSON)
 }
 
 // oneProcess refuses to be one of several that a launcher started.

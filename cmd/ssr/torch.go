@@ -10,6 +10,7 @@ import (
 	"github.com/ssr-go/ssr/kernels/cuda"
 	"github.com/ssr-go/ssr/kernels/cuda/gpu"
 	"github.com/ssr-go/ssr/kernels/torch"
+	"github.com/ssr-go/ssr/model"
 )
 
 // probeLibtorch reports what this binary runs on: without libtorch it would not
@@ -31,7 +32,7 @@ func probeCUDA(context.Context) finding {
 		names[i] = d.String()
 	}
 	f.OK, f.Found = true, strings.Join(names, "; ")
-	f.Advice = "a policy computes on one with policy.device: cuda:0 (docs/cuda.md)"
+	f.Advice = "a policy computes on one with policy.device: cuda:0, or --device (docs/cuda.md)"
 	return f
 }
 
@@ -43,7 +44,7 @@ var warnCPU = sync.OnceFunc(func() {
 	}
 	devices, why := gpu.Devices()
 	if len(devices) > 0 {
-		why = "for a GPU set policy.device: cuda:0 (docs/cuda.md)"
+		why = "for a GPU set policy.device: cuda:0, or --device (docs/cuda.md)"
 	}
 	fmt.Fprintln(os.Stderr, "computing on the CPU: "+why)
 })
@@ -70,6 +71,26 @@ func openKernels(d torch.Device) (cuda.Machine, error) {
 		return nil, fmt.Errorf("%w (policy.kernels: %s does without)", err, libtorchKernels)
 	}
 	return m, nil
+}
+
+// computeFlags choose what computes, for commands without a configuration.
+type computeFlags struct {
+	Device  string `default:"cpu" help:"What computes: cpu, cuda:0 and so on, or generic, a GPU's operations on the CPU."`
+	DType   string `name:"dtype" default:"float32" enum:"float32,float64,bfloat16" help:"Arithmetic: float32, bfloat16, or, for checks that generate nothing, float64."`
+	Workers int    `help:"CPU workers; 0 means one per core."`
+}
+
+// apply opens the device and sets what of a policy's options they choose.
+func (f computeFlags) apply(o *model.Options) (err error) {
+	if o.DType, err = dtype(f.DType); err != nil {
+		return err
+	}
+	if o.Device, err = openDevice(f.Device); err != nil {
+		return fmt.Errorf("--device: %w", err)
+	}
+	o.Workers = f.Workers
+	o.Kernels, err = openKernels(o.Device)
+	return err
 }
 
 // openDevice reads the name of a device and says why there is none of that name.

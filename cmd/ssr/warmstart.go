@@ -52,7 +52,7 @@ type warmstartCmd struct {
 	Heads        int    `default:"6" help:"Query heads."`
 	KVHeads      int    `name:"kv-heads" default:"2" help:"Key-value heads."`
 	Context      int    `default:"4096" help:"Context window in tokens."`
-	DType        string `name:"save-dtype" default:"float32" enum:"float32,bfloat16" help:"How to store the weights: float32 or bfloat16."`
+	Stored       string `name:"save-dtype" default:"float32" enum:"float32,bfloat16" help:"How to store the weights: float32 or bfloat16."`
 
 	Until float64 `default:"1" help:"Stop after an epoch in which this share of sampled turns are well-formed tool calls; above 1: never."`
 	sftFlags
@@ -282,7 +282,11 @@ func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo,
 	if longest > c.Context {
 		return fmt.Errorf("the longest scripted episode has %d tokens, more than --context %d", longest, c.Context)
 	}
-	p, err := model.New(c.shape(t, chat), c.Seed, model.Options{Workers: c.Workers})
+	var options model.Options
+	if err := c.apply(&options); err != nil {
+		return err
+	}
+	p, err := model.New(c.shape(t, chat), c.Seed, options)
 	if err != nil {
 		return err
 	}
@@ -306,7 +310,7 @@ func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo,
 	if err != nil {
 		return err
 	}
-	d, err := dtype(c.DType)
+	d, err := dtype(c.Stored)
 	if err != nil {
 		return err
 	}
