@@ -74,3 +74,21 @@ static inline uint32_t __float_as_uint(float f) { return uint32_t(emulator::to_b
 static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
   return (unsigned long long)(((unsigned __int128)a * b) >> 64);
 }
+
+// mma of common.cuh, one sum over the columns in ascending order.
+static inline void mma(float d[4], const uint32_t a[4], const uint32_t b[2]) {
+  uint64_t low[32], high[32], right[32];
+  memcpy(low, emulator::exchange(0xffffffffu, a[0] | uint64_t(a[1]) << 32), sizeof low);
+  memcpy(high, emulator::exchange(0xffffffffu, a[2] | uint64_t(a[3]) << 32), sizeof high);
+  memcpy(right, emulator::exchange(0xffffffffu, b[0] | uint64_t(b[1]) << 32), sizeof right);
+  const int lane = threadIdx.x % 32;
+  for (int i = 0; i < 4; i++) {
+    const int row = lane / 4, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; k++) {
+      const int pair = k % 8 / 2, upper = k % 2 * 16;
+      const uint32_t x = uint32_t((k < 8 ? low : high)[row * 4 + pair] >> (i < 2 ? 0 : 32)) >> upper;
+      const uint32_t y = uint32_t(right[column * 4 + pair] >> (k < 8 ? 0 : 32)) >> upper;
+      d[i] += __uint_as_float(x << 16) * __uint_as_float(y << 16);
+    }
+  }
+}

@@ -19,6 +19,21 @@ typedef long long i64;
 
 #define FULL_WARP 0xffffffffu
 
+// d [16, 8] += a [16, 16] · b [16, 8], by a whole warp on tensor cores: products of
+// bfloat16, sums of float (PTX ISA, mma.sync.m16n8k16). A word holds two bfloat16, the
+// first in its lower half. With g = lane / 4 and p = 2·(lane % 4), a lane has
+//   a: rows g, g + 8, g, g + 8 of columns p, p + 1 (the first two) and p + 8, p + 9;
+//   b: rows p, p + 1 and p + 8, p + 9 of column g;
+//   d: columns p, p + 1 of row g, then of row g + 8.
+// A row of d depends on that row of a alone, and on b.
+#ifndef SSR_EMULATED
+__device__ inline void mma(float d[4], const u32 a[4], const u32 b[2]) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
 // bf16 is the upper half of a float.
 struct bf16 {
   unsigned short bits;
