@@ -15,8 +15,12 @@
 
 namespace {
 
+using Pool = std::shared_ptr<const at::cuda::MempoolId_t>;
+
 struct Graph {
-  Graph(c10::cuda::CUDAStream before, c10::cuda::CUDAStream own) : before(before), own(own) {}
+  Graph(int device, c10::cuda::CUDAStream before, c10::cuda::CUDAStream own) : device(device), before(before), own(own) {}
+  const int device;
+  Pool pool; // before graph, to be given back after it
   at::cuda::CUDAGraph graph;
   c10::cuda::CUDAStream before, own;
   bool recording = false;
@@ -26,6 +30,8 @@ template <class F> char *run(F f) {
   try {
     f();
     return nullptr;
+  } catch (const c10::Error &e) {
+    return strdup(e.what_without_backtrace());
   } catch (const std::exception &e) {
     return strdup(e.what());
   }
@@ -42,6 +48,19 @@ c10::cuda::CUDAStream recorder(c10::DeviceIndex device) {
   return found->second;
 }
 
+// Held while graphs take memory of a pool and give it back.
+std::mutex pools_mutex;
+
+// The memory of a device's recordings, which those that live share: none needs what
+// another has left there. When the last is freed libtorch gives the memory back, and does
+// not know it again by its old name.
+Pool pool_of(int device) {
+  static std::map<int, std::weak_ptr<const at::cuda::MempoolId_t>> pools;
+  Pool pool = pools[device].lock();
+  if (!pool) pools[device] = pool = std::make_shared<const at::cuda::MempoolId_t>(at::cuda::graph_pool_handle());
+  return pool;
+}
+
 Graph &of(void *graph) { return *static_cast<Graph *>(graph); }
 
 } // namespace
@@ -52,7 +71,7 @@ char *ssr_graph_open(int device, void **graph) {
   return run([&] {
     const auto index = static_cast<c10::DeviceIndex>(device);
     c10::cuda::set_device(index);
-    std::unique_ptr<Graph> g(new Graph(c10::cuda::getCurrentCUDAStream(index), recorder(index)));
+    std::unique_ptr<Graph> g(new Graph(device, c10::cuda::getCurrentCUDAStream(index), recorder(index)));
     c10::cuda::device_synchronize();
     c10::cuda::setCurrentCUDAStream(g->own);
     *graph = g.release();
@@ -62,10 +81,11 @@ char *ssr_graph_open(int device, void **graph) {
 char *ssr_graph_begin(void *graph) {
   return run([&] {
     c10::cuda::device_synchronize();
-    // All recordings share their memory: none needs what another has left there.
-    static const auto pool = at::cuda::graph_pool_handle();
-    of(graph).graph.capture_begin(pool, cudaStreamCaptureModeThreadLocal);
-    of(graph).recording = true;
+    Graph &g = of(graph);
+    std::lock_guard<std::mutex> lock(pools_mutex);
+    g.pool = pool_of(g.device);
+    g.graph.capture_begin(*g.pool, cudaStreamCaptureModeThreadLocal);
+    g.recording = true;
   });
 }
 
@@ -87,5 +107,8 @@ char *ssr_graph_replay(void *graph) {
   return run([&] { of(graph).graph.replay(); });
 }
 
-void ssr_graph_free(void *graph) { delete static_cast<Graph *>(graph); }
+void ssr_graph_free(void *graph) {
+  std::lock_guard<std::mutex> lock(pools_mutex);
+  delete static_cast<Graph *>(graph);
+}
 }

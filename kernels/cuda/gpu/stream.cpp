@@ -37,6 +37,9 @@ extern "C" void *ssr_cuda_stream(int device, char **why) {
     c10::cuda::set_device(index);
     make_current(device);
     return c10::cuda::getCurrentCUDAStream(index).stream();
+  } catch (const c10::Error &e) {
+    *why = strdup(e.what_without_backtrace());
+    return nullptr;
   } catch (const std::exception &e) {
     *why = strdup(e.what());
     return nullptr;
