@@ -67,15 +67,23 @@ func (k *onKernels) words(n int) *torch.Tensor {
 func (k *onKernels) shared(*device.Team) operations { return k }
 
 func (k *onKernels) linear(l Linear, x, y *torch.Tensor, add bool) {
-	rows, out, in := x.Shape()[0], l.W.Shape()[0], l.W.Shape()[1]
-	switch {
-	case !k.invariant:
+	if !k.invariant {
 		k.onDevice.linear(l, x, y, add)
-	case rows > 0 && k.half:
-		must("Linear", cuda.Linear(k.m, cuda.BF16, at(x), at(l.packed), at(l.Bias), at(y), rows, out, in, add))
-	case rows > 0:
-		must("Linear", cuda.Linear(k.m, cuda.F32, at(x), at(l.W), at(l.Bias), at(y), rows, out, in, add))
+		return
 	}
+	rows, out, in, dtype := x.Shape()[0], l.W.Shape()[0], l.W.Shape()[1], cuda.F32
+	if k.half {
+		dtype = cuda.BF16
+	}
+	if rows == 0 {
+		return
+	}
+	var scratch *torch.Tensor
+	if bytes := cuda.LinearScratch(dtype, rows, out, in); bytes > 0 {
+		scratch = k.words(bytes / 4)
+		defer scratch.Free()
+	}
+	must("Linear", cuda.Linear(k.m, dtype, at(x), at(k.matrix(l)), at(l.Bias), at(y), rows, out, in, add, at(scratch)))
 }
 
 func (k *onKernels) rms(x, weight, y, rstd *torch.Tensor) {

@@ -29,6 +29,7 @@ func Test(t *testing.T, open func(t *testing.T) cuda.Machine) {
 		{"Attention", testAttention},
 		{"Head", testHead},
 		{"Linear", testLinear},
+		{"LinearTilings", testLinearTilings},
 		{"Record", testRecord},
 	} {
 		t.Run(part.name, func(t *testing.T) {

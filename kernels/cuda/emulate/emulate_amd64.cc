@@ -40,6 +40,9 @@ namespace head_ {
 namespace linear_ {
 #include "linear.cu"
 }
+namespace linear_bf16_ {
+#include "linear_bf16.cu"
+}
 
 #include "faulty.h"
 
@@ -84,11 +87,18 @@ struct Warp {
   uint64_t turn; // exchanges completed
 };
 
+struct Copy {
+  void *to;
+  const void *from;
+  bool there;
+};
+
 struct Fiber {
   void *sp;
   Dim id;
   Warp *warp;
   bool done;
+  std::vector<Copy> copies; // not done yet; a group's end is a Copy to nowhere
 };
 
 std::vector<Fiber> fibers;
@@ -99,6 +109,7 @@ void *scheduler;
 Fiber *self;
 size_t at_barrier;
 uint64_t barriers, events; // completed; and anything that let a fiber go on
+bool late; // copies are done when they are waited for
 std::string failure;
 
 struct Call {
@@ -154,7 +165,7 @@ void run_block(size_t shared_bytes, uint64_t order, uint64_t &state) {
     *--sp = nullptr; // keeps the stack aligned as a call would
     *--sp = reinterpret_cast<void *>(&body);
     for (int r = 0; r < 6; r++) *--sp = nullptr;
-    fibers[i] = Fiber{sp, {unsigned(i), 0, 0}, &warps[i / 32], false};
+    fibers[i] = Fiber{sp, {unsigned(i), 0, 0}, &warps[i / 32], false, {}};
   }
   std::vector<unsigned> turn;
   for (;;) {
@@ -204,7 +215,11 @@ const std::vector<Entry> &table() {
       ENTRY(attention_, decode_bf16), ENTRY(attention_, decode_join_f32), ENTRY(attention_, decode_join_bf16),
       ENTRY(head_, head_update_f32), ENTRY(head_, head_update_bf16), ENTRY(head_, head_finish), ENTRY(head_, head_backward_f32),
       ENTRY(head_, head_backward_bf16),
-      ENTRY(linear_, linear_f32), ENTRY(linear_, linear_bf16),
+      ENTRY(linear_, linear_f32),
+      ENTRY(linear_bf16_, linear_round), ENTRY(linear_bf16_, linear_bf16_16x8), ENTRY(linear_bf16_, linear_bf16_16x16),
+      ENTRY(linear_bf16_, linear_bf16_16x32), ENTRY(linear_bf16_, linear_bf16_64x64), ENTRY(linear_bf16_, linear_bf16_128x128),
+      ENTRY(linear_bf16_, linear_join),
+      {"faulty_copy", &Invoke<&::faulty_copy>::run, sizes_of(&::faulty_copy)},
       {"faulty_race", &Invoke<&::faulty_race>::run, sizes_of(&::faulty_race)},
       {"faulty_exit", &Invoke<&::faulty_exit>::run, sizes_of(&::faulty_exit)},
       {"faulty_shuffle", &Invoke<&::faulty_shuffle>::run, sizes_of(&::faulty_shuffle)},
@@ -239,6 +254,32 @@ const uint64_t *exchange(uint32_t mask, uint64_t value) {
   }
   while (w.turn == turn) yield();
   return w.taken;
+}
+
+static void copy(const Copy &c) {
+  if (c.there)
+    memcpy(c.to, c.from, 16);
+  else
+    memset(c.to, 0, 16);
+}
+
+void copy_async(void *to, const void *from, bool there) {
+  if ((uintptr_t(to) | uintptr_t(from)) % 16) fail("a copy of 16 bytes from or to an address that is not a multiple of that");
+  if (late)
+    self->copies.push_back({to, from, there});
+  else
+    copy({to, from, there});
+}
+
+void copies_commit() { self->copies.push_back({nullptr, nullptr, false}); }
+
+void copies_wait(size_t groups) {
+  std::vector<Copy> &all = self->copies;
+  size_t open = 0, n = all.size(); // those before n are done
+  while (n > 0 && (all[n - 1].to || open++ < groups)) n--;
+  for (size_t i = 0; i < n; i++)
+    if (all[i].to) copy(all[i]);
+  all.erase(all.begin(), all.begin() + n);
 }
 
 } // namespace emulator
@@ -279,6 +320,7 @@ const char *ssr_emulate(const char *kernel, const unsigned dims[6], size_t share
     shared = shared_bytes ? ssr_emulate_alloc(shared_bytes) : nullptr;
     current = {entry->invoke, args};
     uint64_t state = order;
+    late = order % 2;
     std::vector<unsigned> blocks;
     permute(blocks, size_t(grid_dim.x) * grid_dim.y * grid_dim.z, order, state);
     for (unsigned b : blocks) {

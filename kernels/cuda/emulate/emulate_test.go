@@ -71,13 +71,15 @@ func TestFaultsAreFound(t *testing.T) {
 			t.Errorf("%s: %v", kernel, err)
 		}
 	}
-	up, err := run("faulty_race", emulate.Ascending)
-	if err != nil {
-		t.Fatal(err)
-	}
-	down, err := run("faulty_race", emulate.Descending)
-	if err != nil || slices.Equal(up, down) {
-		t.Errorf("a race gives the same in both orders (%v)", err)
+	for _, kernel := range []string{"faulty_race", "faulty_copy"} {
+		up, err := run(kernel, emulate.Ascending)
+		if err != nil {
+			t.Fatal(err)
+		}
+		down, err := run(kernel, emulate.Descending)
+		if err != nil || slices.Equal(up, down) {
+			t.Errorf("%s gives the same in both orders (%v)", kernel, err)
+		}
 	}
 }
 

@@ -21,3 +21,12 @@ KERNEL void faulty_shuffle(int *out) {
   if (threadIdx.x < 16) v = __shfl_xor_sync(0xffffffffu, int(threadIdx.x), 1);
   out[threadIdx.x] = v;
 }
+
+// What an asynchronous copy brings is read before it is waited for.
+KERNEL void faulty_copy(int *out) {
+  __shared__ Vector<int> value[64];
+  value[threadIdx.x] = {{1, 1, 1, 1}};
+  copy_async(&value[threadIdx.x], out, false);
+  copies_commit();
+  out[blockIdx.x * blockDim.x + threadIdx.x] = value[threadIdx.x].at[0];
+}

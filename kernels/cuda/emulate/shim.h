@@ -31,6 +31,13 @@ extern void *shared;
 void sync_block();
 const uint64_t *exchange(uint32_t mask, uint64_t value);
 
+// Asynchronous copies of common.cuh: done at once in launches of even order, and when
+// they are waited for in the others, so that a missing wait, and a copy over what is
+// still read, give different results.
+void copy_async(void *to, const void *from, bool there);
+void copies_commit();
+void copies_wait(size_t groups);
+
 template <class T> uint64_t to_bits(T v) {
   static_assert(sizeof(T) <= 8, "");
   uint64_t bits = 0;
@@ -73,6 +80,18 @@ static inline float __uint_as_float(uint32_t u) { return emulator::from_bits<flo
 static inline uint32_t __float_as_uint(float f) { return uint32_t(emulator::to_bits(f)); }
 static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
   return (unsigned long long)(((unsigned __int128)a * b) >> 64);
+}
+
+using emulator::copies_commit;
+using emulator::copy_async;
+template <int n> void copies_wait() { emulator::copies_wait(n); }
+static inline uint32_t pack(float a, float b) {
+  uint32_t word = 0, bits[2] = {__float_as_uint(a), __float_as_uint(b)};
+  for (int i = 0; i < 2; i++) {
+    const bool nan = (bits[i] & 0x7fffffff) > 0x7f800000;
+    word |= (nan ? 0x7fff : (bits[i] + 0x7fff + (bits[i] >> 16 & 1)) >> 16) << 16 * i;
+  }
+  return word;
 }
 
 // mma of common.cuh, one sum over the columns in ascending order.

@@ -10,12 +10,15 @@ import (
 	"gorgonia.org/cu"
 
 	"github.com/ssr-go/ssr/kernels/cuda"
+	"github.com/ssr-go/ssr/kernels/torch"
 )
 
 // BenchmarkKernels times each kernel at the sizes of a policy of 7 billion parameters.
 // Its roofline is the longer of two times: that of a copy, on the same device, of as many
 // bytes as it must move, and that of its multiplications and additions at the device's
-// peak in float32. The metric roof% is that time over the kernel's own.
+// peak in float32, or, on tensor cores, at the rate of libtorch's product of large
+// matrices of bfloat16. The metric roof% is that time over the kernel's own. The products'
+// last sizes are those of 0.5 billion parameters.
 func BenchmarkKernels(b *testing.B) {
 	m := open(b)
 	const rows, width, inter, vocab, params = 8192, 4096, 12288, 151936, 1 << 28
@@ -47,12 +50,12 @@ func BenchmarkKernels(b *testing.B) {
 		}
 		return p
 	}
-	var copyRate float64
+	var copyRate, tensorRate float64
 	peak, err := m.peak()
 	if err != nil {
 		b.Fatal(err)
 	}
-	roofline := func(name string, bytes, operations int, run func() error) {
+	roofline := func(name string, bytes, operations int, peak *float64, run func() error) {
 		b.Run(name, func(b *testing.B) {
 			seconds, err := m.time(b.N, run)
 			if err != nil {
@@ -65,14 +68,18 @@ func BenchmarkKernels(b *testing.B) {
 			b.ReportMetric(rate/1e9, "GB/s")
 			b.ReportMetric(seconds/float64(b.N)*1e6, "µs/launch")
 			if operations > 0 {
-				b.ReportMetric(float64(operations)*float64(b.N)/seconds/1e9, "GFLOP/s")
+				work := float64(operations) * float64(b.N) / seconds
+				b.ReportMetric(work/1e9, "GFLOP/s")
+				if name == "libtorch's product" {
+					tensorRate = work
+				}
 			}
-			if copyRate > 0 {
-				b.ReportMetric(100*max(float64(bytes)/copyRate, float64(operations)/peak)*float64(b.N)/seconds, "roof%")
+			if copyRate > 0 && *peak > 0 {
+				b.ReportMetric(100*max(float64(bytes)/copyRate, float64(operations) / *peak)*float64(b.N)/seconds, "roof%")
 			}
 		})
 	}
-	measure := func(name string, bytes int, run func() error) { roofline(name, bytes, 0, run) }
+	measure := func(name string, bytes int, run func() error) { roofline(name, bytes, 0, &peak, run) }
 	measure("copy", 2<<30, func() error {
 		return m.on(func(s cu.Stream) error {
 			return cu.MemcpyDtoDAsync(cu.DevicePtr(other), cu.DevicePtr(scratch), 1<<30, s)
@@ -120,12 +127,26 @@ func BenchmarkKernels(b *testing.B) {
 		v := func(i int) cuda.Pointer { return scratch.At(i*tokens, 4) }
 		return cuda.Objective(m, cuda.Clip{Low: 0.2, High: 0.2, Scale: 1}, v(0), v(1), v(2), v(3), v(4), tokens, v(5), other, other.At(1<<30, 1))
 	})
-	for _, r := range []int{1, 64, 4096} {
-		for _, t := range []cuda.DType{cuda.F32, cuda.BF16} {
-			name := fmt.Sprintf("linear_%v/%d rows", t, r)
-			roofline(name, width*width*t.Size()+2*r*width*4, 2*r*width*width, func() error {
-				return cuda.Linear(m, t, scratch, other, 0, scratch.At(1<<30, 1), r, width, width, false)
-			})
+	const large = 8192
+	square := func(dtype torch.DType) *torch.Tensor {
+		t := torch.CUDA(0).New(torch.Activations, dtype, large, large)
+		b.Cleanup(t.Free)
+		return t
+	}
+	x, w, y := square(torch.BFloat16), square(torch.BFloat16), square(torch.BFloat16)
+	roofline("libtorch's product", 3*large*large*2, 2*large*large*large, &tensorRate, func() error {
+		torch.Product(y, x, w, nil, false, true)
+		return nil
+	})
+	for _, shape := range [][2]int{{width, width}, {896, 896}, {896, 4864}, {2 * 4864, 896}} {
+		for _, r := range []int{1, 8, 16, 64, 256, 4096} {
+			for t, peak := range []*float64{cuda.F32: &peak, cuda.BF16: &tensorRate} {
+				t, n, c := cuda.DType(t), shape[0], shape[1]
+				part := room(max(cuda.LinearScratch(t, r, n, c), 16))
+				roofline(fmt.Sprintf("linear_%v/%d rows, %d to %d", t, r, c, n), n*c*t.Size()+r*(n+c)*4, 2*r*n*c, peak, func() error {
+					return cuda.Linear(m, t, scratch, other, 0, scratch.At(1<<30, 1), r, n, c, false, part)
+				})
+			}
 		}
 	}
 	requests := room(64 * cuda.SamplingSize)

@@ -39,6 +39,32 @@ struct bf16 {
   unsigned short bits;
 };
 
+// The 16 bytes that a thread loads or stores at once, from an address that is a multiple
+// of that (see aligned).
+template <class T> struct alignas(16) Vector {
+  T at[16 / sizeof(T)];
+};
+__device__ inline bool aligned(const void *p) { return u64(p) % 16 == 0; }
+
+// pack rounds two floats to a word of bfloat16, the first in its lower half.
+// copy_async begins to copy 16 bytes, or zeros unless they are there, to shared memory.
+// copies_commit ends a group of copies; copies_wait<n> waits for this thread's, but for
+// the last n groups. Other threads see them after a barrier that follows.
+#ifndef SSR_EMULATED
+__device__ inline u32 pack(float a, float b) {
+  u32 word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(b), "f"(a));
+  return word;
+}
+__device__ inline void copy_async(void *shared, const void *from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(u32(__cvta_generic_to_shared(shared))), "l"(from),
+               "r"(there ? 16 : 0)
+               : "memory");
+}
+__device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int n> __device__ inline void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory"); }
+#endif
+
 __device__ inline float get(const float *p) { return *p; }
 __device__ inline float get(const bf16 *p) { return __uint_as_float(u32(p->bits) << 16); }
 __device__ inline void put(float *p, float v) { *p = v; }

@@ -3,22 +3,13 @@
 // the launch. A library chooses its order by the shape.
 #include "common.cuh"
 
-// What a factor is once it is as exact as the matrix.
-__device__ inline float factor(const float *, float v) { return v; }
-__device__ inline float factor(const bf16 *, float v) {
-  bf16 half;
-  put(&half, v);
-  return get(&half);
-}
-
 #define TILE 64 // rows, and columns, of a block's share of y
 #define STEP 16 // columns of x that are in shared memory at a time
 
 // y [R, N] = x [R, C] · wᵀ + bias, w [N, C]; bias [N] may be null, and with add y takes
-// it in. x is rounded to the type of w, sums are float. A block of 256 threads computes
-// TILE rows (y) of TILE columns (x), a thread four of each.
-template <class W>
-__device__ void linear(const float *x, const W *w, const float *bias, float *y, int R, int N, int C, int add) {
+// it in. A block of 256 threads computes TILE rows (y) of TILE columns (x), a thread four
+// of each.
+KERNEL void linear_f32(const float *x, const float *w, const float *bias, float *y, int R, int N, int C, int add) {
   __shared__ float xs[STEP][TILE + 1], ws[STEP][TILE + 1];
   const int row = threadIdx.x / 16, column = threadIdx.x % 16;
   const i64 first_row = i64(blockIdx.y) * TILE, first_column = i64(blockIdx.x) * TILE;
@@ -27,8 +18,8 @@ __device__ void linear(const float *x, const W *w, const float *bias, float *y, 
     for (int i = threadIdx.x; i < TILE * STEP; i += 256) {
       const int k = i % STEP, c = base + k;
       const i64 r = first_row + i / STEP, n = first_column + i / STEP;
-      xs[k][i / STEP] = r < R && c < C ? factor(w, x[r * C + c]) : 0;
-      ws[k][i / STEP] = n < N && c < C ? get(w + n * C + c) : 0;
+      xs[k][i / STEP] = r < R && c < C ? x[r * C + c] : 0;
+      ws[k][i / STEP] = n < N && c < C ? w[n * C + c] : 0;
     }
     __syncthreads();
     const int end = C - base < STEP ? C - base : STEP;
@@ -44,11 +35,4 @@ __device__ void linear(const float *x, const W *w, const float *bias, float *y, 
       const float v = bias ? sum[i][j] + bias[n] : sum[i][j];
       y[r * N + n] = add ? y[r * N + n] + v : v;
     }
-}
-
-KERNEL void linear_f32(const float *x, const float *w, const float *bias, float *y, int R, int N, int C, int add) {
-  linear(x, w, bias, y, R, N, C, add);
-}
-KERNEL void linear_bf16(const float *x, const bf16 *w, const float *bias, float *y, int R, int N, int C, int add) {
-  linear(x, w, bias, y, R, N, C, add);
 }
