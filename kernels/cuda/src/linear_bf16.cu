@@ -38,43 +38,45 @@ __device__ inline void multiply(float d[4], const Words &low, const Words &high,
   }
 }
 
-// The matrix w [N, C]. whole: each of its rows begins at a multiple of 16 bytes.
-struct Matrix {
+// A thread's walk along a row of a matrix of C columns: the 8 from `column` on of one
+// block after the other.
+struct Walk {
   const bf16 *at;
-  int N, C;
-  bool whole;
-};
-__device__ inline Matrix matrix(const bf16 *w, int N, int C) { return {w, N, C, aligned(w) && C % 8 == 0}; }
-
-// fetch copies columns c … c + 7 of row n to shared memory, zeros beyond the matrix:
-// asynchronously where it is whole, else at once.
-__device__ inline void fetch(Words *to, const Matrix &w, i64 n, int c) {
-  if (w.whole) {
-    const bool there = n < w.N && c < w.C;
-    copy_async(to, there ? w.at + n * w.C + c : w.at, there);
-    return;
+  int left; // columns from there on; 0 or less is beyond the matrix, as is a row that is not there
+  __device__ void begin(const bf16 *m, i64 row, i64 rows, int column, int C) {
+    at = m + row * C + column;
+    left = row < rows ? C - column : 0;
   }
-  Words words = {};
-  for (int i = 0; i < 8; i++)
-    if (n < w.N && c + i < w.C) words.at[i / 2] |= u32(w.at[n * w.C + c + i].bits) << 16 * (i % 2);
-  *to = words;
-}
-
-// round8 rounds columns c … c + 7 of row r of x [R, C], zeros beyond it.
-__device__ inline Words round8(const float *x, i64 r, int c, int R, int C, bool whole) {
-  float v[8] = {};
-  if (r < R) {
-    x += r * C + c;
+  // take copies the 8, zeros beyond the matrix, to shared memory, and steps on:
+  // asynchronously where every row is `whole`, at a multiple of 16 bytes, else at once.
+  __device__ void take(Words *to, bool whole) {
     if (whole) {
-      for (int half = 0; half < 2; half++)
-        if (c + 4 * half < C) {
-          const Vector<float> four = *reinterpret_cast<const Vector<float> *>(x + 4 * half);
-          for (int i = 0; i < 4; i++) v[4 * half + i] = four.at[i];
-        }
+      copy_async(to, at, left > 0);
     } else {
+      Words words = {};
       for (int i = 0; i < 8; i++)
-        if (c + i < C) v[i] = x[i];
+        if (i < left) words.at[i / 2] |= u32(at[i].bits) << 16 * (i % 2);
+      *to = words;
     }
+    at += BLOCK;
+    left -= BLOCK;
+  }
+};
+__device__ inline bool whole(const bf16 *m, int C) { return aligned(m) && C % 8 == 0; }
+__device__ inline bool whole(const float *m, int C) { return aligned(m) && C % 4 == 0; }
+
+// round8 rounds the first 8 of x, of which `left` are there, zeros for the rest.
+__device__ inline Words round8(const float *x, int left, bool whole) {
+  float v[8] = {};
+  if (whole) {
+    for (int half = 0; half < 2; half++)
+      if (4 * half < left) {
+        const Vector<float> four = *reinterpret_cast<const Vector<float> *>(x + 4 * half);
+        for (int i = 0; i < 4; i++) v[4 * half + i] = four.at[i];
+      }
+  } else {
+    for (int i = 0; i < 8; i++)
+      if (i < left) v[i] = x[i];
   }
   return {{pack(v[0], v[1]), pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7])}};
 }
@@ -107,35 +109,52 @@ template <int COLUMNS> __device__ void few(const float *x, const bf16 *w, const 
   __shared__ Words ring[CHAINS][DEPTH][PIECES][32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const i64 first_column = i64(blockIdx.x) * COLUMNS, first_row = i64(blockIdx.y) * 16;
-  const Matrix W = matrix(w, out.N, C);
-  const bool whole = aligned(x) && C % 4 == 0;
+  const bool even = whole(w, C), even_x = whole(x, C);
   const Blocks mine = blocks_of(warp, warp + 1, C);
   const Words zero = {};
   float sum[TILES][2][4] = {}; // [16 columns, 8 rows] each
 
-  auto stream = [&](int b) {
-    if (b < mine.end)
-      for (int p = 0; p < PIECES; p++)
-        fetch(&ring[warp][(b - mine.begin) % DEPTH][p][lane], W, first_column + p * 8 + g, b * BLOCK + q * 8);
+  Walk from[PIECES];
+  for (int p = 0; p < PIECES; p++) from[p].begin(w, first_column + p * 8 + g, out.N, mine.begin * BLOCK + q * 8, C);
+  int filled = mine.begin, fill = 0, use = 0; // blocks copied so far; places in the ring
+  auto stream = [&]() {
+    if (filled++ < mine.end)
+#pragma unroll
+      for (int p = 0; p < PIECES; p++) from[p].take(&ring[warp][fill][p][lane], even);
     copies_commit();
+    fill = fill + 1 < DEPTH ? fill + 1 : 0;
   };
-  for (int i = 0; i < DEPTH - 1; i++) stream(mine.begin + i);
+  for (int i = 0; i < DEPTH - 1; i++) stream();
+  const float *x_from[2];
+  int x_left[2];
+  for (int t = 0; t < 2; t++) {
+    const i64 r = first_row + t * 8 + g;
+    const int c = mine.begin * BLOCK + q * 8;
+    x_from[t] = x + r * C + c;
+    x_left[t] = r < out.R ? C - c : 0;
+  }
   for (int base = mine.begin; base < mine.end; base += AHEAD) {
     Words rows[AHEAD][2];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++)
-      for (int t = 0; t < 2; t++)
-        rows[i][t] = base + i < mine.end ? round8(x, first_row + t * 8 + g, (base + i) * BLOCK + q * 8, out.R, C, whole) : zero;
+#pragma unroll
+      for (int t = 0; t < 2; t++) {
+        rows[i][t] = base + i < mine.end ? round8(x_from[t], x_left[t], even_x) : zero;
+        x_from[t] += BLOCK;
+        x_left[t] -= BLOCK;
+      }
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
-      const int b = base + i;
-      if (b >= mine.end) break;
+      if (base + i >= mine.end) break;
       copies_wait<DEPTH - 2>();
-      const Words(*piece)[32] = ring[warp][(b - mine.begin) % DEPTH];
+      const Words(*piece)[32] = ring[warp][use];
+      use = use + 1 < DEPTH ? use + 1 : 0;
+#pragma unroll
       for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
         for (int t = 0; t < 2; t++)
           multiply(sum[tile][t], piece[tile * 2][lane], HALVES == 2 ? piece[tile * 2 + HALVES - 1][lane] : zero, rows[i][t]);
-      stream(b + DEPTH - 1);
+      stream();
     }
   }
   copies_wait<0>();
@@ -159,7 +178,7 @@ KERNEL void linear_round(const float *x, bf16 *rounded, int C, int K) {
   const int c = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
   if (c >= K) return;
   const i64 row = blockIdx.y;
-  *reinterpret_cast<Words *>(rounded + row * K + c) = round8(x, row, c, gridDim.y, C, aligned(x) && C % 4 == 0);
+  *reinterpret_cast<Words *>(rounded + row * K + c) = round8(x + row * C + c, C - c, whole(x, C));
 }
 
 // Tiles of ROWS by COLUMNS, a block each, by ACROSS·DOWN warps that share its columns and
@@ -174,6 +193,7 @@ __device__ void many(const bf16 *x, const bf16 *w, const Output &out, int C, flo
     TILES = COLUMNS / ACROSS / 16, // of a warp, 16 columns each
     PARTS = ROWS / DOWN / 8,       // of a warp, 8 rows each
     PIECES = (ROWS + COLUMNS) * 4, // 16 bytes each, of a block of the contraction
+    LEFT = COLUMNS * 4 / THREADS,  // of a thread's pieces, those of w
     DEPTH = (48 << 10) / (PIECES * 16),
     GROUP = 8, // rows of tiles that are computed together, for the L2 cache's sake
   };
@@ -185,32 +205,37 @@ __device__ void many(const bf16 *x, const bf16 *w, const Output &out, int C, flo
   const i64 first_column = i64((tile - above * across) / height) * COLUMNS;
   const int K = (C + BLOCK - 1) / BLOCK * BLOCK, length = stretch(C), chain = blockIdx.y * share;
   const Blocks mine = blocks_of(chain, chain + share, C);
-  const Matrix W = matrix(w, out.N, C), X = {x, out.R, K, true};
+  const bool even = whole(w, C);
 
-  auto stream = [&](int b) {
-    if (b < mine.end)
+  Walk from[PIECES / THREADS];
 #pragma unroll
-      for (int i = 0; i < PIECES / THREADS; i++) {
-        const int piece = i * THREADS + threadIdx.x, row = piece / 4, c = b * BLOCK + piece % 4 * 8;
-        Words *to = &ring[(b - mine.begin) % DEPTH][piece];
-        if (i < COLUMNS * 4 / THREADS)
-          fetch(to, W, first_column + row, c);
-        else
-          fetch(to, X, first_row + row - COLUMNS, c);
-      }
+  for (int i = 0; i < PIECES / THREADS; i++) {
+    const int row = (i * THREADS + threadIdx.x) / 4, column = mine.begin * BLOCK + threadIdx.x % 4 * 8;
+    if (i < LEFT)
+      from[i].begin(w, first_column + row, out.N, column, C);
+    else
+      from[i].begin(x, first_row + row - COLUMNS, out.R, column, K);
+  }
+  int filled = mine.begin, fill = 0, use = 0; // blocks copied so far; places in the ring
+  auto stream = [&]() {
+    if (filled++ < mine.end)
+#pragma unroll
+      for (int i = 0; i < PIECES / THREADS; i++) from[i].take(&ring[fill][i * THREADS + threadIdx.x], i >= LEFT || even);
     copies_commit();
+    fill = fill + 1 < DEPTH ? fill + 1 : 0;
   };
   // Where the warp's rows begin in a block's pieces, and its columns.
   const int left = (warp % ACROSS * TILES * 16 + g) * 4 + q, right = (COLUMNS + warp / ACROSS * PARTS * 8 + g) * 4 + q;
   auto row = [&](int j, int e) { return first_row + (warp / ACROSS * PARTS + j) * 8 + q * 2 + e % 2; };
   auto column = [&](int i, int e) { return first_column + (warp % ACROSS * TILES + i) * 16 + e / 2 * 8 + g; };
   float sum[TILES][PARTS][4] = {}, total[TILES][PARTS][4] = {};
-  for (int i = 0; i < DEPTH - 1; i++) stream(mine.begin + i);
+  for (int i = 0; i < DEPTH - 1; i++) stream();
   for (int b = mine.begin, end = b + length, now = chain; b < mine.end; b++) {
     copies_wait<DEPTH - 2>();
     __syncthreads(); // and nobody reads any more what is overwritten next
-    stream(b + DEPTH - 1);
-    const Words *piece = ring[(b - mine.begin) % DEPTH];
+    stream();
+    const Words *piece = ring[use];
+    use = use + 1 < DEPTH ? use + 1 : 0;
     Words rows[PARTS];
 #pragma unroll
     for (int j = 0; j < PARTS; j++) rows[j] = piece[right + j * 8 * 4];
