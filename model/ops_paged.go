@@ -55,7 +55,7 @@ func (k *onKernels) decode(h torch.Heads, qkv, cache, table *torch.Tensor, q que
 	a := decoding(h)
 	size := scratch.Len() * 4 / cuda.DecodeScratch(a, 1, q.keys)
 	for first := 0; first < q.n; first += size {
-		must("Decode", cuda.Decode(k.m, cuda.F32, a, at(qkv), qkv.Shape()[1], at(cache), at(table), at(q.device).At(first, cuda.QuerySize),
+		must("Decode", cuda.Decode(k.m, a, at(qkv), qkv.Shape()[1], at(cache), at(table), at(q.device).At(first, cuda.QuerySize),
 			min(size, q.n-first), q.keys, at(scratch), at(out), at(lse)))
 	}
 }

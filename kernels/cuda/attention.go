@@ -44,10 +44,11 @@ func Rope(m Machine, t DType, x, position, cos, sin Pointer, rows, n, d, ld int,
 	})
 }
 
-// RopeAppend rotates the queries of qkv [T, (H+2K)·D] in place, as Rope does, and
-// writes the rotated keys and the values to the cache. position is int64 [T]; slot
-// int64 [T] is block·PageTokens + place in it, or -1 for a token that is not kept.
-// Where cos is 0, all is rotated already.
+// RopeAppend rotates the queries and keys of qkv, float32 [T, (H+2K)·D], in place, as Rope
+// does, rounds all of it to t, the type of the cache, and copies keys and values there.
+// position is int64 [T]; slot int64 [T] is block·PageTokens + place in it, or -1 for a
+// token that is not kept, whose keys and values stay as they are. Where cos is 0, all is
+// rotated already.
 func RopeAppend(m Machine, t DType, a Attention, qkv, position, slot, cos, sin, cache Pointer, tokens int) error {
 	a.check("RopeAppend")
 	row := (a.Heads + 2*a.KVHeads) * a.Dim
@@ -55,7 +56,7 @@ func RopeAppend(m Machine, t DType, a Attention, qkv, position, slot, cos, sin, 
 		return m.Launch(Launch{
 			Kernel: "rope_append_" + t.String(), Grid: [3]int{a.Heads + 2*a.KVHeads, n, 1}, Threads: warps(a.Dim / 2),
 			Args: []Arg{
-				ptr(qkv.At(first*row, t.Size())), ptr(position.At(first, 8)), ptr(slot.At(first, 8)), ptr(cos), ptr(sin),
+				ptr(qkv.At(first*row, 4)), ptr(position.At(first, 8)), ptr(slot.At(first, 8)), ptr(cos), ptr(sin),
 				i32(a.Heads), i32(a.KVHeads), i32(a.Dim), ptr(cache),
 			},
 		})
@@ -72,19 +73,19 @@ func DecodeScratch(a Attention, queries, maxKeys int) int {
 	return queries * a.Heads * ceil(maxKeys, splitKeys) * (a.Dim + 2) * 4
 }
 
-// Decode is the attention of n queries over a cache that holds their own keys and
+// Decode is the attention of n queries over a float32 cache that holds their own keys and
 // values already. queries is [n] of QuerySize; q has their heads [H, D] at a stride of
 // ldq elements a row; table is int64, numbers of cache blocks; no query has more than
 // maxKeys keys. out is [rows, H, D]; lse float32 [rows, H], the log of the softmax's
 // denominator, may be 0. A query's result does not depend on the others, nor on maxKeys.
-func Decode(m Machine, t DType, a Attention, q Pointer, ldq int, cache, table, queries Pointer, n, maxKeys int, scratch, out, lse Pointer) error {
+func Decode(m Machine, a Attention, q Pointer, ldq int, cache, table, queries Pointer, n, maxKeys int, scratch, out, lse Pointer) error {
 	a.check("Decode")
 	splits := ceil(maxKeys, splitKeys)
 	check("Decode", n > 0 && maxKeys > 0, "%d queries of at most %d keys", n, maxKeys)
 	check("Decode", a.Fits() && splits <= maxRows, "%+v needs %d bytes of shared memory a block; at most %d", a, a.shared(), maxShared)
 	ml := scratch.At(n*a.Heads*splits*a.Dim, 4)
 	err := m.Launch(Launch{
-		Kernel: "decode_" + t.String(), Grid: [3]int{n, a.KVHeads, splits}, Threads: 128, Shared: a.shared(),
+		Kernel: "decode_f32", Grid: [3]int{n, a.KVHeads, splits}, Threads: 128, Shared: a.shared(),
 		Args: []Arg{
 			ptr(q), i32(ldq), ptr(cache), ptr(table), ptr(queries), i32(a.Heads), i32(a.KVHeads), i32(a.Dim),
 			i32(a.Window), f32(a.Scale), ptr(scratch), ptr(ml),
@@ -94,7 +95,7 @@ func Decode(m Machine, t DType, a Attention, q Pointer, ldq int, cache, table, q
 		return err
 	}
 	return m.Launch(Launch{
-		Kernel: "decode_join_" + t.String(), Grid: [3]int{n, a.Heads, 1}, Threads: warps(a.Dim),
+		Kernel: "decode_join_f32", Grid: [3]int{n, a.Heads, 1}, Threads: warps(a.Dim),
 		Args: []Arg{ptr(scratch), ptr(ml), ptr(queries), i32(splits), i32(a.Heads), i32(a.Dim), i32(a.Window), ptr(out), ptr(lse)},
 	})
 }

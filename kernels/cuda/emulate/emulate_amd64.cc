@@ -34,6 +34,9 @@ namespace adamw_ {
 namespace attention_ {
 #include "attention.cu"
 }
+namespace attention_bf16_ {
+#include "attention_bf16.cu"
+}
 namespace head_ {
 #include "head.cu"
 }
@@ -212,7 +215,8 @@ const std::vector<Entry> &table() {
       ENTRY(objective_, objective_f32), ENTRY(objective_, objective_sum),
       ENTRY(adamw_, adamw), ENTRY(adamw_, grad_squares), ENTRY(adamw_, grad_sum),
       ENTRY(attention_, rope_f32), ENTRY(attention_, rope_bf16), ENTRY(attention_, rope_append_f32), ENTRY(attention_, rope_append_bf16), ENTRY(attention_, decode_f32),
-      ENTRY(attention_, decode_bf16), ENTRY(attention_, decode_join_f32), ENTRY(attention_, decode_join_bf16),
+      ENTRY(attention_, decode_join_f32),
+      ENTRY(attention_bf16_, attention_bf16_64), ENTRY(attention_bf16_, attention_bf16_128), ENTRY(attention_bf16_, attention_join),
       ENTRY(head_, head_update_f32), ENTRY(head_, head_update_bf16), ENTRY(head_, head_finish), ENTRY(head_, head_backward_f32),
       ENTRY(head_, head_backward_bf16),
       ENTRY(linear_, linear_f32),

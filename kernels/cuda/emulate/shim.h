@@ -69,6 +69,12 @@ template <class T> T __shfl_up_sync(uint32_t mask, T v, int lanes) {
   const int lane = threadIdx.x % 32;
   return __shfl_sync(mask, v, lane >= lanes ? lane - lanes : lane);
 }
+static inline int __any_sync(uint32_t mask, int any) {
+  const uint64_t *all = emulator::exchange(mask, any != 0);
+  for (int lane = 0; lane < 32; lane++)
+    if (all[lane]) return 1;
+  return 0;
+}
 
 template <class T> T atomicAdd(T *p, T v) {
   T old = *p;
@@ -78,6 +84,13 @@ template <class T> T atomicAdd(T *p, T v) {
 
 static inline float __uint_as_float(uint32_t u) { return emulator::from_bits<float>(u); }
 static inline uint32_t __float_as_uint(float f) { return uint32_t(emulator::to_bits(f)); }
+// Byte i of the result is byte (s >> 4·i) & 7 of a and then b.
+static inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t s) {
+  const uint64_t both = a | uint64_t(b) << 32;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; i++) out |= uint32_t(both >> 8 * (s >> 4 * i & 7) & 0xff) << 8 * i;
+  return out;
+}
 static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
   return (unsigned long long)(((unsigned __int128)a * b) >> 64);
 }

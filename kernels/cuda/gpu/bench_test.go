@@ -163,8 +163,8 @@ func BenchmarkKernels(b *testing.B) {
 		return cuda.Sample(m, scratch, requests, 64, vocab, other, other.At(256, 1), other.At(512, 1))
 	})
 	a := cuda.Attention{Heads: 32, KVHeads: 8, Dim: 128, Scale: 0.088}
-	const sequences, keys = 64, 4096
-	perCache := (1 << 30) / (a.PageElements() * 2)
+	const sequences, keys = 32, 4096
+	perCache := (1 << 30) / (a.PageElements() * 4)
 	var blocks, list []int64 // block 0 for all would sit in a cache
 	for i := range sequences {
 		list = append(list, int64(i), int64(len(blocks)), keys)
@@ -174,11 +174,8 @@ func BenchmarkKernels(b *testing.B) {
 	}
 	table, queries := put(blocks), put(list)
 	part := room(cuda.DecodeScratch(a, sequences, keys))
-	measure("decode_bf16", sequences*keys*a.KVHeads*a.Dim*2*2, func() error {
-		return cuda.Decode(m, cuda.BF16, a, other, a.Heads*a.Dim, scratch, table, queries, sequences, keys, part, other.At(1<<20, 1), 0)
-	})
-	measure("decode_f32", sequences/2*keys*a.KVHeads*a.Dim*4*2, func() error {
-		return cuda.Decode(m, cuda.F32, a, other, a.Heads*a.Dim, scratch, table, queries, sequences/2, keys, part, other.At(1<<20, 1), 0)
+	measure("decode_f32", sequences*keys*a.KVHeads*a.Dim*4*2, func() error {
+		return cuda.Decode(m, a, other, a.Heads*a.Dim, scratch, table, queries, sequences, keys, part, other.At(1<<20, 1), 0)
 	})
 	o, err := cuda.NewOptimizer(m, []cuda.Param{{
 		Weight: scratch, Master: scratch.At(1<<30, 1), Mean: other, Square: other.At(1<<30, 1), Grad: room(params * 4), N: params,

@@ -1,5 +1,6 @@
 // A paged KV cache: its writing, with the rotary embedding (arXiv 2104.09864), and
-// attention of one new token a sequence over it, grouped queries (arXiv 2305.13245).
+// attention of one token at a time over one of float32, grouped queries (arXiv 2305.13245).
+// attention_bf16.cu has that over one of bfloat16.
 //
 // A cache block holds PAGE tokens: [block, K, 2, PAGE, D], keys then values.
 #include "common.cuh"
@@ -35,30 +36,36 @@ KERNEL void rope_bf16(bf16 *x, int ld, const i64 *position, const float *cosine,
   rope(x, ld, position, cosine, sine, D, inverse);
 }
 
-// One block a token and head of qkv [T, (H+2K)·D]; D/2 threads at least, each for
-// the pairs (i, i + D/2). Queries are rotated in place, keys rotated into the cache,
-// values copied there. slot[t] is block·PAGE + place, or -1 for a token that is not
-// kept. cos and sin are [positions, D/2], or null where all is rotated already.
+// One block a token and head of qkv [T, (H+2K)·D]; D/2 threads at least, each for the
+// pairs (i, i + D/2). Queries and keys are rotated in place, all is rounded to the type of
+// the cache, and keys and values are copied there. slot[t] is block·PAGE + place, or -1 for
+// a token that is not kept, whose keys and values stay as they are. cos and sin are
+// [positions, D/2], or null where all is rotated already.
 template <class T>
-__device__ void rope_append(T *qkv, const i64 *position, const i64 *slot, const float *cosine, const float *sine, int H, int K,
+__device__ void rope_append(float *qkv, const i64 *position, const i64 *slot, const float *cosine, const float *sine, int H, int K,
                             int D, T *cache) {
   const int half = D / 2, head = blockIdx.x;
   const i64 t = blockIdx.y;
-  T *in = qkv + (t * (H + 2 * K) + head) * D;
-  T *out = in;
+  float *in = qkv + (t * (H + 2 * K) + head) * D;
+  T *out = nullptr;
   if (head >= H) {
     if (slot[t] < 0) return;
     const int k = (head - H) % K, value = (head - H) / K;
     out = cache + (((slot[t] / PAGE * K + k) * 2 + value) * PAGE + slot[t] % PAGE) * D;
   }
   const bool rotate = cosine && head < H + K;
-  if (out == in && !rotate) return;
   const i64 at = rotate ? position[t] * half : 0;
   for (int i = threadIdx.x; i < half; i += blockDim.x) {
-    float a = get(in + i), b = get(in + i + half);
+    float a = in[i], b = in[i + half];
     if (rotate) turn(a, b, cosine[at + i], sine[at + i]);
-    put(out + i, a);
-    put(out + i + half, b);
+    T x, y;
+    put(&x, a);
+    put(&y, b);
+    in[i] = get(&x);
+    in[i + half] = get(&y);
+    if (!out) continue;
+    out[i] = x;
+    out[i + half] = y;
   }
 }
 
@@ -66,7 +73,7 @@ KERNEL void rope_append_f32(float *qkv, const i64 *position, const i64 *slot, co
                             int K, int D, float *cache) {
   rope_append(qkv, position, slot, cosine, sine, H, K, D, cache);
 }
-KERNEL void rope_append_bf16(bf16 *qkv, const i64 *position, const i64 *slot, const float *cosine, const float *sine, int H,
+KERNEL void rope_append_bf16(float *qkv, const i64 *position, const i64 *slot, const float *cosine, const float *sine, int H,
                              int K, int D, bf16 *cache) {
   rope_append(qkv, position, slot, cosine, sine, H, K, D, cache);
 }
@@ -87,9 +94,8 @@ struct Query {
 // keys are seen (0: all). Partial results: o [queries, H, splits, D], and their running
 // maximum and sum ml [queries, H, splits, 2]; splits without a key that is seen have
 // none. Shared memory: G·(D + SPLIT) floats.
-template <class T>
-__device__ void decode(const T *q, int ldq, const T *cache, const i64 *table, const Query *list, int H, int K, int D, int window,
-                       float scale, float *o, float *ml) {
+KERNEL void decode_f32(const float *q, int ldq, const float *cache, const i64 *table, const Query *list, int H, int K, int D,
+                       int window, float scale, float *o, float *ml) {
   DYNAMIC_SHARED(float, shared);
   const int G = H / K, seq = blockIdx.x, k = blockIdx.y, split = blockIdx.z, splits = gridDim.z;
   const Query query = list[seq];
@@ -99,16 +105,16 @@ __device__ void decode(const T *q, int ldq, const T *cache, const i64 *table, co
   if (lo >= hi) return;
   float *queries = shared, *scores = shared + G * D; // [G, D], [G, SPLIT]
   for (int i = threadIdx.x; i < G * D; i += blockDim.x)
-    queries[i] = get(q + query.row * ldq + i64(k) * G * D + i) * scale;
+    queries[i] = q[query.row * ldq + i64(k) * G * D + i] * scale;
   __syncthreads();
   const i64 *pages = table + query.table;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
   // A warp a key: its lanes share the products.
   for (int j = lo + warp; j < hi; j += warps) {
-    const T *key = cache + ((pages[j / PAGE] * K + k) * 2 * PAGE + j % PAGE) * D;
+    const float *key = cache + ((pages[j / PAGE] * K + k) * 2 * PAGE + j % PAGE) * D;
     for (int g = 0; g < G; g++) {
       float dot = 0;
-      for (int d = lane; d < D; d += 32) dot += get(key + d) * queries[g * D + d];
+      for (int d = lane; d < D; d += 32) dot += key[d] * queries[g * D + d];
       dot = warp_reduce(dot, Sum());
       if (lane == 0) scores[g * SPLIT + j - lo] = dot;
     }
@@ -136,8 +142,8 @@ __device__ void decode(const T *q, int ldq, const T *cache, const i64 *table, co
     const int g = d / D, e = d % D;
     float sum = 0;
     for (int j = lo; j < hi; j++) {
-      const T *value = cache + (((pages[j / PAGE] * K + k) * 2 + 1) * PAGE + j % PAGE) * D;
-      sum += scores[g * SPLIT + j - lo] * get(value + e);
+      const float *value = cache + (((pages[j / PAGE] * K + k) * 2 + 1) * PAGE + j % PAGE) * D;
+      sum += scores[g * SPLIT + j - lo] * value[e];
     }
     o[((i64(seq) * H + k * G + g) * splits + split) * D + e] = sum;
   }
@@ -145,8 +151,7 @@ __device__ void decode(const T *q, int ldq, const T *cache, const i64 *table, co
 
 // Joins the splits, in their order. One block a query (x) and head (y); out [rows, H, D],
 // and lse [rows, H], the log of the softmax's denominator, unless it is null.
-template <class T>
-__device__ void decode_join(const float *o, const float *ml, const Query *list, int splits, int H, int D, int window, T *out,
+KERNEL void decode_join_f32(const float *o, const float *ml, const Query *list, int splits, int H, int D, int window, float *out,
                             float *lse) {
   const Query query = list[blockIdx.x];
   const i64 row = i64(blockIdx.x) * H + blockIdx.y, to = query.row * H + blockIdx.y;
@@ -161,19 +166,7 @@ __device__ void decode_join(const float *o, const float *ml, const Query *list, 
   for (int d = threadIdx.x; d < D; d += blockDim.x) {
     float sum = 0;
     for (int s = begin; s < used; s++) sum += o[s * D + d] * expf(ml[s * 2] - m);
-    put(out + to * D + d, n > 0 ? sum / l : 0);
+    out[to * D + d] = n > 0 ? sum / l : 0;
   }
   if (lse && threadIdx.x == 0) lse[to] = m + logf(l);
 }
-
-#define DECODE(T, name)                                                                                                       \
-  KERNEL void decode_##name(const T *q, int ldq, const T *cache, const i64 *table, const Query *list, int H, int K, int D,    \
-                            int window, float scale, float *o, float *ml) {                                                  \
-    decode(q, ldq, cache, table, list, H, K, D, window, scale, o, ml);                                                        \
-  }                                                                                                                           \
-  KERNEL void decode_join_##name(const float *o, const float *ml, const Query *list, int splits, int H, int D, int window,   \
-                                 T *out, float *lse) {                                                                        \
-    decode_join(o, ml, list, splits, H, D, window, out, lse);                                                                 \
-  }
-DECODE(float, f32)
-DECODE(bf16, bf16)
