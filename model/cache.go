@@ -13,13 +13,17 @@ type Cache struct {
 	memory *torch.Arena
 	scope  *torch.Scope
 	layers []*torch.Tensor // [blocks, elements of a block]
+	// scratch is where the kernels join splits of attention, of any step: one computes at a
+	// time. nil without kernels.
+	scratch *torch.Tensor
 	// repeats are recorded steps; nil where nothing records.
 	repeats *repeater
 }
 
-// NewCache takes the memory of a cache of so many blocks. Free gives it back.
-func (p *Policy) NewCache(blocks int) *Cache {
-	c := &Cache{p: p, memory: p.options.Device.NewArena(torch.Cache, p.flat.DType())}
+// NewCache takes the memory of a cache of so many blocks, for steps of at most so many
+// sequences. Free gives it back.
+func (p *Policy) NewCache(blocks, sequences int) *Cache {
+	c := &Cache{p: p, memory: p.options.Device.NewArena(torch.Cache, p.options.cacheType(p.config))}
 	c.scope = c.memory.Scope()
 	for range p.config.Layers {
 		t := c.scope.Empty(blocks * p.Attention(0).CacheBlock())
@@ -29,7 +33,8 @@ func (p *Policy) NewCache(blocks int) *Cache {
 		c.layers = append(c.layers, t)
 	}
 	if k, ok := p.ops.(*onKernels); ok {
-		c.repeats = newRepeater(k, c.layers)
+		c.scratch = k.words(p.options.stepScratch(p.config))
+		c.repeats = newRepeater(k, c, sequences)
 	}
 	return c
 }
@@ -38,6 +43,9 @@ func (p *Policy) NewCache(blocks int) *Cache {
 func (c *Cache) Free() {
 	if c.repeats != nil {
 		c.repeats.free()
+	}
+	if c.scratch != nil {
+		c.scratch.Free()
 	}
 	c.scope.Close()
 	c.memory.Free()
@@ -48,7 +56,7 @@ func (c *Cache) Free() {
 // layer it gives the rows of last alone. table is of numbers of blocks, see
 // native.Segment. It is valid while s is open. team is as ForwardRows has it.
 func (c *Cache) Attend(s *torch.Scope, team *device.Team, segs, last []native.Segment, table []int32) Attend {
-	return c.p.shared(team).ops.attendCached(s, c.layers, segs, last, table)
+	return c.p.shared(team).ops.attendCached(s, c, segs, last, table)
 }
 
 // Repeats says whether the policy's device can repeat recorded work, which Decode does.

@@ -3,6 +3,7 @@ package model
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -139,11 +140,82 @@ func TestKernelsHalf(t *testing.T) {
 	}
 }
 
+// tall has heads that attention on tensor cores is for, three of which share their keys,
+// so that tiles begin in the middle of a token.
+func tall(modelType string, tied bool, dim int) Config {
+	c := tiny(modelType, tied)
+	c.Heads, c.KVHeads, c.HeadDim = 3, 1, dim
+	return c
+}
+
+// TestKernelsAttention: attention on tensor cores and its gradient are those of float32
+// over the same rounded queries, keys and values. Weights are rounded to 8 bits, so that
+// what they multiply is off by 2⁻⁸ of the largest value at most, and the gradient, which
+// takes the output in, by a little more.
+func TestKernelsAttention(t *testing.T) {
+	for _, c := range []Config{tall("qwen2", true, 64), tall("mistral", false, 128)} {
+		p := random(t, c, withKernels(t, Options{DType: torch.BFloat16, Determinism: true}))
+		const rows = 60
+		offsets := []int32{0, 37, 38, rows}
+		rng := rand.New(rand.NewPCG(1, 1))
+		tensor := func(width int) *torch.Tensor {
+			x := p.Device().New(torch.Activations, torch.Float32, rows, width)
+			t.Cleanup(x.Free)
+			return x
+		}
+		width := (c.Heads + 2*c.KVHeads) * c.HeadDim
+		qkv, out, lse, dout, dqkv := tensor(width), tensor(c.Heads*c.HeadDim), tensor(c.Heads), tensor(c.Heads*c.HeadDim), tensor(width)
+		for _, x := range []*torch.Tensor{qkv, dout} {
+			fill(x, rng.NormFloat64)
+		}
+		p.ops.attention(0, qkv, offsets, out, lse)
+		p.ops.attentionBackward(0, qkv, out, lse, dout, offsets, dqkv)
+
+		a := p.Attention(0)
+		single := func(x *torch.Tensor) (narrow []float32) {
+			for _, v := range read(x) {
+				narrow = append(narrow, float32(v))
+			}
+			return narrow
+		}
+		x, g := single(qkv), single(dout)
+		for i, v := range x {
+			if v != bf16(v) {
+				t.Fatalf("%s: [%d] of the rows is %v, which no bfloat16 is", c.ModelType, i, v)
+			}
+		}
+		q, k, v := SplitQKV(p, x)
+		wantOut, wantLSE, want := make([]float32, len(g)), make([]float32, rows*c.Heads), make([]float32, len(x))
+		native.AttentionForward(a, q, k, v, offsets, wantOut, wantLSE)
+		dq, dk, dv := SplitQKV(p, want)
+		native.AttentionBackward(a, q, k, v, wantOut, wantLSE, g, offsets, dq, dk, dv)
+		for _, part := range []struct {
+			name  string
+			got   *torch.Tensor
+			want  []float32
+			bound float64
+		}{{"output", out, wantOut, 1. / 256}, {"denominators", lse, wantLSE, 1e-6}, {"gradient", dqkv, want, 1. / 128}} {
+			wide := make([]float64, len(part.want))
+			for i, v := range part.want {
+				wide[i] = float64(v)
+			}
+			d := differ(t, read(part.got), wide)
+			if t.Logf("%s, %s: off by %.2g", c.ModelType, part.name, d); !(d <= part.bound) {
+				t.Errorf("%s: the %s is off by %.3g; want %.3g at most", c.ModelType, part.name, d, part.bound)
+			}
+		}
+	}
+}
+
 // TestKernelsDeterminism: with it a token's log-probability has the same bits alone,
 // packed with others and in training, in float32 and bfloat16.
 func TestKernelsDeterminism(t *testing.T) {
 	for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
-		for _, c := range []Config{tiny("qwen2", true), tiny("qwen3", false), tiny("cwm", false)} {
+		configs := []Config{tiny("qwen2", true), tiny("qwen3", false), tiny("cwm", false)}
+		if dtype == torch.BFloat16 {
+			configs = append(configs, tall("qwen3", false, 64), tall("cwm", false, 128))
+		}
+		for _, c := range configs {
 			p := random(t, c, withKernels(t, Options{Determinism: true, DType: dtype}))
 			tokens, offsets := packed(c, 9, 1, 40, 3)
 			together := mustLogprobs(t, p, tokens, offsets)
@@ -189,10 +261,14 @@ func TestKernelsRefuse(t *testing.T) {
 // write nothing to the cache but their own keys and values, before and after an update of
 // the weights.
 func TestRecordedSteps(t *testing.T) {
-	for _, c := range []Config{tiny("qwen3", false), tiny("mistral", false)} {
+	for _, c := range []Config{tiny("qwen3", false), tiny("mistral", false), tall("qwen3", false, 64)} {
 		c.MaxPositions = 700
 		r := &cudatest.Recorder{Machine: emulate.New(emulate.Ascending)}
-		p := random(t, c, Options{Device: torch.Generic, Kernels: r, Determinism: true})
+		o := Options{Device: torch.Generic, Kernels: r, Determinism: true}
+		if c.HeadDim == 64 {
+			o.DType = torch.BFloat16
+		}
+		p := random(t, c, o)
 		const blocks = 24
 		past, first := []int32{37, 0, 600}, []int32{0, 3, 5}
 		tokens, table := []int32{5, 9, 1}, []int32{7, 2, 3, 0, 4}
@@ -213,7 +289,7 @@ func TestRecordedSteps(t *testing.T) {
 			}
 			return cache.Decode(ids, segs, table, asked)
 		}
-		together, alone := p.NewCache(blocks), p.NewCache(blocks)
+		together, alone := p.NewCache(blocks, 3), p.NewCache(blocks, 3)
 		defer together.Free()
 		defer alone.Free()
 		var last []float32
@@ -240,7 +316,11 @@ func TestRecordedSteps(t *testing.T) {
 				}
 			}
 			for layer := range c.Layers {
-				for i, v := range read(together.layers[layer]) {
+				kept := p.Device().Empty(torch.Activations, torch.Float32, together.layers[layer].Len())
+				torch.Copy(kept, together.layers[layer])
+				values := read(kept)
+				kept.Free()
+				for i, v := range values {
 					if (v != 0) != own[i] {
 						t.Fatalf("%s, layer %d: element %d of the cache is %v; it is a token's own: %v", c.ModelType, layer, i, v, own[i])
 					}
@@ -257,4 +337,39 @@ func TestRecordedSteps(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestStepMemory: what a cache has beside its blocks, with all sizes of steps recorded, is
+// what is foretold, and the first large step moves nothing that a smaller one has used.
+func TestStepMemory(t *testing.T) {
+	c := tall("qwen2", true, 64)
+	c.MaxPositions, c.VocabSize = 600, 9000
+	o := Options{Device: torch.Generic, Kernels: &cudatest.Recorder{Machine: emulate.New(emulate.Ascending)}, DType: torch.BFloat16}
+	p := random(t, c, o)
+	before := torch.Allocated()[torch.Activations]
+	const blocks, sequences = 40, 3
+	cache := p.NewCache(blocks, sequences)
+	defer cache.Free()
+	bytes := 0
+	for _, l := range cache.layers {
+		bytes += l.Len() * l.DType().Size()
+	}
+	if want := blocks * p.CacheBlock(); int64(bytes) != want {
+		t.Errorf("a cache has %d bytes; its blocks are %d", bytes, want)
+	}
+	var table []int32
+	for i := range int32(blocks) {
+		table = append(table, i)
+	}
+	draws := make([]Draw, sequences)
+	for _, rows := range []int{1, 2, 3} {
+		for _, past := range []int32{5, 300, 580} {
+			var segs []native.Segment
+			for i := range int32(rows) {
+				segs = append(segs, native.Segment{Row: i, Rows: 1, Past: past, Table: 19 * (i % 2)})
+			}
+			cache.Decode([]int32{1, 2, 3}[:rows], segs, table, draws[:rows])
+		}
+	}
+	near(t, "beside the cache", torch.Allocated()[torch.Activations]-before, StepMemory(c, o, sequences))
 }

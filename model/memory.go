@@ -1,6 +1,9 @@
 package model
 
-import "github.com/ssr-go/ssr/kernels/torch"
+import (
+	"github.com/ssr-go/ssr/kernels/cuda"
+	"github.com/ssr-go/ssr/kernels/torch"
+)
 
 // Footprint is the most memory that a policy's tensors hold at a time, in bytes.
 type Footprint struct {
@@ -161,8 +164,11 @@ func SamplingMemory(c Config, o Options, rows, sampled, logits int) (bytes, rese
 	bytes, reserved = m.need()
 	if o.Device != torch.CPU {
 		// Sampling has fourteen arrays like the logits; attention has the keys and values
-		// that it gathers, and their copies.
+		// that it gathers, and their copies, unless a kernel reads them where they are.
 		gathered := 3 * max(pagedElements, c.MaxPositions*2*c.KVHeads*c.HeadDim)
+		if o.tensorCores(c) {
+			gathered = 0
+		}
 		bytes += max(o.beside(c, rows, 14), int64(gathered)*int64(o.size()))
 	}
 	return bytes, reserved
@@ -170,9 +176,66 @@ func SamplingMemory(c Config, o Options, rows, sampled, logits int) (bytes, rese
 
 // CacheBlock is the bytes of a block of native.BlockTokens tokens in a KV cache over all
 // layers.
-func CacheBlock(c Config) int64 {
+func CacheBlock(c Config, o Options) int64 {
 	p := Policy{config: c}
-	return int64(c.Layers) * int64(p.Attention(0).CacheBlock()) * int64(torch.Float32.Size())
+	return int64(c.Layers) * int64(p.Attention(0).CacheBlock()) * int64(o.cacheType(c).Size())
+}
+
+// CacheBlock is that of a cache of this policy's.
+func (p *Policy) CacheBlock() int64 { return CacheBlock(p.config, p.options) }
+
+// cacheType is the type of a cache's elements.
+func (o Options) cacheType(c Config) torch.DType {
+	switch {
+	case o.DType == torch.Float64:
+		return torch.Float64
+	case o.tensorCores(c):
+		return torch.BFloat16
+	}
+	return torch.Float32
+}
+
+// StepMemory foretells the bytes that a cache has beside its blocks: where steps join
+// splits of attention, and the memory of recorded steps of up to so many sequences, their
+// activations and, for each size, their input and what they draw.
+func StepMemory(c Config, o Options, sequences int) (bytes int64) {
+	if o.Kernels == nil {
+		return 0
+	}
+	bytes = 4 * int64(o.stepScratch(c))
+	if _, ok := o.Kernels.(cuda.Recorder); !ok {
+		return bytes
+	}
+	largest := sizeOf(sequences, c.MaxPositions)
+	bytes += stepMeter(c, o, largest.rows).Held()
+	for s := sizeOf(1, 1); s.rows <= largest.rows; s.rows *= 2 {
+		for s.keys = bucketKeys; s.keys <= largest.keys; s.keys *= 2 {
+			bytes += 8*int64(s.words(o.queryWords(c))) + int64(s.rows*(cuda.SamplingSize+12))
+		}
+	}
+	return bytes
+}
+
+// stepScratch is how many words any step joins splits of attention in.
+func (o Options) stepScratch(c Config) int {
+	return o.scratch(c, stepQueries, sizeOf(1, c.MaxPositions).keys)
+}
+
+// stepQueries is for how many queries of the most keys there is room, unless they have more
+// than scratchBytes.
+const stepQueries = 256
+
+// stepMeter books bucket.compute.
+func stepMeter(c Config, o Options, rows int) *meter {
+	m := newMeter(c, o)
+	m.Take(rows * c.Hidden)
+	mark := m.Mark()
+	m.activations(rows, false)
+	m.forward(rows)
+	m.Release(mark)
+	m.Take(min(o.LogitRows(c.VocabSize), rows) * c.VocabSize)
+	m.Release(mark)
+	return m
 }
 
 // shapes are sizes that follow from a configuration.

@@ -64,7 +64,7 @@ type operations interface {
 	// attendCached is attention over a cache to which the rows of segs are added
 	// first. last are the rows whose attention is wanted in the last layer.
 	// rotatesCached says whether it also rotates the queries and keys, as rotate would.
-	attendCached(s *torch.Scope, cache []*torch.Tensor, segs, last []native.Segment, table []int32) Attend
+	attendCached(s *torch.Scope, cache *Cache, segs, last []native.Segment, table []int32) Attend
 	rotatesCached() bool
 	// sample draws a token for each row of logits.
 	sample(logits *torch.Tensor, draws []Draw) (tokens []int32, logprobs, sampled []float32)

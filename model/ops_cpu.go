@@ -250,10 +250,10 @@ func (onCPU[F]) follow(mean, w *torch.Tensor, decay float64, lo, hi int) {
 
 func (onCPU[F]) rotatesCached() bool { return false }
 
-func (o onCPU[F]) attendCached(_ *torch.Scope, cache []*torch.Tensor, segs, last []native.Segment, table []int32) Attend {
+func (o onCPU[F]) attendCached(_ *torch.Scope, cache *Cache, segs, last []native.Segment, table []int32) Attend {
 	return func(layer int, qkv, out *torch.Tensor) {
 		q, k, v := SplitQKV(o.p, torch.Data[F](qkv))
-		shape, queries, in := o.p.Attention(layer), segs, torch.Data[F](cache[layer])
+		shape, queries, in := o.p.Attention(layer), segs, torch.Data[F](cache.layers[layer])
 		if layer == o.p.config.Layers-1 {
 			queries = last
 		}

@@ -242,7 +242,7 @@ func (o *onDevice) page(s *torch.Scope, segs []native.Segment, table []int32, wi
 
 func (*onDevice) rotatesCached() bool { return false }
 
-func (o *onDevice) attendCached(s *torch.Scope, cache []*torch.Tensor, segs, last []native.Segment, table []int32) Attend {
+func (o *onDevice) attendCached(s *torch.Scope, cache *Cache, segs, last []native.Segment, table []int32) Attend {
 	const size = native.BlockTokens
 	var slots []int32
 	for _, seg := range segs {
@@ -257,7 +257,7 @@ func (o *onDevice) attendCached(s *torch.Scope, cache []*torch.Tensor, segs, las
 	}
 	ready := map[kind]paging{}
 	return func(layer int, qkv, out *torch.Tensor) {
-		h, in := o.heads(layer), cache[layer]
+		h, in := o.heads(layer), cache.layers[layer]
 		torch.CacheAppend(h, qkv, to, in, size)
 		k, queries := kind{h.Window, layer == o.p.config.Layers-1}, segs
 		if k.last {

@@ -21,12 +21,14 @@ type onKernels struct {
 	// invariant computes every row with kernels whose rows do not depend on each other:
 	// products and all attention too.
 	invariant bool
+	// tiled is attention on tensor cores, over a bfloat16 cache.
+	tiled     bool
 	optimizer *cuda.Optimizer // of the tensors params; nil until the first update
 	params    []cuda.Param
 }
 
 func newOnKernels(o *onDevice, m cuda.Machine) *onKernels {
-	return &onKernels{onDevice: o, m: m, invariant: o.p.options.Determinism}
+	return &onKernels{onDevice: o, m: m, invariant: o.p.options.Determinism, tiled: o.p.options.tensorCores(o.p.config)}
 }
 
 func (k *onKernels) free() {

@@ -89,11 +89,10 @@ func (o Options) validate(c Config) error {
 
 // validateKernels says what is wrong with the kernels that there are.
 func (o Options) validateKernels(c Config) error {
-	attention := cuda.Attention{Heads: c.Heads, KVHeads: c.KVHeads, Dim: c.HeadDim}
 	switch {
 	case o.Kernels != nil && (o.Device == torch.CPU || o.DType == torch.Float64):
 		return fmt.Errorf("CUDA kernels are for float32 and bfloat16 on a device, not for %v on %v", o.DType, o.Device)
-	case o.Kernels != nil && !attention.Fits():
+	case o.Kernels != nil && !o.tensorCores(c) && !attentionOf(c).Fits():
 		return fmt.Errorf("CUDA kernels have no room for %d heads of %d on one key head", c.Heads/c.KVHeads, c.HeadDim)
 	case o.Determinism && o.Device != torch.CPU && o.Kernels == nil:
 		return fmt.Errorf("determinism on %v needs the CUDA kernels", o.Device)

@@ -15,7 +15,7 @@ import (
 type repeater struct {
 	k       *onKernels
 	m       cuda.Recorder
-	cache   []*torch.Tensor
+	cache   *Cache
 	arena   *torch.Arena // of all buckets, of which one at a time computes
 	buckets map[size]*bucket
 }
@@ -41,17 +41,20 @@ func sizeOf(rows, keys int) size {
 // pages is how many blocks of the cache a row may have.
 func (s size) pages() int { return s.keys / native.BlockTokens }
 
-// words is how many indices a bucket reads: a token, position, slot and query for each
-// row, and its blocks.
-func (s size) words() int { return s.rows * (6 + s.pages()) }
+// words is how many indices a bucket reads: a token, position, slot and so many words of
+// queries for each row, and its blocks.
+func (s size) words(query int) int { return s.rows * (3 + query + s.pages()) }
 
-// newRepeater is nil where the machine does not record.
-func newRepeater(k *onKernels, cache []*torch.Tensor) *repeater {
+// newRepeater is nil where the machine does not record. What steps of so many sequences
+// compute in is taken here, for recordings have its addresses.
+func newRepeater(k *onKernels, cache *Cache, sequences int) *repeater {
 	m, ok := k.m.(cuda.Recorder)
 	if !ok {
 		return nil
 	}
-	return &repeater{k: k, m: m, cache: cache, arena: k.p.NewArena(), buckets: map[size]*bucket{}}
+	d := &repeater{k: k, m: m, cache: cache, arena: k.p.NewArena(), buckets: map[size]*bucket{}}
+	d.arena.Reserve(stepMeter(k.p.config, k.p.options, sizeOf(sequences, 1).rows).Meter)
+	return d
 }
 
 func (d *repeater) free() {
@@ -73,7 +76,7 @@ func (d *repeater) step(tokens []int32, segs []native.Segment, table []int32, dr
 		b = d.newBucket(s)
 		d.buckets[s] = b
 	}
-	b.input.SetIndices(s.layOut(tokens, segs, table))
+	b.input.SetIndices(s.layOut(d.k, tokens, segs, table))
 	b.drawn.set(d.k, draws)
 	var err error
 	if b.work != nil {
@@ -86,21 +89,23 @@ func (d *repeater) step(tokens []int32, segs []native.Segment, table []int32, dr
 }
 
 // layOut is the input of a step, padded to the bucket.
-func (s size) layOut(tokens []int32, segs []native.Segment, table []int32) []int32 {
+func (s size) layOut(k *onKernels, tokens []int32, segs []native.Segment, table []int32) []int32 {
 	const block = native.BlockTokens
-	words := make([]int32, s.words())
+	width := k.p.options.queryWords(k.p.config)
+	words := make([]int32, s.words(width))
 	part := func(first, width int) []int32 { return words[first*s.rows:][:width*s.rows] }
-	position, slot, query, pages := part(1, 1), part(2, 1), part(3, 3), words[6*s.rows:]
+	position, slot, query, pages := part(1, 1), part(2, 1), part(3, width)[:0], words[(3+width)*s.rows:]
 	copy(words, tokens)
 	for i := range s.rows {
-		slot[i], query[3*i], query[3*i+1] = -1, int32(i), int32(i*s.pages())
-		if i >= len(segs) {
-			continue
+		keys := int32(0)
+		slot[i] = -1
+		if i < len(segs) {
+			past, own := segs[i].Past, table[segs[i].Table:]
+			position[i], keys = past, past+1
+			slot[i] = own[past/block]*block + past%block
+			copy(pages[i*s.pages():], own[:past/block+1])
 		}
-		past, own := segs[i].Past, table[segs[i].Table:]
-		position[i], query[3*i+2] = past, past+1
-		slot[i] = own[past/block]*block + past%block
-		copy(pages[i*s.pages():], own[:past/block+1])
+		query = k.appendQueries(query, int32(i), 1, int32(i*s.pages()), keys)
 	}
 	return words
 }
@@ -108,19 +113,19 @@ func (s size) layOut(tokens []int32, segs []native.Segment, table []int32) []int
 // bucket is the memory of steps of one size, and their recording.
 type bucket struct {
 	size
-	input   *torch.Tensor // all of the following, in their order
-	tokens  indices
-	parts   [4]*torch.Tensor // positions, slots, queries, blocks
-	scratch *torch.Tensor
-	drawn   sampling
-	work    cuda.Recording // nil until it is recorded
+	input  *torch.Tensor // all of the following, in their order
+	tokens indices
+	parts  [4]*torch.Tensor // positions, slots, queries, blocks
+	drawn  sampling
+	work   cuda.Recording // nil until it is recorded
 }
 
 func (d *repeater) newBucket(s size) *bucket {
-	b := &bucket{size: s, input: d.k.p.options.Device.Indices(make([]int32, s.words())), scratch: d.k.words(d.k.scratch(s.rows, s.keys))}
+	width := d.k.p.options.queryWords(d.k.p.config)
+	b := &bucket{size: s, input: d.k.p.options.Device.Indices(make([]int32, s.words(width)))}
 	b.tokens = indices{make([]int32, s.rows), b.input.View(0, s.rows)}
 	first := s.rows
-	for i, n := range []int{s.rows, s.rows, 3 * s.rows, s.rows * s.pages()} {
+	for i, n := range []int{s.rows, s.rows, width * s.rows, s.rows * s.pages()} {
 		b.parts[i] = b.input.View(first, n)
 		first += n
 	}
@@ -134,7 +139,7 @@ func (b *bucket) free() {
 		b.work.Free()
 	}
 	b.drawn.free()
-	for _, t := range append(b.parts[:], b.scratch, b.tokens.device, b.input) {
+	for _, t := range append(b.parts[:], b.tokens.device, b.input) {
 		t.Free()
 	}
 }
@@ -145,11 +150,11 @@ func (b *bucket) compute(d *repeater) (err error) {
 	p, k := d.k.p, d.k
 	s := d.arena.Scope()
 	defer s.Close()
-	list := queries{b.parts[2], b.rows, b.keys}
+	list := queries{b.parts[2], b.parts[2].Len() * 8 / k.querySize(), b.keys}
 	attend := func(layer int, qkv, out *torch.Tensor) {
-		h, in := k.heads(layer), d.cache[layer]
-		k.appendRows(h, qkv, b.parts[0], b.parts[1], in)
-		k.decode(h, qkv, in, b.parts[3], list, b.scratch, out, nil)
+		in := d.cache.layers[layer]
+		k.appendRows(qkv, b.parts[0], b.parts[1], in)
+		k.attend(k.heads(layer), qkv, in, b.parts[3], list, d.cache.scratch, out, nil)
 	}
 	x := p.embed(s, b.tokens)
 	for i := range p.weights.Layers {

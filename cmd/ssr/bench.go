@@ -232,7 +232,7 @@ func (c *benchCmd) greedy(ctx context.Context, p *model.Policy, b *benchmark) er
 func (c *benchCmd) sampling(ctx context.Context, p *model.Policy, b *benchmark) error {
 	// All sequences fit, and a block more than they fill.
 	blocks := c.Batch * ((c.Prompt+c.New)/native.BlockTokens + 2)
-	cache := max(int64(blocks)*model.CacheBlock(p.Config()), 512<<20)
+	cache := max(int64(blocks)*p.CacheBlock(), 512<<20)
 	e, err := engine.New(p, engine.Options{MaxSequences: c.Batch, CacheBytes: cache})
 	if err != nil {
 		return err

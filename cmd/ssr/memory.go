@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/ssr-go/ssr/kernels/cuda"
 	"github.com/ssr-go/ssr/kernels/cuda/gpu"
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
@@ -81,6 +82,9 @@ func cacheOf(p *model.Policy, o engine.Options, other int64) (int64, error) {
 	return free - activations, err
 }
 
+// planned stands for the kernels of a GPU in a plan, which runs none.
+type planned struct{ cuda.Recorder }
+
 // memory plans what the run needs whose policy has this shape, in this process.
 func (c config) memory(shape model.Config, r room, ps *processes) (budget.Plan, error) {
 	o, err := c.Policy.optionsOn(r.on)
@@ -88,6 +92,9 @@ func (c config) memory(shape model.Config, r room, ps *processes) (budget.Plan, 
 		return budget.Plan{}, err
 	}
 	ps.shard(&o)
+	if _, ok := r.on.GPU(); ok && c.Policy.Kernels != libtorchKernels {
+		o.Kernels = planned{}
+	}
 	return budget.Make(budget.Run{
 		Model: shape, Options: o, Replicas: c.Policy.Replicas, MicroBatch: c.Train.TokenBudget, Longest: c.Episodes.Limits.Context,
 		Engine:    &engine.Options{MaxSequences: c.Policy.Batch, CacheBytes: c.Policy.CacheBytes},

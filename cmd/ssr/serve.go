@@ -45,9 +45,9 @@ func (c *serveCmd) Run(ctx context.Context, o output) error {
 	if err != nil {
 		return err
 	}
-	blocks := c.CacheBytes / model.CacheBlock(shape)
+	blocks := c.CacheBytes / p.CacheBlock()
 	if blocks == 0 {
-		return fmt.Errorf("--cache-bytes is %d; one block of %d tokens takes %d", c.CacheBytes, native.BlockTokens, model.CacheBlock(shape))
+		return fmt.Errorf("--cache-bytes is %d; one block of %d tokens takes %d", c.CacheBytes, native.BlockTokens, p.CacheBlock())
 	}
 	g, err := p.newGenerator(policyConfig{Batch: c.Batch, CacheBytes: c.CacheBytes})
 	if err != nil {

@@ -1,5 +1,7 @@
 package torch
 
+import "slices"
+
 // slabBytes is the least that an Arena asks libtorch for at a time.
 const slabBytes = 16 << 20
 
@@ -27,6 +29,15 @@ func (a *Arena) Free() {
 		s.Free()
 	}
 	a.slabs, a.books = nil, Meter{dtype: a.books.dtype}
+}
+
+// Reserve takes, of an arena that holds none yet, the memory that a meter's books came to:
+// what takes no more, in the same order, will then not ask for any.
+func (a *Arena) Reserve(m *Meter) {
+	a.books = Meter{dtype: a.books.dtype, sizes: slices.Clone(m.sizes)}
+	for _, n := range m.sizes {
+		a.slabs = append(a.slabs, a.device.alloc(a.purpose, a.books.dtype, []int{n}))
+	}
 }
 
 // take returns the slab and offset of n elements.

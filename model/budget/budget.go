@@ -86,7 +86,7 @@ func Make(r Run) (p Plan, err error) {
 		return p, nil
 	}
 	if r.Engine != nil && r.Engine.CacheBytes <= 0 {
-		block := model.CacheBlock(r.Model)
+		block := model.CacheBlock(r.Model, r.Options)
 		least := int64((r.Longest+native.BlockTokens-1)/native.BlockTokens) * block
 		p.Cache = max(least, (r.Device-p.Total()-p.Sampling-p.Reference)/block*block)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/ssr-go/ssr/kernels/cuda"
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
 	"github.com/ssr-go/ssr/model/engine"
@@ -169,7 +170,7 @@ func TestCacheGetsWhatIsLeft(t *testing.T) {
 		r.Engine = &engine.Options{MaxSequences: n("sequences")}
 		r.Longest, r.MicroBatch, r.Reference = 50*n("longest"), 100*n("tokens"), rapid.Bool().Draw(t, "reference")
 		r.Device = rapid.Int64Range(1, 1<<30).Draw(t, "device")
-		block := model.CacheBlock(small)
+		block := model.CacheBlock(small, model.Options{})
 		p, err := Make(r)
 		if err != nil {
 			if !errors.Is(err, ErrTooLarge) || p.device() <= r.Device {
@@ -201,14 +202,30 @@ func TestCacheGetsWhatIsLeft(t *testing.T) {
 }
 
 // TestCacheBlock: two layers of one head of four elements, keys and values of a block
-// of tokens, in float32.
+// of tokens, in float32, and in bfloat16 where kernels attend over that.
 func TestCacheBlock(t *testing.T) {
 	c := small
 	c.Layers, c.KVHeads, c.HeadDim = 2, 1, 4
-	if got, want := model.CacheBlock(c), int64(2*1*4*2*4*32); got != want {
+	if got, want := model.CacheBlock(c, model.Options{}), int64(2*1*4*2*4*32); got != want {
 		t.Errorf("%d bytes, want %d", got, want)
 	}
+	c.HeadDim = 64
+	for _, tc := range []struct {
+		o    model.Options
+		size int64
+	}{
+		{model.Options{DType: torch.BFloat16, Device: torch.Generic}, 4},
+		{model.Options{Device: torch.Generic, Kernels: kernels{}}, 4},
+		{model.Options{DType: torch.BFloat16, Device: torch.Generic, Kernels: kernels{}}, 2},
+	} {
+		if got, want := model.CacheBlock(c, tc.o), 2*1*64*2*32*tc.size; got != want {
+			t.Errorf("%v: %d bytes, want %d", tc.o.DType, got, want)
+		}
+	}
 }
+
+// kernels stand for a device's in plans.
+type kernels struct{ cuda.Recorder }
 
 func TestRefusesNonsense(t *testing.T) {
 	r := run(1)

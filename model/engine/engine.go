@@ -99,7 +99,7 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 	}
 	o = o.withDefaults(p.Device())
 	c := p.Config()
-	blocks := int(o.CacheBytes / model.CacheBlock(c))
+	blocks := int(o.CacheBytes / p.CacheBlock())
 	workers := p.Workers().Size()
 	s, err := sched.New(sched.Config{
 		BlockTokens: native.BlockTokens, Blocks: blocks, MaxSequences: o.MaxSequences,
@@ -112,7 +112,7 @@ func New(p *model.Policy, o Options) (e *Engine, err error) {
 	e = &Engine{
 		policy: p, config: c, opts: o, sched: s, active: map[sched.Ticket]*call{},
 		wake: make(chan struct{}, 1), ended: make(chan struct{}),
-		cache: p.NewCache(blocks), weightBytes: p.MatrixBytes(),
+		cache: p.NewCache(blocks, o.MaxSequences), weightBytes: p.MatrixBytes(),
 	}
 	for range workers {
 		e.shards = append(e.shards, &shard{arena: p.NewArena()})
@@ -136,7 +136,7 @@ func Memory(c model.Config, m model.Options, workers int, o Options) (cache, act
 		used, beside := model.SamplingMemory(c, m, rows, sampled, min(m.LogitRows(c.VocabSize), sampled))
 		activations, reserved = activations+used, reserved+beside
 	}
-	return o.CacheBytes, activations, reserved
+	return o.CacheBytes, activations + model.StepMemory(c, m, o.MaxSequences), reserved
 }
 
 func (o Options) withDefaults(on torch.Device) Options {

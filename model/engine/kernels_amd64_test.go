@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"math"
 	"testing"
 
 	"github.com/ssr-go/ssr/internal/envtest"
@@ -48,12 +49,45 @@ func TestKernelsGenerate(t *testing.T) {
 	}
 }
 
+// tall have heads that attention on tensor cores is for.
+func tall() (all []model.Config) {
+	for i, c := range shapes() {
+		if i%2 == 1 {
+			c.Heads, c.KVHeads, c.HeadDim = 3, 1, 64
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// TestKernelsHalf: where attention of sampling is over a bfloat16 cache, a prompt in chunks,
+// through a shared prefix and in any company, and that of scoring is libtorch's, both round
+// to 8 bits at other places.
+func TestKernelsHalf(t *testing.T) {
+	reqs := mixed()[:5]
+	for _, c := range tall() {
+		p := policyOn(t, c, withKernels(t, model.Options{DType: torch.BFloat16}))
+		e, most := start(t, p, Options{ChunkTokens: 32, StepTokens: 64, MaxSequences: 4}), 0.0
+		for i, got := range concurrently(t, e, reqs, []int{3, 1, 0, 2, 4}) {
+			for j, lp := range rescore(t, p, reqs[i], got) {
+				most = max(most, math.Abs(float64(got.Logprobs[j])-lp))
+			}
+		}
+		if t.Logf("%s: off by %.2g", c.ModelType, most); !(most > 0 && most < 0.1) {
+			t.Errorf("%s: sampled and scored log-probabilities differ by %g; want a little", c.ModelType, most)
+		}
+	}
+}
+
 // TestKernelsDeterminism: a completion has the same bits alone and in any company, and
 // its log-probabilities are those that training recomputes.
 func TestKernelsDeterminism(t *testing.T) {
 	reqs := mixed()[:5]
-	for i, c := range shapes() {
+	for i, c := range append(shapes(), tall()...) {
 		dtype := []torch.DType{torch.Float32, torch.BFloat16}[i%2]
+		if c.HeadDim == 64 {
+			dtype = torch.BFloat16
+		}
 		p := policyOn(t, c, withKernels(t, model.Options{Determinism: true, DType: dtype}))
 		alone, e := start(t, p, Options{}), start(t, p, Options{ChunkTokens: 32, StepTokens: 64, MaxSequences: 4})
 		for i, got := range concurrently(t, e, reqs, []int{3, 1, 0, 2, 4}) {
