@@ -1,6 +1,7 @@
 package model
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -332,5 +333,54 @@ func TestDeviceMemory(t *testing.T) {
 			near(t, name+", "+purpose.String(), after[purpose]-before[purpose], want)
 		}
 		p.Close()
+	}
+}
+
+// TestDeviceDraws: matrices drawn on a device have the shape's deviation and follow from
+// the seed, each a stream of its own; norms are 1 and biases 0; adapters change nothing yet.
+func TestDeviceDraws(t *testing.T) {
+	on := envtest.Device(t, torch.ParseDevice)
+	for _, c := range everyFamily() {
+		for _, o := range []Options{{Device: on}, {Device: on, LoRA: &LoRA{Rank: 3}}} {
+			draw := func(seed uint64) *Policy {
+				p, err := NewOnDevice(c, seed, o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(p.Close)
+				return p
+			}
+			p, again, other := draw(3), draw(3), draw(4)
+			variance := cmp.Or(c.InitStd, defaultInitStd) * cmp.Or(c.InitStd, defaultInitStd)
+			var last []float64
+			for i, param := range p.Parameters() {
+				got := read(param.Tensor)
+				if !slices.Equal(got, read(again.Parameters()[i].Tensor)) {
+					t.Errorf("%s %s: the same seed draws other values", c.ModelType, param.Name)
+				}
+				if !param.Decay {
+					want := 0.0
+					if isNorm(param) {
+						want = 1
+					}
+					if slices.ContainsFunc(got, func(v float64) bool { return v != want }) {
+						t.Errorf("%s %s: not all are %v", c.ModelType, param.Name, want)
+					}
+					continue
+				}
+				sum := 0.0
+				for _, v := range got {
+					sum += v * v / variance
+				}
+				n := float64(len(got))
+				if d := math.Abs(sum/n - 1); d > 5*math.Sqrt(2/n) {
+					t.Errorf("%s %s: variance off by %v of %v", c.ModelType, param.Name, d, variance)
+				}
+				if next := read(other.Parameters()[i].Tensor); slices.Equal(got, next) || slices.Equal(got, last) {
+					t.Errorf("%s %s: another seed or parameter has the same values", c.ModelType, param.Name)
+				}
+				last = got
+			}
+		}
 	}
 }

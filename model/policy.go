@@ -145,11 +145,14 @@ type lane struct {
 	weights *Weights
 }
 
+// defaultInitStd is the deviation of fresh weights where the shape says none.
+const defaultInitStd = 0.02
+
 // New draws a fresh policy: normal weights of deviation InitStd, zero biases,
 // norms of one. The same seed gives the same weights.
 func New(c Config, seed uint64, o Options) (*Policy, error) {
 	if c.InitStd == 0 {
-		c.InitStd = 0.02
+		c.InitStd = defaultInitStd
 	}
 	p, err := newPolicy(c, o)
 	if err != nil {
@@ -161,15 +164,53 @@ func New(c Config, seed uint64, o Options) (*Policy, error) {
 			switch {
 			case param.Decay:
 				return r.NormFloat64() * c.InitStd
-			case strings.HasSuffix(param.Name, "norm.weight"):
+			case isNorm(param):
 				return 1
 			}
 			return 0
 		})
 	}
+	return p, p.begin(seed)
+}
+
+// NewOnDevice is New with matrices that libtorch draws where they are, which takes a GPU
+// an instant for billions of them: other ones than New's, and on another device or by
+// another libtorch others again. On a CPU it is New.
+func NewOnDevice(c Config, seed uint64, o Options) (p *Policy, err error) {
+	if o.Device == torch.CPU {
+		return New(c, seed, o)
+	}
+	if c.InitStd == 0 {
+		c.InitStd = defaultInitStd
+	}
+	if p, err = newPolicy(c, o); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			p.Close()
+		}
+	}()
+	defer torch.Catch(&err)
+	for i, param := range p.params {
+		switch {
+		case param.Decay:
+			param.Tensor.Normal(c.InitStd, rand.NewPCG(seed, uint64(i)).Uint64())
+		case isNorm(param):
+			fill(param.Tensor, func() float64 { return 1 })
+		}
+	}
+	return p, p.begin(seed)
+}
+
+// isNorm says whether a parameter is the weight of a norm, which begins as 1.
+func isNorm(param Parameter) bool { return strings.HasSuffix(param.Name, "norm.weight") }
+
+// begin makes a policy whose weights have been drawn ready.
+func (p *Policy) begin(seed uint64) error {
 	p.initAdapters(seed)
 	p.keepBase()
-	return p, p.refresh()
+	return p.refresh()
 }
 
 // Refresh makes the policy see what was written to its Parameters. Load,

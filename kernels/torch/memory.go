@@ -22,24 +22,50 @@ func (p Purpose) String() string {
 	return [purposes]string{"weights", "gradients", "optimizer", "activations", "cache"}[p]
 }
 
+// gauge is a number of bytes now, and the most that it has been.
+type gauge struct{ now, most atomic.Int64 }
+
+func (g *gauge) add(bytes int64) {
+	for now := g.now.Add(bytes); ; {
+		if most := g.most.Load(); now <= most || g.most.CompareAndSwap(most, now) {
+			return
+		}
+	}
+}
+
+func (g *gauge) reset() { g.most.Store(g.now.Load()) }
+
 var (
-	allocated [purposes]atomic.Int64
-	total     atomic.Int64
-	peak      atomic.Int64
+	allocated [purposes]gauge
+	total     gauge
 )
 
 // Peak is the most bytes that live tensors have owned at a time since the program
 // started, or since ResetPeak.
-func Peak() int64 { return peak.Load() }
+func Peak() int64 { return total.most.Load() }
+
+// Peaks is Peak of each purpose alone, which need not have been at the same time.
+func Peaks() map[Purpose]int64 {
+	return byPurpose(func(g *gauge) int64 { return g.most.Load() })
+}
 
 // ResetPeak makes what is owned now the peak.
-func ResetPeak() { peak.Store(total.Load()) }
+func ResetPeak() {
+	total.reset()
+	for p := range allocated {
+		allocated[p].reset()
+	}
+}
 
 // Allocated is the number of bytes that live tensors own, by purpose.
 func Allocated() map[Purpose]int64 {
+	return byPurpose(func(g *gauge) int64 { return g.now.Load() })
+}
+
+func byPurpose(of func(*gauge) int64) map[Purpose]int64 {
 	out := make(map[Purpose]int64, purposes)
 	for p := range purposes {
-		out[p] = allocated[p].Load()
+		out[p] = of(&allocated[p])
 	}
 	return out
 }
@@ -51,19 +77,15 @@ type account struct {
 }
 
 func newAccount(p Purpose, bytes int64) *account {
-	allocated[p].Add(bytes)
-	for now := total.Add(bytes); ; {
-		if most := peak.Load(); now <= most || peak.CompareAndSwap(most, now) {
-			break
-		}
-	}
+	allocated[p].add(bytes)
+	total.add(bytes)
 	return &account{p, bytes}
 }
 
 func (a *account) close() {
 	if a != nil {
-		allocated[a.purpose].Add(-a.bytes)
-		total.Add(-a.bytes)
+		allocated[a.purpose].add(-a.bytes)
+		total.add(-a.bytes)
 	}
 }
 

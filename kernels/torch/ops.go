@@ -1,5 +1,8 @@
 package torch
 
+// #include "shim.h"
+import "C"
+
 import lib "github.com/sugarme/gotch/libtch"
 
 // MatMul computes out = a @ b; a is [m, k], b [k, n], out [m, n]. Any of them
@@ -40,6 +43,13 @@ func (t *Tensor) Add(other *Tensor) {
 // Zero sets every element to 0.
 func (t *Tensor) Zero() {
 	inPlace("zero_", func(c *lib.Ctensor) { lib.AtgZero_(c, t.c) })
+}
+
+// Normal draws every element from a normal distribution around 0, by libtorch's
+// generator of the tensor's device, begun with the seed, of which a CPU's takes the low
+// half. Another device or libtorch may draw other values.
+func (t *Tensor) Normal(std float64, seed uint64) {
+	try("Normal", C.ssr_torch_normal(t.handle(), C.double(std), C.ulonglong(seed)))
 }
 
 func needSame(op string, a, b *Tensor) {

@@ -187,3 +187,30 @@ func TestWhatTheVersionLacks(t *testing.T) {
 		}
 	}
 }
+
+// TestPeaks: a purpose's peak is the most of its own, the whole's that of all together.
+func TestPeaks(t *testing.T) {
+	before, all := Allocated(), int64(0)
+	for _, n := range before {
+		all += n
+	}
+	ResetPeak()
+	a := New(Weights, Float32, 100)
+	a.Free()
+	b := New(Cache, Float64, 30)
+	c := New(Cache, Float32, 10)
+	c.Free()
+	b.Free()
+	for p, more := range map[Purpose]int64{Weights: 400, Cache: 280, Gradients: 0} {
+		if got := Peaks()[p] - before[p]; got != more {
+			t.Errorf("peak of %v: %d bytes more, want %d", p, got, more)
+		}
+	}
+	if got := Peak() - all; got != 400 {
+		t.Errorf("peak: %d bytes more, want 400", got)
+	}
+	ResetPeak()
+	if got := Peaks()[Weights] - before[Weights]; got != 0 {
+		t.Errorf("after a reset: %d bytes", got)
+	}
+}

@@ -145,3 +145,35 @@ func TestDeviceMemoryIsNotGos(t *testing.T) {
 		}
 	}
 }
+
+// TestDeviceNormal: draws have the moments of the normal distribution, within five
+// deviations of each moment's estimate, and follow from the seed.
+func TestDeviceNormal(t *testing.T) {
+	const n, std = 1 << 16, 0.3
+	draw := func(seed uint64) []float64 {
+		x := envtest.Device(t, ParseDevice).New(Weights, Float64, n)
+		defer x.Free()
+		x.Normal(std, seed)
+		return values(x)
+	}
+	one := draw(7)
+	var sum, squares, fourths float64
+	for _, v := range one {
+		v /= std
+		sum, squares, fourths = sum+v, squares+v*v, fourths+v*v*v*v
+	}
+	for _, m := range []struct {
+		name               string
+		got, want, deviate float64 // of one draw's: Var(x) = 1, Var(x²) = 2, Var(x⁴) = 96
+	}{{"mean", sum / n, 0, 1}, {"variance", squares / n, 1, math.Sqrt2}, {"fourth moment", fourths / n, 3, math.Sqrt(96)}} {
+		if d := math.Abs(m.got - m.want); d > 5*m.deviate/math.Sqrt(n) {
+			t.Errorf("%s %v, want %v", m.name, m.got, m.want)
+		}
+	}
+	if !slices.Equal(one, draw(7)) {
+		t.Error("the same seed draws other values")
+	}
+	if other := draw(8); slices.Equal(one, other) || one[0] == other[0] {
+		t.Error("another seed draws the same values")
+	}
+}

@@ -19,6 +19,9 @@ func Devices() (devices []Info, why string) {
 // Free is the bytes that nobody has taken of a device's memory.
 func Free(int) (bytes int64, err error) { return 0, errors.New(without) }
 
+// Peak is the most bytes that libtorch's tensors had of a device at a time.
+func Peak(int) (bytes int64, err error) { return 0, errors.New(without) }
+
 const without = "this program was built without CUDA; build it with make CUDA=1"
 
 // Open compiles the kernels for a device and loads them.
