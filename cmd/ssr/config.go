@@ -461,6 +461,10 @@ func notNegative(name string, v reflect.Value) (errs []error) {
 			key, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
 			errs = append(errs, notNegative(name+"."+key, v.Field(i))...)
 		}
+	case v.Kind() == reflect.Slice:
+		for i := range v.Len() {
+			errs = append(errs, notNegative(name, v.Index(i))...)
+		}
 	case v.CanInt() && v.Int() < 0, v.CanFloat() && !(v.Float() >= 0):
 		errs = append(errs, fmt.Errorf("%s is %v; it must not be negative", name, v))
 	}

@@ -86,6 +86,9 @@ func (t *Tensor) Len() int { return elements("Len", t.shape) }
 // Dense says whether the elements are contiguous in row-major order.
 func (t *Tensor) Dense() bool { return slices.Equal(t.stride, dense(t.shape)) }
 
+// Same says whether two tensors begin at the same place of one device's memory.
+func (t *Tensor) Same(other *Tensor) bool { return t.device == other.device && t.data == other.data }
+
 func (t *Tensor) String() string {
 	if t.device != CPU {
 		return fmt.Sprintf("%v%v on %v", t.dtype, t.shape, t.device)

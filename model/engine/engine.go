@@ -161,37 +161,80 @@ func setDefault[T int | int64](v *T, d T) {
 // sampled so far with FinishCancelled and no error. Where the context window
 // leaves no room for a token, the completion is empty with FinishLength.
 func (e *Engine) Generate(ctx context.Context, req gen.Request) (gen.Completion, error) {
-	c, err := e.newCall(ctx, req)
+	all, err := e.GenerateAll(ctx, []gen.Request{req})
 	if err != nil {
-		return gen.Completion{}, fmt.Errorf("engine: request %q: %w", req.ID, err)
+		return gen.Completion{}, err
 	}
-	if c.limit <= 0 {
-		return gen.Completion{Finish: gen.FinishLength}, nil
+	return all[0], nil
+}
+
+// GenerateAll is Generate for requests that arrive together: no step sees some of them
+// without the others. It returns when all have ended, with the first one's error if any
+// failed.
+func (e *Engine) GenerateAll(ctx context.Context, reqs []gen.Request) ([]gen.Completion, error) {
+	calls := make([]*call, len(reqs))
+	var arriving []*call
+	for i, req := range reqs {
+		c, err := e.newCall(ctx, req)
+		if err != nil {
+			return nil, fmt.Errorf("engine: request %q: %w", req.ID, err)
+		}
+		calls[i] = c
+		switch {
+		case c.limit <= 0:
+			c.out.Finish = gen.FinishLength
+			c.finish(nil)
+		case ctx.Err() != nil:
+			c.out.Finish = gen.FinishCancelled
+			c.finish(nil)
+		default:
+			arriving = append(arriving, c)
+		}
 	}
-	if ctx.Err() != nil {
-		return gen.Completion{Finish: gen.FinishCancelled}, nil
+	if err := e.arrive(arriving); err != nil {
+		return nil, err
+	}
+	out := make([]gen.Completion, len(calls))
+	var failed error
+	for i, c := range calls {
+		select {
+		case <-c.done:
+		case <-ctx.Done():
+			e.nudge() // the loop looks at the contexts between steps
+			<-c.done
+		}
+		if out[i] = c.out; failed == nil {
+			failed = c.err
+		}
+	}
+	if failed != nil {
+		return nil, failed
+	}
+	return out, nil
+}
+
+// arrive gives the loop calls, all at once.
+func (e *Engine) arrive(calls []*call) error {
+	if len(calls) == 0 {
+		return nil
 	}
 	e.mu.Lock()
-	err = e.failed
+	err := e.failed
 	if e.closed {
 		err = ErrClosed
 	}
 	if err == nil {
-		e.arrived = append(e.arrived, c)
+		e.arrived = append(e.arrived, calls...)
 	}
 	e.mu.Unlock()
-	if err != nil {
-		return gen.Completion{}, err
+	if err == nil {
+		e.nudge()
 	}
-	e.nudge()
-	select {
-	case <-c.done:
-	case <-ctx.Done():
-		e.nudge() // the loop looks at the contexts between steps
-		<-c.done
-	}
-	return c.out, c.err
+	return err
 }
+
+// Policy is the one that the engine generates with.
+func (e *Engine) Policy() *model.Policy { return e.policy }
 
 // Release drops the KV cache kept for a trajectory. Unknown ids are ignored.
 func (e *Engine) Release(id string) {

@@ -272,3 +272,32 @@ func TestRefusals(t *testing.T) {
 		t.Error("an engine with a cache of one byte started")
 	}
 }
+
+// TestTogether: requests that arrive together begin in the same step and go on side by
+// side, as many steps as one of them takes alone, with the tokens that each gets alone.
+func TestTogether(t *testing.T) {
+	const n, size, new = 5, 32, 7
+	reqs := make([]gen.Request, n)
+	for i := range reqs {
+		reqs[i] = gen.Request{ID: fmt.Sprint(i), Seed: 2, Tokens: prompt(uint64(i), size), MaxTokens: new, Sampling: gen.Sampling{Temperature: 1}}
+	}
+	alone, e := start(t, tiny(t, 1), Options{}), start(t, tiny(t, 1), Options{})
+	got, err := e.GenerateAll(t.Context(), reqs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Close() // the last step is counted after its requests have ended
+	s := e.Stats()
+	if s.Steps != new || s.Prefilled != n*size || s.Decoded != n*(new-1) {
+		t.Errorf("%d steps, %d tokens prefilled and %d decoded; want %d, %d and %d", s.Steps, s.Prefilled, s.Decoded, new, n*size, n*(new-1))
+	}
+	for i, req := range reqs {
+		if want := generate(t, alone, req); !equal(got[i], want) {
+			t.Errorf("request %d: %v, alone %v", i, got[i], want)
+		}
+	}
+	reqs[3].MaxTokens = -1
+	if _, err := e.GenerateAll(t.Context(), reqs); err == nil || !strings.Contains(err.Error(), `request "3"`) {
+		t.Errorf("one bad request: %v", err)
+	}
+}

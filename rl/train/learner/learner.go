@@ -90,6 +90,9 @@ func NewReplicated(policies []*model.Policy, t *token.Tokenizer) (*Learner, erro
 	return l, nil
 }
 
+// Policies are the replicas in this process, whose weights Step updates in place.
+func (l *Learner) Policies() []*model.Policy { return l.policies }
+
 // difference names a tensor in which two policies differ; "" means none.
 func difference(a, b *model.Policy) string {
 	for _, of := range []func(*model.Policy) []model.Parameter{(*model.Policy).Parameters, (*model.Policy).Trained} {
