@@ -1,45 +1,46 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"sync"
-	"syscall"
+	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
-	"github.com/ssr-go/ssr/kernels/native"
+	"github.com/ssr-go/ssr/kernels/cuda/gpu"
+	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
-	"github.com/ssr-go/ssr/model/engine"
-	"github.com/ssr-go/ssr/model/gen"
-	"github.com/ssr-go/ssr/sandbox"
 )
 
 type benchCmd struct {
-	Model       string        `type:"existingdir" help:"A model; a config.json alone gets random weights; by default random weights in a shape of Qwen2."`
-	Shape       string        `default:"2M" enum:"2M,20M,0.5B" help:"The random model's size: 2M, 20M or 0.5B parameters, the last in the shape of Qwen2.5-0.5B."`
-	Device      string        `default:"cpu" help:"What computes: cpu, cuda:0 and so on, or generic, a GPU's operations on the CPU."`
-	Kernels     bool          `default:"true" negatable:"" help:"On a GPU, this program's CUDA kernels where it has them; without, libtorch's operations alone."`
-	Determinism bool          `help:"On a GPU, log-probabilities with the same bits in sampling and training."`
-	DType       string        `name:"dtype" default:"float32" enum:"float32,bfloat16" help:"What it computes in."`
-	Save        string        `type:"path" help:"Write the model, rounded to --dtype, to this folder and measure nothing."`
-	Batch       int           `default:"128" help:"Sequences that generate side by side."`
-	Prompt      int           `default:"128" help:"Tokens of each prompt."`
-	New         int           `default:"64" help:"New tokens of each sequence."`
-	Train       int           `default:"16" help:"Sequences of a training step."`
-	Length      int           `default:"512" help:"Tokens of each training sequence."`
-	Budget      time.Duration `name:"seconds" default:"10s" help:"Time for each part."`
-	Workers     int           `help:"CPU workers; 0 means one per core."`
-	Parts       []string      `default:"sampling,training,sandbox" enum:"greedy,machine,sampling,training,sandbox" help:"What to measure: sampling, training, sandbox; machine, what the kernels reach at best; or greedy, which prints tokens, to compare with those of other programs on the same model."`
+	Model         string        `type:"existingdir" help:"A model; a config.json alone gets random weights; by default random weights in a shape of Qwen2."`
+	Shape         string        `default:"2M" enum:"2M,20M,0.5B" help:"The random model's size: 2M, 20M or 0.5B parameters, the last in the shape of Qwen2.5-0.5B."`
+	Device        string        `default:"cpu" help:"What computes: cpu, cuda:0 and so on, or generic, a GPU's operations on the CPU."`
+	DeviceBytes   int64         `help:"The device's memory, which what is measured must fit into; 0 is what is free of it."`
+	Kernels       bool          `default:"true" negatable:"" help:"On a GPU, this program's CUDA kernels where it has them; without, libtorch's operations alone."`
+	Determinism   bool          `help:"On a GPU, log-probabilities with the same bits in sampling and training."`
+	DType         string        `name:"dtype" default:"float32" enum:"float32,bfloat16" help:"What it computes in."`
+	LoRARank      int           `name:"lora-rank" help:"Train adapters of this rank; 0 trains the weights."`
+	Save          string        `type:"path" help:"Write the model, rounded to --dtype, to this folder and measure nothing."`
+	Batch         []int         `default:"128" help:"Sequences that generate side by side. Of several, as of prompts, decode, prefill and step measure each with each, and other parts the first."`
+	Prompt        []int         `default:"128" help:"Tokens of each prompt; those of decode are whole blocks of 16."`
+	New           int           `default:"64" help:"New tokens of each sequence."`
+	PrefillTokens int           `default:"16384" help:"Tokens of the prompts that prefill reads side by side, of one prompt at least."`
+	ChunkTokens   int           `help:"Tokens of a prompt that are read in one step; 0 is the engine's default."`
+	StepTokens    int           `help:"Tokens of all prompts that are read in one step; 0 is the engine's default."`
+	Train         []int         `default:"16" help:"Sequences of a training step, packed; of several, each is measured."`
+	Length        []int         `default:"512" help:"Tokens of each training sequence: one for all of --train, or as many."`
+	Group         int           `default:"8" help:"Episodes of a group in step."`
+	MicroBatch    int           `default:"16384" help:"Most tokens of a micro-batch in step."`
+	Budget        time.Duration `name:"seconds" default:"10s" help:"Time for each part, or of each of its settings."`
+	Deadline      time.Duration `help:"Time for everything, after which the settings that are not measured are left out; 0 is no limit."`
+	Workers       int           `help:"CPU workers; 0 means one per core."`
+	Parts         []string      `default:"sampling,training,sandbox" enum:"greedy,machine,sampling,decode,prefill,training,step,sandbox" help:"What to measure: sampling, prompts and new tokens together; decode, one new token a sequence after prompts that are read; prefill, prompts alone; training; step, a whole step of GRPO; sandbox; machine, what the kernels reach at best; or greedy, which prints tokens, to compare with those of other programs on the same model."`
 	sandboxFlags
 	jsonFlag
 }
@@ -55,10 +56,16 @@ type benchmark struct {
 	// SamplingTokens counts new tokens only; PromptTokens those read beside them.
 	SamplingTokens float64 `json:"sampling_tokens_per_second,omitempty"`
 	PromptTokens   float64 `json:"prompt_tokens_per_second,omitempty"`
+	// TrainingTokens is the first setting's.
 	TrainingTokens float64 `json:"training_tokens_per_second,omitempty"`
 	// SamplingCPU and TrainingCPU are the processor's time for a token, over all cores.
-	SamplingCPU      float64 `json:"sampling_cpu_ms_per_token,omitempty"`
-	TrainingCPU      float64 `json:"training_cpu_ms_per_token,omitempty"`
+	SamplingCPU float64           `json:"sampling_cpu_ms_per_token,omitempty"`
+	TrainingCPU float64           `json:"training_cpu_ms_per_token,omitempty"`
+	Decode      []*decodeFigure   `json:"decode,omitempty"`
+	Prefill     []*prefillFigure  `json:"prefill,omitempty"`
+	Training    []*trainingFigure `json:"training,omitempty"`
+	Step        []*stepFigure     `json:"step,omitempty"`
+
 	SandboxEpisodes  float64 `json:"sandbox_episodes_per_second,omitempty"`
 	SandboxCommandMS float64 `json:"sandbox_command_ms,omitempty"`
 	// GFLOPs is what products reach that stay in the cache, and GBs how fast memory is
@@ -70,61 +77,166 @@ type benchmark struct {
 	Greedy []int32 `json:"greedy,omitempty"`
 }
 
+// benchRun is a benchmark under way: the policy at hand, and the figures so far.
+type benchRun struct {
+	*benchCmd
+	// shape is of fresh weights, nil where the model has its own.
+	shape   *model.Config
+	options model.Options
+	policy  *model.Policy
+	trained bool  // the policy has gradients and an optimizer's state
+	room    int64 // bytes of the device before there was a policy; 0 is unknown
+	result  benchmark
+	failed  []error // of settings
+}
+
 func (c *benchCmd) Run(ctx context.Context, o output) (err error) {
-	var b benchmark
-	p, err := c.model()
-	if err != nil {
+	if len(c.Batch) == 0 || len(c.Prompt) == 0 || len(c.Train) == 0 || len(c.Length) != 1 && len(c.Length) != len(c.Train) {
+		return errors.New("--batch, --prompt, --train and --length need a value each, and --length one, or as many as --train")
+	}
+	for name, list := range map[string][]int{"batch": c.Batch, "prompt": c.Prompt} {
+		if slices.Contains(list, 0) {
+			return fmt.Errorf("--%s has a 0; give positive numbers", name)
+		}
+	}
+	if slices.Contains(c.Parts, "training") && (slices.Contains(c.Train, 0) || slices.Contains(c.Length, 0)) {
+		return errors.New("--train or --length has a 0; give positive numbers, or --parts without training")
+	}
+	if c.Deadline > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, c.Deadline, errNoTime)
+		defer cancel()
+	}
+	b := &benchRun{benchCmd: c}
+	if err := b.begin(); err != nil {
 		return err
 	}
-	defer p.Close()
+	defer b.close()
 	if c.Save != "" {
-		d, err := dtype(c.DType)
-		if err != nil {
-			return err
-		}
-		return p.Save(c.Save, d)
+		return b.policy.Save(c.Save, b.options.DType)
 	}
-	b.Device, b.Workers = p.Device().String(), p.Workers().Size()
-	for _, param := range p.Parameters() {
-		b.Parameters += param.Tensor.Len()
+	b.result.Device, b.result.Workers = b.policy.Device().String(), b.policy.Workers().Size()
+	for _, param := range b.policy.Parameters() {
+		b.result.Parameters += param.Tensor.Len()
 	}
-	for _, part := range c.Parts {
-		switch part {
-		case "machine":
-			err = machine(ctx, p, &b)
-		case "greedy":
-			err = c.greedy(ctx, p, &b)
-		case "sampling":
-			err = c.sampling(ctx, p, &b)
-		case "training":
-			err = c.training(ctx, p, &b)
-		case "sandbox":
-			err = c.sandbox(ctx, &b)
-		}
-		if err != nil {
+	err = b.measure(ctx)
+	if err != nil && len(b.result.lists()) == 0 {
+		return err
+	}
+	print := b.result.print
+	if c.JSON {
+		print = func(w io.Writer) error { return printJSON(o.out, b.result) }
+	}
+	return errors.Join(append(b.failed, err, print(o.out))...)
+}
+
+// measure takes the parts in their order.
+func (b *benchRun) measure(ctx context.Context) error {
+	parts := map[string]func(context.Context) error{
+		"machine": b.machine, "greedy": b.greedy, "sampling": b.sampling, "decode": b.decode, "prefill": b.prefill,
+		"training": b.training, "step": b.steps, "sandbox": b.sandbox,
+	}
+	for _, part := range b.Parts {
+		if err := parts[part](ctx); err != nil {
 			return fmt.Errorf("bench %s: %w", part, err)
 		}
 	}
-	if c.JSON {
-		return printJSON(o.out, b)
+	return nil
+}
+
+// errNoTime ends what --deadline bounds.
+var errNoTime = errors.New("--deadline has passed")
+
+// leftOut is why a setting is not measured.
+type leftOut string
+
+func (l leftOut) Error() string { return string(l) }
+
+// outcome is why a setting has no figures.
+type outcome struct {
+	LeftOut string `json:"left_out,omitempty"`
+	Failed  string `json:"failed,omitempty"`
+}
+
+func (o outcome) why() string {
+	if o.Failed != "" {
+		return "FAILED: " + o.Failed
 	}
-	fmt.Fprintf(o.out, "%d parameters on %s, %d workers\n", b.Parameters, b.Device, b.Workers)
+	if o.LeftOut != "" {
+		return "left out: " + o.LeftOut
+	}
+	return ""
+}
+
+// setting measures one, f, of several. One that fails, or does not fit, does not keep the
+// next from being measured; an error is of an interrupted benchmark.
+func (b *benchRun) setting(ctx context.Context, o *outcome, f func() error) error {
+	err := context.Cause(ctx)
+	if err == nil {
+		err = f()
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	var why leftOut
+	switch {
+	case err == nil:
+	case errors.As(err, &why):
+		o.LeftOut = why.Error()
+	case errors.Is(err, errNoTime):
+		o.LeftOut = errNoTime.Error()
+	case ctx.Err() != nil:
+		return err
+	default:
+		o.Failed = err.Error()
+		b.failed = append(b.failed, err)
+	}
+	return nil
+}
+
+// lists are the figures of settings, as text.
+func (r *benchmark) lists() (lines []string) {
+	add := func(name string, v float64, unit string, o outcome) {
+		text := fmt.Sprintf("%10.3f %s", v, unit)
+		if why := o.why(); why != "" {
+			text = why
+		}
+		lines = append(lines, fmt.Sprintf("%-48s %s", name, text))
+	}
+	for _, f := range r.Decode {
+		add(fmt.Sprintf("decode, batch %d, context %d", f.Batch, f.Prompt+f.New), f.Tokens, "tokens/s", f.outcome)
+	}
+	for _, f := range r.Prefill {
+		add(fmt.Sprintf("prefill, %d x %d", f.Sequences, f.Prompt), f.Tokens, "tokens/s", f.outcome)
+	}
+	for _, f := range r.Training {
+		add(fmt.Sprintf("training, %d x %d%s", f.Sequences, f.Length, map[bool]string{true: ", recomputed"}[f.Recompute]), f.Tokens, "tokens/s", f.outcome)
+	}
+	for _, f := range r.Step {
+		add(fmt.Sprintf("step, %d x %d of %d + %d", f.Groups, f.Episodes, f.Prompt, f.New), f.Tokens, "tokens/s", f.outcome)
+	}
+	return lines
+}
+
+func (r *benchmark) print(w io.Writer) error {
+	lines := []string{fmt.Sprintf("%d parameters on %s, %d workers", r.Parameters, r.Device, r.Workers)}
 	for _, l := range []struct {
 		name string
 		v    float64
 	}{
-		{"first token, s", b.FirstToken}, {"sampling, tokens/s", b.SamplingTokens}, {"sampling, CPU ms a token", b.SamplingCPU}, {"prompts, tokens/s", b.PromptTokens},
-		{"training, tokens/s", b.TrainingTokens}, {"training, CPU ms a token", b.TrainingCPU}, {"sandbox episodes/s", b.SandboxEpisodes}, {"sandbox command, ms", b.SandboxCommandMS},
-		{"products, GFLOP/s", b.GFLOPs}, {"memory, GB/s", b.GBs},
+		{"first token, s", r.FirstToken}, {"sampling, tokens/s", r.SamplingTokens}, {"sampling, CPU ms a token", r.SamplingCPU}, {"prompts, tokens/s", r.PromptTokens},
+		{"training, tokens/s", r.TrainingTokens}, {"training, CPU ms a token", r.TrainingCPU}, {"sandbox episodes/s", r.SandboxEpisodes}, {"sandbox command, ms", r.SandboxCommandMS},
+		{"products, GFLOP/s", r.GFLOPs}, {"memory, GB/s", r.GBs},
 	} {
 		if l.v > 0 {
-			fmt.Fprintf(o.out, "%-24s %10.3f\n", l.name, l.v)
+			lines = append(lines, fmt.Sprintf("%-24s %10.3f", l.name, l.v))
 		}
 	}
-	if b.Greedy != nil {
-		fmt.Fprintln(o.out, "greedy:", b.Greedy)
+	lines = append(lines, r.lists()...)
+	if r.Greedy != nil {
+		lines = append(lines, fmt.Sprint("greedy: ", r.Greedy))
 	}
-	return nil
+	return check(fmt.Fprintln(w, strings.Join(lines, "\n")))
 }
 
 // benchShapes are the random models, by about how many parameters they have.
@@ -134,287 +246,126 @@ var benchShapes = map[string]model.Config{
 	"0.5B": {VocabSize: 151936, Hidden: 896, Intermediate: 4864, Layers: 24, Heads: 14, KVHeads: 2, HeadDim: 64, RopeTheta: 1e6},
 }
 
-func (c *benchCmd) model() (*model.Policy, error) {
-	d, err := dtype(c.DType)
+// begin finds the device and the model and opens the first policy.
+func (b *benchRun) begin() error {
+	d, err := dtype(b.DType)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	on, err := openDevice(c.Device)
+	on, err := openDevice(b.Device)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	o := model.Options{Workers: c.Workers, Device: on, DType: d, Determinism: c.Determinism}
-	if c.Kernels {
-		if o.Kernels, err = openKernels(on); err != nil {
-			return nil, err
+	b.options = model.Options{Workers: b.Workers, Device: on, DType: d, Determinism: b.Determinism}
+	if b.LoRARank > 0 {
+		b.options.LoRA = &model.LoRA{Rank: b.LoRARank}
+	}
+	if b.Kernels {
+		if b.options.Kernels, err = openKernels(on); err != nil {
+			return err
 		}
 	}
+	b.room = b.DeviceBytes
+	if number, ok := on.GPU(); ok && b.room == 0 {
+		b.room, err = gpu.Free(number)
+	} else if b.room == 0 {
+		b.room = availableMemory()
+	}
+	if err != nil {
+		return err
+	}
+	if b.shape, err = b.fresh(); err != nil {
+		return err
+	}
+	return b.open(false)
+}
+
+// fresh is the shape of a model without weights, nil for one that has some.
+func (c *benchCmd) fresh() (*model.Config, error) {
 	if c.Model != "" {
 		weights, err := filepath.Glob(filepath.Join(c.Model, "*.safetensors*"))
 		if err != nil || len(weights) > 0 {
-			return model.Load(c.Model, o)
-		}
-		shape, err := model.ReadConfig(c.Model)
-		if err != nil {
 			return nil, err
 		}
-		return model.New(shape, 1, o)
+		shape, err := model.ReadConfig(c.Model)
+		return &shape, err
 	}
 	shape := benchShapes[c.Shape]
 	shape.ModelType, shape.NormEps, shape.TieEmbeddings, shape.BOS = "qwen2", 1e-6, true, -1
-	shape.MaxPositions = max(4096, c.Prompt+c.New)
+	shape.MaxPositions = 4096
+	for _, prompt := range c.Prompt {
+		shape.MaxPositions = max(shape.MaxPositions, prompt+c.New)
+	}
 	// Wide enough for the layers to outweigh the embedding: greedy tokens then differ
 	// from each other and show a wrong detail.
 	shape.InitStd = 1.5 / math.Sqrt(float64(shape.Hidden))
-	return model.New(shape, 1, o)
+	return &shape, nil
+}
+
+// open makes the policy, in the place of the one before.
+func (b *benchRun) open(recompute bool) (err error) {
+	b.close()
+	b.options.Recompute, b.trained = recompute, false
+	if b.shape == nil {
+		b.policy, err = model.Load(b.Model, b.options)
+	} else {
+		b.policy, err = model.NewOnDevice(*b.shape, 1, b.options)
+	}
+	return err
+}
+
+// close frees the policy, where there is one.
+func (b *benchRun) close() {
+	if b.policy != nil {
+		b.policy.Close()
+		b.policy = nil
+	}
 }
 
 // tokens are random ids.
-func (c *benchCmd) tokens(r *rand.Rand, p *model.Policy, n int) []int32 {
+func (b *benchRun) tokens(r *rand.Rand, n int) []int32 {
 	ids := make([]int32, n)
 	for i := range ids {
-		ids[i] = int32(r.IntN(p.Config().VocabSize))
+		ids[i] = int32(r.IntN(b.policy.Config().VocabSize))
 	}
 	return ids
 }
 
-// machine measures the best of five rounds in which every worker multiplies
-// matrices that stay in its cache, and then a row with 256 MiB of weights of its own.
-func machine(ctx context.Context, p *model.Policy, b *benchmark) error {
-	const rows, k, n, repeat, wide = 96, 384, 512, 200, 1 << 26 / 384
-	type lane struct{ x, w, y, large, out []float32 }
-	lanes := make([]lane, b.Workers)
-	for i := range lanes {
-		lanes[i] = lane{
-			make([]float32, rows*k), make([]float32, native.PackedLen(k, n)), make([]float32, rows*n),
-			slices.Repeat([]float32{1}, native.PackedLen(k, wide)), make([]float32, wide), // pages that were never written have no memory
-		}
-	}
-	rate := func(work float64, f func(lane)) (float64, error) {
-		best := 0.
-		for range 5 {
-			began := time.Now()
-			err := p.Workers().Each(ctx, func(worker int) error { f(lanes[worker]); return nil })
-			if err != nil {
-				return 0, err
-			}
-			best = max(best, work*float64(b.Workers)/time.Since(began).Seconds())
-		}
-		return best, nil
-	}
-	var err, err2 error
-	b.GFLOPs, err = rate(2e-9*rows*k*n*repeat, func(l lane) {
-		for range repeat {
-			native.Linear(l.x, l.w, nil, rows, k, n, 0, 0, l.y, false)
-		}
-	})
-	b.GBs, err2 = rate(4e-9*k*wide, func(l lane) { native.Linear(l.x, l.large, nil, 1, k, wide, 0, 0, l.out, false) })
-	return errors.Join(err, err2)
+// memoryFigure is what a plan foretold beside what was used, in bytes, by purpose. Peaks of
+// different purposes need not have been at the same time. On a GPU, and in the plan, the
+// total has what libtorch's operations take for themselves, too.
+type memoryFigure struct {
+	Plan      map[string]int64 `json:"plan"`
+	Peak      map[string]int64 `json:"peak"`
+	PlanTotal int64            `json:"plan_total"`
+	PeakTotal int64            `json:"peak_total"`
 }
 
-// greedy continues the ids 1, 2, … without randomness.
-func (c *benchCmd) greedy(ctx context.Context, p *model.Policy, b *benchmark) error {
-	e, err := engine.New(p, engine.Options{MaxSequences: 1})
-	if err != nil {
+// resetPeak begins to watch the memory.
+func (b *benchRun) resetPeak() error {
+	torch.ResetPeak()
+	if number, ok := b.options.Device.GPU(); ok {
+		_, err := gpu.Peak(number)
 		return err
 	}
-	defer e.Close()
-	prompt := make([]int32, c.Prompt)
-	for i := range prompt {
-		prompt[i] = int32(1+i) % int32(p.Config().VocabSize)
-	}
-	done, err := e.Generate(ctx, gen.Request{ID: "greedy", Tokens: prompt, MaxTokens: c.New})
-	b.Greedy = done.Tokens
-	return errors.Join(err, context.Cause(ctx))
-}
-
-// sampling keeps the batch full: a sequence that ends is replaced, as in play.
-func (c *benchCmd) sampling(ctx context.Context, p *model.Policy, b *benchmark) error {
-	// All sequences fit, and a block more than they fill.
-	blocks := c.Batch * ((c.Prompt+c.New)/native.BlockTokens + 2)
-	cache := max(int64(blocks)*p.CacheBlock(), 512<<20)
-	e, err := engine.New(p, engine.Options{MaxSequences: c.Batch, CacheBytes: cache})
-	if err != nil {
-		return err
-	}
-	defer e.Close()
-	r := rand.New(rand.NewPCG(1, 1))
-	one := func(id string, prompt []int32, n int) error {
-		defer e.Release(id)
-		_, err := e.Generate(ctx, gen.Request{ID: id, Seed: 1, Tokens: prompt, MaxTokens: n, Sampling: gen.Sampling{Temperature: 1}})
-		return errors.Join(err, context.Cause(ctx))
-	}
-	if err := one("first", c.tokens(r, p, c.Prompt), 1); err != nil {
-		return err
-	}
-	if started, err := processStart(); err == nil {
-		b.FirstToken = time.Since(started).Seconds()
-	}
-	prompts := make([][]int32, c.Batch)
-	for i := range prompts {
-		prompts[i] = c.tokens(r, p, c.Prompt)
-	}
-	began, cpu := time.Now(), cpuTime()
-	var mu sync.Mutex
-	done := 0
-	var g errgroup.Group
-	for i := range c.Batch {
-		g.Go(func() error {
-			for k := 0; time.Since(began) < c.Budget; k++ {
-				if err := one(fmt.Sprintf("bench-%d-%d", i, k), prompts[i], c.New); err != nil {
-					return err
-				}
-				mu.Lock()
-				done++
-				mu.Unlock()
-			}
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	seconds := time.Since(began).Seconds()
-	b.SamplingTokens = float64(done*c.New) / seconds
-	b.PromptTokens = float64(done*c.Prompt) / seconds
-	b.SamplingCPU = float64((cpuTime() - cpu).Microseconds()) / 1000 / float64(done*c.New)
 	return nil
 }
 
-// training repeats whole optimizer steps.
-func (c *benchCmd) training(ctx context.Context, p *model.Policy, b *benchmark) error {
-	r := rand.New(rand.NewPCG(2, 2))
-	tokens := c.tokens(r, p, c.Train*c.Length)
-	offsets := make([]int, c.Train+1)
-	for i := range offsets {
-		offsets[i] = i * c.Length
+// used is the memory since resetPeak, beside a plan by purpose.
+func (b *benchRun) used(plan map[torch.Purpose]int64) (*memoryFigure, error) {
+	m := &memoryFigure{Plan: map[string]int64{}, Peak: map[string]int64{}, PeakTotal: torch.Peak()}
+	for p, n := range plan {
+		m.Plan[p.String()] = n
+		m.PlanTotal += n
 	}
-	grad := make([]float64, len(tokens))
-	for i := range grad {
-		grad[i] = -1 / float64(len(grad))
+	for p, n := range torch.Peaks() {
+		m.Peak[p.String()] = n
 	}
-	step := func() error {
-		err := p.Accumulate(ctx, tokens, offsets, func(_, _ []float64) ([]float64, error) { return grad, nil })
-		if err == nil {
-			_, err = p.Step(model.AdamW{LR: 1e-6, Beta1: 0.9, Beta2: 0.95, Eps: 1e-8}, 1)
-		}
-		return err
+	number, ok := b.options.Device.GPU()
+	if !ok {
+		return m, nil
 	}
-	if err := step(); err != nil { // the first one allocates
-		return err
-	}
-	began, cpu := time.Now(), cpuTime()
-	n := 0
-	for ; time.Since(began) < c.Budget; n++ {
-		if err := step(); err != nil {
-			return err
-		}
-	}
-	b.TrainingTokens = float64(n*len(tokens)) / time.Since(began).Seconds()
-	b.TrainingCPU = float64((cpuTime() - cpu).Microseconds()) / 1000 / float64(n*len(tokens))
-	return nil
-}
-
-// sandboxCommands is how many commands an episode of the benchmark runs.
-const sandboxCommands = 4
-
-// sandbox starts sandboxes on a folder of 100 files, runs commands and harvests,
-// with as many side by side as there are workers.
-func (c *benchCmd) sandbox(ctx context.Context, b *benchmark) (err error) {
-	dir, err := os.MkdirTemp("", "ssr-bench-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	for i := range 100 {
-		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("f%02d.txt", i)), bytes.Repeat([]byte("line\n"), 200), 0o644); err != nil {
-			return err
-		}
-	}
-	backend, err := c.config().open()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, backend.Close()) }()
-	var mu sync.Mutex
-	episodes := 0
-	var inside time.Duration
-	began := time.Now()
-	g, gctx := errgroup.WithContext(ctx)
-	for range b.Workers {
-		g.Go(func() error {
-			for time.Since(began) < c.Budget {
-				spent, err := sandboxEpisode(gctx, backend, dir)
-				if err != nil {
-					return err
-				}
-				mu.Lock()
-				episodes++
-				inside += spent
-				mu.Unlock()
-			}
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	b.SandboxEpisodes = float64(episodes) / time.Since(began).Seconds()
-	b.SandboxCommandMS = inside.Seconds() * 1000 / float64(episodes*sandboxCommands)
-	return nil
-}
-
-func sandboxEpisode(ctx context.Context, backend sandbox.Backend, dir string) (spent time.Duration, err error) {
-	box, err := backend.Start(ctx, sandbox.Spec{Dir: dir, Owner: "ssr-bench"})
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, box.Close()) }()
-	for i := range sandboxCommands {
-		began := time.Now()
-		res, err := box.Exec(ctx, sandbox.Cmd{Args: []string{"bash", "-c", fmt.Sprintf("grep -c line f%02d.txt && echo changed >> f%02d.txt", i, i)}})
-		if err != nil {
-			return 0, err
-		}
-		if !res.OK() {
-			return 0, fmt.Errorf("a command ended with status %d: %s", res.Exit, res.Stderr)
-		}
-		spent += time.Since(began)
-	}
-	changes, err := box.Harvest(ctx)
-	if err == nil && len(changes) != sandboxCommands {
-		err = fmt.Errorf("%d files changed, want %d", len(changes), sandboxCommands)
-	}
-	return spent, err
-}
-
-// cpuTime is the processor's time that this process has taken.
-func cpuTime() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		return 0 // it cannot fail for RUSAGE_SELF
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-// processStart is when the kernel started this process, to a hundredth of a second.
-func processStart() (time.Time, error) {
-	stat, err := os.ReadFile("/proc/self/stat")
-	if err != nil {
-		return time.Time{}, err
-	}
-	uptime, err := os.ReadFile("/proc/uptime")
-	if err != nil {
-		return time.Time{}, err
-	}
-	// The fields after the program's name, which may hold anything; starttime is the 22nd.
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 20 {
-		return time.Time{}, errors.New("/proc/self/stat is too short")
-	}
-	ticks, err1 := strconv.ParseFloat(string(fields[19]), 64)
-	up, err2 := strconv.ParseFloat(string(bytes.Fields(uptime)[0]), 64)
-	const ticksPerSecond = 100 // USER_HZ, fixed on Linux
-	age := up - ticks/ticksPerSecond
-	return time.Now().Add(-time.Duration(age * float64(time.Second))), errors.Join(err1, err2)
+	var err error
+	m.PeakTotal, err = gpu.Peak(number)
+	return m, err
 }
