@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ssr-go/ssr/kernels/cuda/gpu"
+	"github.com/ssr-go/ssr/kernels/native"
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
 )
@@ -50,6 +51,8 @@ type benchmark struct {
 	Device     string `json:"device"`
 	Parameters int    `json:"parameters"`
 	Workers    int    `json:"workers"`
+	// CacheToken is the bytes of a token's keys and values over all layers.
+	CacheToken int64 `json:"cache_bytes_per_token"`
 	// FirstToken is the time from the start of the process to the first sampled
 	// token: loading, a prompt and one step.
 	FirstToken float64 `json:"first_token_seconds,omitempty"`
@@ -116,6 +119,7 @@ func (c *benchCmd) Run(ctx context.Context, o output) (err error) {
 		return b.policy.Save(c.Save, b.options.DType)
 	}
 	b.result.Device, b.result.Workers = b.policy.Device().String(), b.policy.Workers().Size()
+	b.result.CacheToken = model.CacheBlock(b.policy.Config()) / native.BlockTokens
 	for _, param := range b.policy.Parameters() {
 		b.result.Parameters += param.Tensor.Len()
 	}
