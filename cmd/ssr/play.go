@@ -192,20 +192,12 @@ func (c config) gameOptions() selfplay.GameOptions {
 	}
 }
 
-// trainGame is a selfplay.Game as the loop wants it, with evaluations between
-// the steps.
-type trainGame struct {
-	*selfplay.Game
-	// before is called ahead of each step.
-	before func(ctx context.Context, step int) error
-}
+// trainGame is a selfplay.Game as the loop wants it.
+type trainGame struct{ *selfplay.Game }
 
-var _ train.Game = (*trainGame)(nil)
+var _ train.Game = trainGame{}
 
-func (g *trainGame) Play(ctx context.Context, step int, done []train.Finished, finish func(train.Finished) error) error {
-	if err := g.before(ctx, step); err != nil {
-		return err
-	}
+func (g trainGame) Play(ctx context.Context, step int, done []train.Finished, finish func(train.Finished) error) error {
 	groups := make([]*rollout.Group, len(done))
 	for i, f := range done {
 		groups[i] = f.Group

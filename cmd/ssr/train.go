@@ -233,13 +233,14 @@ func (c *trainCmd) train(ctx context.Context, o output, conf config, ps *process
 	}
 	sum, err = train.Train(ctx, train.Options{
 		Settings: conf.Train, Dir: conf.Run, Seed: conf.Seed, Resume: c.Resume != "", OnEvent: view.OnEvent,
-	}, l, &trainGame{game, func(ctx context.Context, step int) error {
-		stepped = true
-		if err := keep(); err != nil {
-			return err
-		}
-		return evals.before(ctx, step)
-	}})
+		Before: func(ctx context.Context, step int) error {
+			stepped = true
+			if err := keep(); err != nil {
+				return err
+			}
+			return evals.before(ctx, step)
+		},
+	}, l, trainGame{game})
 	if err != nil {
 		return sum, err
 	}

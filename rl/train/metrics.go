@@ -102,7 +102,8 @@ type Dropped struct {
 
 // Seconds are wall-clock times of a step's phases: the only part of a line that
 // differs between runs of one seed. After a resume they are those of the last
-// attempt. Checkpoint is that of the last checkpoint before this step's end.
+// attempt. Checkpoint is that of the last checkpoint before this step's end. What
+// Options.Before takes is in none of them.
 type Seconds struct {
 	Play       float64 `json:"play"`
 	Update     float64 `json:"update"`

@@ -1,9 +1,13 @@
 package train
 
 import (
+	"context"
 	"encoding/json"
 	"math"
+	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -55,4 +59,31 @@ func TestPlayMetrics(t *testing.T) {
 	if diff := cmp.Diff(want, &back, near); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// What a run does ahead of its steps, such as measuring, is no part of their times:
+// in virtual time a step takes what its groups take, injectors first.
+func TestSecondsWithoutBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var steps []int
+		o := Options{Settings: testSettings(3), Before: func(_ context.Context, step int) error {
+			steps = append(steps, step)
+			time.Sleep(time.Hour)
+			return nil
+		}}
+		_, lines, _, err := play(t, o, func(_ *table, g *puzzle) {
+			g.played = func(string) error { time.Sleep(2 * time.Second); return nil }
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(steps, []int{1, 2, 3}) {
+			t.Errorf("called ahead of steps %v", steps)
+		}
+		for _, m := range lines {
+			if want := (Seconds{Play: 4}); m.Seconds != want {
+				t.Errorf("step %d took %+v, want %+v", m.Step, m.Seconds, want)
+			}
+		}
+	})
 }

@@ -1,6 +1,7 @@
 package train
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -95,6 +96,9 @@ type Options struct {
 	// Resume goes on with the run in Dir, where there is one. Without it a folder
 	// that holds a run is refused.
 	Resume bool
+	// Before, where not nil, is called ahead of each step, with the weights that it will
+	// play, for instance to measure them. Its error ends the run.
+	Before func(ctx context.Context, step int) error
 	// OnEvent, where not nil, is told about progress. Calls never overlap; they
 	// hold up the run, so it should return at once.
 	OnEvent func(Event)

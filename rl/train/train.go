@@ -86,6 +86,12 @@ func (l *loop) emit(e Event) {
 // step takes the step after state.Step, which it raises at the end.
 func (l *loop) step(ctx context.Context) error {
 	step := l.state.Step + 1
+	l.emit(Event{Phase: PhasePlay, Step: step, Steps: l.Steps}) // the first group may take long
+	if l.Before != nil {
+		if err := l.Before(ctx, step); err != nil {
+			return err
+		}
+	}
 	began := time.Now()
 	finished, err := l.play(ctx, step)
 	if err != nil {
@@ -163,7 +169,6 @@ func (l *loop) play(ctx context.Context, step int) (_ []Finished, err error) {
 	}
 	defer func() { err = errors.Join(err, j.Close()) }()
 	t := &tally{loop: l, journal: j, seen: map[string]bool{}, event: Event{Phase: PhasePlay, Step: step, Steps: l.Steps}}
-	l.emit(t.event) // the first group may take long
 	for _, f := range records {
 		t.add(f)
 	}
