@@ -61,7 +61,14 @@ func New(ctx context.Context, o Options) (*Policy, error) {
 	var list struct {
 		Data []struct{ ID string }
 	}
-	if err := p.call(ctx, "GET", "/models", nil, &list); err != nil {
+	err := p.retry(ctx, func() error {
+		err := p.call(ctx, "GET", "/models", nil, &list)
+		if op := new(net.OpError); errors.As(err, &op) && op.Op == "dial" {
+			return fmt.Errorf("GET %s/models: %v; is the server running there?", o.URL, op) // mostly a wrong address, so not to be waited for
+		}
+		return err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("remote: %w", err)
 	}
 	var names []string
@@ -147,7 +154,8 @@ func (p *Policy) Generate(ctx context.Context, req gen.Request) (c gen.Completio
 			Finish  string `json:"finish_reason"`
 		}
 	}
-	if err := p.call(ctx, "POST", "/chat/completions", body, &answer); err != nil {
+	err = p.retry(ctx, func() error { return p.call(ctx, "POST", "/chat/completions", body, &answer) })
+	if err != nil {
 		if ctx.Err() != nil {
 			return gen.Completion{Finish: gen.FinishCancelled}, nil
 		}
@@ -190,18 +198,13 @@ type busy struct {
 	pause time.Duration // as the server asks for; 0 where it does not
 }
 
-// call sends a request and reads the JSON of its answer, several times if it must.
-func (p *Policy) call(ctx context.Context, method, path string, in, out any) error {
-	var body []byte
-	if in != nil {
-		var err error
-		if body, err = json.Marshal(in); err != nil {
-			return err
-		}
-	}
+func (b busy) Unwrap() error { return b.error }
+
+// retry calls f until its error is none that may be another one later.
+func (p *Policy) retry(ctx context.Context, f func() error) error {
 	pause := time.Second
 	for attempt := 1; ; attempt++ {
-		err := p.once(ctx, method, path, body, out)
+		err := f()
 		var b busy
 		if !errors.As(err, &b) || ctx.Err() != nil {
 			return err
@@ -218,7 +221,16 @@ func (p *Policy) call(ctx context.Context, method, path string, in, out any) err
 	}
 }
 
-func (p *Policy) once(ctx context.Context, method, path string, body []byte, out any) error {
+// call sends a request with in as its JSON, where not nil, and reads that of the answer
+// into out.
+func (p *Policy) call(ctx context.Context, method, path string, in, out any) error {
+	var body []byte
+	if in != nil {
+		var err error
+		if body, err = json.Marshal(in); err != nil {
+			return err
+		}
+	}
 	req, err := http.NewRequestWithContext(ctx, method, p.opts.URL+path, bytes.NewReader(body))
 	if err != nil {
 		return err
@@ -228,9 +240,6 @@ func (p *Policy) once(ctx context.Context, method, path string, body []byte, out
 		req.Header.Set("Authorization", "Bearer "+p.opts.Key)
 	}
 	res, err := p.opts.Client.Do(req)
-	if op := new(net.OpError); method == "GET" && errors.As(err, &op) && op.Op == "dial" {
-		return fmt.Errorf("%w; is the server running there?", err) // New's first request: mostly a wrong address
-	}
 	if err != nil {
 		return busy{error: err}
 	}
