@@ -221,14 +221,10 @@ func (t *setup) inject(ctx context.Context, n, attempts int) (groups []*rollout.
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	pool, err := selfplay.OpenPool(dir)
-	if err != nil {
-		return nil, err
-	}
 	only := *t
 	only.conf.Game.Mode, only.conf.Game.Resample = selfplay.InjectionOnly, 0
 	only.conf.Game.InjectorGroups, only.conf.Game.InjectorsPerPrompt = n, attempts
-	game, err := only.game(ctx, pool)
+	game, err := only.game(ctx, dir)
 	if err != nil {
 		return nil, err
 	}

@@ -153,10 +153,11 @@ func (c *config) fit(window int) {
 	}
 }
 
-// game sets up the game of a run over a pool of bugs.
-func (t *setup) game(ctx context.Context, pool *selfplay.Pool) (*selfplay.Game, error) {
+// game sets up the game of a run over the pool of bugs in a folder, which is made last:
+// what is refused leaves none.
+func (t *setup) game(ctx context.Context, bugs string) (_ *selfplay.Game, err error) {
 	g := t.conf.Game
-	repo := selfplay.GameRepo{Name: filepath.Base(t.conf.Repo), Repo: t.repo, Pool: pool}
+	repo := selfplay.GameRepo{Name: filepath.Base(t.conf.Repo), Repo: t.repo}
 	if g.Seeding {
 		recipe, err := readRecipe(g.Recipe)
 		if recipe == nil && err == nil {
@@ -175,6 +176,9 @@ func (t *setup) game(ctx context.Context, pool *selfplay.Pool) (*selfplay.Game, 
 			return nil, fmt.Errorf("game.seeding: %w", err)
 		}
 		repo.Targets = planner.Targets()
+	}
+	if repo.Pool, err = selfplay.OpenPool(bugs); err != nil {
+		return nil, err
 	}
 	options := t.conf.gameOptions()
 	options.Repos, options.Env = []selfplay.GameRepo{repo}, t.env

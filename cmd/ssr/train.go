@@ -194,14 +194,6 @@ func (c *trainCmd) train(ctx context.Context, o output, conf config, ps *process
 		return sum, err
 	}
 	defer func() { err = errors.Join(err, t.Close()) }()
-	pool, err := selfplay.OpenPool(poolDir(conf))
-	if err != nil {
-		return sum, err
-	}
-	game, err := t.game(ctx, pool)
-	if err != nil {
-		return sum, err
-	}
 	l, closeReference, err := newLearner(ctx, t, conf, ps)
 	if err != nil {
 		return sum, err
@@ -220,6 +212,10 @@ func (c *trainCmd) train(ctx context.Context, o output, conf config, ps *process
 		view.Measuring(false)
 		view.Println(fmt.Sprintf("measured after step %d: %s, %.0f s", e.Step, e, e.Seconds))
 	})
+	if err != nil {
+		return sum, err
+	}
+	game, err := t.game(ctx, poolDir(conf))
 	if err != nil {
 		return sum, err
 	}
