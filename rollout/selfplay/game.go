@@ -212,7 +212,8 @@ func (o GameOptions) Check() error {
 // State is what must be kept with a checkpoint, beside the pool's folders.
 func (g *Game) State() ([]byte, error) { return json.Marshal(g.state) }
 
-// Restore goes back to a State.
+// Restore goes back to a State, and removes what a crash left half-written in the pools
+// that the game adds to.
 func (g *Game) Restore(state []byte) error {
 	var s gameState
 	if err := json.Unmarshal(state, &s); err != nil {
@@ -220,6 +221,13 @@ func (g *Game) Restore(state []byte) error {
 	}
 	if s.SecondOrder == nil {
 		s.SecondOrder = map[string][]string{}
+	}
+	if g.opts.Mode != RepairOnly {
+		for _, w := range g.worlds {
+			if err := w.Pool.Clean(); err != nil {
+				return fmt.Errorf("game: restore state: %w", err)
+			}
+		}
 	}
 	g.state = s
 	return nil

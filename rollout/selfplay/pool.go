@@ -81,8 +81,7 @@ type Pool struct {
 	ids map[string]bool
 }
 
-// OpenPool opens or creates a pool's folder, and removes what a crash left
-// half-written in it.
+// OpenPool opens or creates a pool's folder.
 func OpenPool(dir string) (*Pool, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("open bug pool: %w", err)
@@ -93,17 +92,26 @@ func OpenPool(dir string) (*Pool, error) {
 	}
 	p := &Pool{dir: dir, ids: map[string]bool{}}
 	for _, e := range entries {
-		switch {
-		case !e.IsDir():
-		case strings.HasPrefix(e.Name(), tempPrefix):
-			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-				return nil, fmt.Errorf("open bug pool: %w", err)
-			}
-		case isBugID(e.Name()):
+		if e.IsDir() && isBugID(e.Name()) {
 			p.ids[e.Name()] = true
 		}
 	}
 	return p, nil
+}
+
+// Clean removes what a crash left half-written. It is for the process that writes the
+// pool, before it does: what another one writes looks the same.
+func (p *Pool) Clean() error {
+	entries, err := os.ReadDir(p.dir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), tempPrefix) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(p.dir, e.Name())))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("clean bug pool: %w", err)
+	}
+	return nil
 }
 
 // isBugID reports whether a name is one or two hashes of 16 hexadecimal digits.
