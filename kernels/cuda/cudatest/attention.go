@@ -22,6 +22,8 @@ func testAttention(b bench) {
 		lengths []int
 	}{
 		{cuda.Attention{Heads: 2, KVHeads: 2, Dim: 64, Scale: 0.125}, []int{1, 15, 16, 17, 127, 128, 129, 257}},
+		{cuda.Attention{Heads: 2, KVHeads: 1, Dim: 64, Scale: 0.125}, []int{1100}}, // more blocks than a warp has lanes
+		{cuda.Attention{Heads: 2, KVHeads: 2, Dim: 64, Window: 200, Scale: 0.125}, []int{1100}},
 		{cuda.Attention{Heads: 4, KVHeads: 2, Dim: 128, Window: 100, Scale: 0.09}, []int{1, 37, 300}},
 		{cuda.Attention{Heads: 4, KVHeads: 1, Dim: 64, Window: 16, Scale: 0.125}, []int{1, 130, 144}},
 		{cuda.Attention{Heads: 7, KVHeads: 1, Dim: 64, Scale: 0.125}, []int{2, 700}},
