@@ -149,9 +149,9 @@ func tall(modelType string, tied bool, dim int) Config {
 }
 
 // TestKernelsAttention: attention on tensor cores and its gradient are those of float32
-// over the same rounded queries, keys and values. Weights are rounded to 8 bits, so that
-// the output is off by 2⁻⁸ of the largest value at most, which may be a little more than
-// the largest output, and the gradient, which takes the output in, by more.
+// over the same rounded queries, keys and values. Weights are rounded to 8 bits, each off
+// by 2⁻⁸ at most: with values of deviation 1, the output is off by less than twice that, and
+// the gradient, which takes products with the output in, by less than four times.
 func TestKernelsAttention(t *testing.T) {
 	var many []int32 // sequences, and so many tiles that each has one warp
 	for at := int32(0); len(many) <= 2048; at += int32(2 + len(many)%4) {
