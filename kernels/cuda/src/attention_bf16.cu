@@ -2,15 +2,15 @@
 // softmax of FlashAttention-2 (arXiv 2307.08691): one kernel for a new token a sequence,
 // for many, and for training.
 //
-// A row's order of sums is fixed by its keys alone. Keys are visited `step` at a time, with
-// a running maximum; each `split` of them has a result of its own, and these are joined in
-// ascending order. A step without a key that the row sees changes nothing. So a row has
+// A row's order of sums is fixed by its keys alone. Keys are visited a step of 16 or, with
+// smaller heads, 32 at a time, with a running maximum; each `split` of them has a result of
+// its own, and these are joined in ascending order. A step without a key that the row sees changes nothing. So a row has
 // the same bits whatever shares its tile, and whether one warp goes through all splits or
 // each split has a warp.
 #include "common.cuh"
 
-constexpr int page = 32, step = 16, split = 128; // keys
-constexpr int rows = 16;                         // of a tile: what mma takes
+constexpr int page = 32, split = 128; // keys
+constexpr int rows = 16;              // of a tile: what mma takes
 
 // What a warp attends with, for each of the K key heads: up to 16 pairs of a token and one
 // of the G = H/K heads that share a key head. Pair i is head (first + i) % G of token
@@ -116,12 +116,13 @@ __device__ inline int column(int i, int p) { return i / 4 * 64 + 16 * p + i % 4 
 // and softmax [tiles, K, splits, 16]; nothing where no pair of the tile sees a key of the
 // split. lse [rows, H], the log of the softmax's denominator, may be null.
 //
-// With g = lane / 4 and p = lane % 4, a lane holds of the scores of a step rows g and
-// g + 8 of keys 2p, 2p + 1, 2p + 8 and 2p + 9. Of a row's values it loads columns
+// With g = lane / 4 and p = lane % 4, a lane holds of the scores of 16 keys rows g and
+// g + 8 of keys 2p, 2p + 1, 2p + 8 and 2p + 9. Of a key's values it loads columns
 // 8g to 8g + 7 of each 64, and the n-tile j of their product stands for columns 8·i + j.
 template <int D>
 __device__ void attention(const float *q, int ldq, const bf16 *cache, const i64 *table, const Tile *tiles, int n, int H, int K,
                           int window, float scale, int splits, float *o, Softmax *softmax, float *out, float *lse) {
+  constexpr int step = D > 64 ? 16 : 32; // keys, for whose loads there are registers
   const int lane = threadIdx.x % 32, g = lane / 4, p = lane % 4, k = blockIdx.y, G = H / K;
   const int at = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   if (at >= n) return;
@@ -151,12 +152,12 @@ __device__ void attention(const float *q, int ldq, const bf16 *cache, const i64 
   };
   // All of a step is in one block, which has a key that is seen; what is in it beside
   // those may be anything.
-  Words keys[2][D / 32], values[4][D / 64];
+  Words keys[step / 8][D / 32], values[step / 4][D / 64];
   auto load_keys = [&](const bf16 *from) {
 #pragma unroll
-    for (int i = 0; i < 2; i++) load(keys[i], from + (8 * i + g) * D + 8 * p, 32);
+    for (int i = 0; i < step / 8; i++) load(keys[i], from + (8 * i + g) * D + 8 * p, 32);
   };
-  auto row = [&](int i) { return 2 * p + i % 2 + i / 2 * 8; }; // of values
+  auto row = [&](int i) { return 2 * p + i % 2 + i / 2 * 8; }; // a key of a step
 
   Softmax joined[2];
   int j = begin / step * step;
@@ -171,12 +172,12 @@ __device__ void attention(const float *q, int ldq, const bf16 *cache, const i64 
     float sums[D / 8][4] = {};
     for (; j < end && j < (s + 1) * split; j += step) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) load(values[i], from + (page + row(i)) * D + 8 * g, 64);
-      float x[2][4] = {};
+      for (int i = 0; i < step / 4; i++) load(values[i], from + (page + row(i)) * D + 8 * g, 64);
+      float x[step / 8][4] = {};
 #pragma unroll
       for (int d = 0; d < D / 32; d++)
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < step / 8; i++) {
           mma(x[i], queries[2 * d], keys[i][d].w);
           mma(x[i], queries[2 * d + 1], keys[i][d].w + 2);
         }
@@ -193,7 +194,7 @@ __device__ void attention(const float *q, int ldq, const bf16 *cache, const i64 
         Softmax &now = part[r];
         float most = now.m;
 #pragma unroll
-        for (int i = 0; i < 2; i++)
+        for (int i = 0; i < step / 8; i++)
 #pragma unroll
           for (int e = 0; e < 2; e++) {
             const int key = j + 8 * i + 2 * p + e;
@@ -207,7 +208,7 @@ __device__ void attention(const float *q, int ldq, const bf16 *cache, const i64 
         keep[r] = none ? 1 : exp2f((now.m - most) * c);
         float sum = 0;
 #pragma unroll
-        for (int i = 0; i < 2; i++)
+        for (int i = 0; i < step / 8; i++)
 #pragma unroll
           for (int e = 0; e < 2; e++) {
             float &v = x[i][2 * r + e];
@@ -225,21 +226,26 @@ __device__ void attention(const float *q, int ldq, const bf16 *cache, const i64 
       }
       if (j < begin || next > end) { // a weight of 0 does not make nothing of a NaN
 #pragma unroll
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < step / 4; i++)
           if (j + row(i) < begin || j + row(i) >= end)
 #pragma unroll
             for (int c = 0; c < D / 64; c++) values[i][c] = Words{};
       }
-      const u32 weights[4] = {halves(x[0][0], x[0][1]), halves(x[0][2], x[0][3]), halves(x[1][0], x[1][1]), halves(x[1][2], x[1][3])};
 #pragma unroll
-      for (int i = 0; i < D / 64; i++)
+      for (int h = 0; h < step / 16; h++) {
+        u32 weights[4];
 #pragma unroll
-        for (int w = 0; w < 4; w++) {
-          const u32 a = values[0][i].w[w], b = values[1][i].w[w], c = values[2][i].w[w], d = values[3][i].w[w];
-          const u32 even[2] = {lower_halves(a, b), lower_halves(c, d)}, odd[2] = {upper_halves(a, b), upper_halves(c, d)};
-          mma(sums[8 * i + 2 * w], weights, even);
-          mma(sums[8 * i + 2 * w + 1], weights, odd);
-        }
+        for (int e = 0; e < 4; e++) weights[e] = halves(x[2 * h + e / 2][e % 2 * 2], x[2 * h + e / 2][e % 2 * 2 + 1]);
+#pragma unroll
+        for (int i = 0; i < D / 64; i++)
+#pragma unroll
+          for (int w = 0; w < 4; w++) {
+            const u32 a = values[4 * h][i].w[w], b = values[4 * h + 1][i].w[w], c = values[4 * h + 2][i].w[w], d = values[4 * h + 3][i].w[w];
+            const u32 even[2] = {lower_halves(a, b), lower_halves(c, d)}, odd[2] = {upper_halves(a, b), upper_halves(c, d)};
+            mma(sums[8 * i + 2 * w], weights, even);
+            mma(sums[8 * i + 2 * w + 1], weights, odd);
+          }
+      }
     }
 #pragma unroll
     for (int r = 0; r < 2; r++) {
