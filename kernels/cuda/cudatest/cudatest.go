@@ -28,6 +28,7 @@ func Test(t *testing.T, open func(t *testing.T) cuda.Machine) {
 		{"Optimizer", testOptimizer},
 		{"Attention", testAttention},
 		{"Head", testHead},
+		{"HeadLong", testHeadLong},
 		{"Linear", testLinear},
 		{"LinearTilings", testLinearTilings},
 		{"Record", testRecord},

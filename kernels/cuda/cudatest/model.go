@@ -111,3 +111,70 @@ func testHead(b bench) {
 		}
 	}
 }
+
+// there is a Product whose logits are where they should be.
+type there struct{}
+
+func (there) Logits(cuda.Pointer, int, int) error   { return nil }
+func (there) Backward(cuda.Pointer, int, int) error { return nil }
+
+// testHeadLong takes rows that a block reads in several rounds, one of them ascending and
+// with logits of -∞, and compares the log-probability with that of Sample bit for bit.
+func testHeadLong(b bench) {
+	dtypes(func(t cuda.DType) {
+		for _, vocab := range []int{5000, 9001} {
+			const rows = 3
+			logits, g := b.normal(rows*vocab, 3), []float64{1, -0.5, 2}
+			for i := range vocab {
+				logits[vocab+i] = float64(i)/100 - 50
+			}
+			logits[2*vocab], logits[2*vocab+700], logits[2*vocab+vocab-1] = math.Inf(-1), math.Inf(-1), math.Inf(-1)
+			p, x := b.putAs(t, logits)
+			target := []int64{77, int64(vocab) - 1, 4096}
+			var wantLP, wantE, wantL, want []float64
+			for r := range rows {
+				row, sum, entropy := x[r*vocab:(r+1)*vocab], 0.0, 0.0
+				for _, v := range row {
+					sum += math.Exp(v)
+				}
+				lse := math.Log(sum)
+				for i, v := range row {
+					q := math.Exp(v - lse)
+					if q > 0 {
+						entropy -= q * (v - lse)
+					}
+					if int64(i) == target[r] {
+						want = append(want, g[r]*(1-q))
+					} else {
+						want = append(want, -g[r]*q)
+					}
+				}
+				wantLP, wantE, wantL = append(wantLP, row[target[r]]-lse), append(wantE, entropy), append(wantL, lse)
+			}
+			pg, _ := b.putAs(cuda.F32, g)
+			h := cuda.Head{DType: t, Rows: rows, Vocab: vocab, Chunk: vocab, Logits: p, Stats: b.room(rows * cuda.HeadRowSize), Target: b.put(target)}
+			lp, entropy, lse := b.room(rows*4), b.room(rows*4), b.room(rows*4)
+			what := fmt.Sprintf("%v, vocabulary of %d: ", t, vocab)
+			b.ok(h.Score(b.m, there{}, lp, entropy, lse))
+			b.near(cuda.F32, what+"logprob", getAs(b, cuda.F32, lp, rows), wantLP)
+			b.near(cuda.F32, what+"entropy", getAs(b, cuda.F32, entropy, rows), wantE)
+			b.near(cuda.F32, what+"lse", getAs(b, cuda.F32, lse, rows), wantL)
+			if t == cuda.F32 {
+				token, sampled, other := b.room(rows*4), b.room(rows*4), b.room(rows*4)
+				b.ok(cuda.Sample(b.m, p, b.put(make([]cuda.Sampling, rows)), rows, vocab, token, sampled, other))
+				drawn := make([]int64, rows)
+				for r, id := range get[int32](b, token, rows) {
+					drawn[r] = int64(id)
+				}
+				again := h
+				again.Target = b.put(drawn)
+				b.ok(again.Score(b.m, there{}, lp, entropy, lse))
+				if i := differs(getAs(b, cuda.F32, lp, rows), getAs(b, cuda.F32, sampled, rows)); i >= 0 {
+					b.Fatalf("%srow %d has another log-probability where it is sampled", what, i)
+				}
+			}
+			b.ok(h.Backward(b.m, there{}, lse, pg))
+			b.near(t, what+"gradient", getAs(b, t, p, rows*vocab), want)
+		}
+	})
+}

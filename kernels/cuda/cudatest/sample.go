@@ -53,13 +53,18 @@ func testSample(b bench) {
 		{Temperature: 1}, {Temperature: 0.5}, {Temperature: 1, TopK: 1}, {Temperature: 2, TopK: 40}, {Temperature: 1, TopP: 0.9},
 		{Temperature: 1, TopP: 1e-6}, {Temperature: 0.7, TopK: 50, TopP: 0.8}, {Temperature: 1, TopK: 100000, TopP: 1},
 		{Temperature: 1, MinP: 0.05}, {Temperature: 1.3, TopK: 30, TopP: 0.95, MinP: 0.1}, {},
+		{Temperature: 1, TopK: 20, TopP: 0.999},
 	}
-	for _, vocab := range []int{1, 33, 613, 3000} {
+	for _, vocab := range []int{1, 33, 613, 614, 3000, 9001} {
 		var logits []float64
 		var requests []cuda.Sampling
 		for _, s := range settings {
 			row := b.normal(vocab, 2)
-			if vocab > 600 {
+			if vocab == 614 { // of a few values
+				for i, x := range row {
+					row[i] = math.Round(x)
+				}
+			} else if vocab > 600 {
 				row[600], row[17], row[5] = row[3], row[3], math.Copysign(0, -1) // ties
 				row[9], row[11] = math.Inf(-1), 0
 			}

@@ -91,6 +91,7 @@ static inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t s) {
   for (int i = 0; i < 4; i++) out |= uint32_t(both >> 8 * (s >> 4 * i & 7) & 0xff) << 8 * i;
   return out;
 }
+static inline double __dmul_rn(double a, double b) { return a * b; }
 static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
   return (unsigned long long)(((unsigned __int128)a * b) >> 64);
 }

@@ -39,12 +39,12 @@ struct bf16 {
   unsigned short bits;
 };
 
-// The 16 bytes that a thread loads or stores at once, from an address that is a multiple
-// of that (see aligned).
-template <class T> struct alignas(16) Vector {
-  T at[16 / sizeof(T)];
+// What a thread loads or stores at once, 16 bytes unless n says otherwise, from an address
+// that is a multiple of its size.
+template <class T, int n = 16 / sizeof(T)> struct alignas(n * sizeof(T)) Vector {
+  T at[n];
 };
-__device__ inline bool aligned(const void *p) { return u64(p) % 16 == 0; }
+__device__ inline bool aligned(const void *p, int bytes = 16) { return u64(p) % bytes == 0; }
 
 // pack rounds two floats to a word of bfloat16, the first in its lower half.
 // copy_async begins to copy 16 bytes, or zeros unless they are there, to shared memory.
@@ -102,4 +102,82 @@ template <class T, class Op> __device__ T block_reduce(T v, Op op) {
   for (int i = 1; i < warps; i++) v = op(v, part[i]);
   __syncthreads(); // before part is used again
   return v;
+}
+
+// Rows of n elements are loaded and stored four at a time; where they are not `even`, all
+// rows at a multiple of four elements, one by one, by the same threads in the same order.
+template <class T> __device__ inline bool even(const T *p, int n) { return n % 4 == 0 && aligned(p, 4 * sizeof(T)); }
+
+// get4 loads elements i … i + 3 of n, `beyond` for those that are not there.
+template <class T> __device__ inline void get4(float v[4], const T *x, i64 i, i64 n, bool even, float beyond = 0) {
+  if (even && i < n) {
+    const Vector<T, 4> four = *reinterpret_cast<const Vector<T, 4> *>(x + i);
+    for (int k = 0; k < 4; k++) v[k] = get(&four.at[k]);
+  } else {
+    for (int k = 0; k < 4; k++) v[k] = i + k < n ? get(x + i + k) : beyond;
+  }
+}
+template <class T> __device__ inline void put4(T *x, const float v[4], i64 i, i64 n, bool even) {
+  if (even && i < n) {
+    Vector<T, 4> four;
+    for (int k = 0; k < 4; k++) put(&four.at[k], v[k]);
+    *reinterpret_cast<Vector<T, 4> *>(x + i) = four;
+  } else {
+    for (int k = 0; k < 4; k++)
+      if (i + k < n) put(x + i + k, v[k]);
+  }
+}
+
+// each4 calls f(i, x[i … i + 3]) for all of a row, shared among the block's threads, each in
+// ascending order; beyond the row's n elements x is -∞. Several loads are under way at a time.
+template <class T, class F> __device__ inline void each4(const T *x, int n, F f) {
+  const int ahead = 4, step = blockDim.x * 4;
+  const bool whole = even(x, n);
+  for (i64 base = threadIdx.x * 4; base < n; base += ahead * step) {
+    float v[ahead][4];
+#pragma unroll
+    for (int a = 0; a < ahead; a++) get4(v[a], x, base + a * step, n, whole, negative_infinity());
+#pragma unroll
+    for (int a = 0; a < ahead; a++)
+      if (base + a * step < n) f(int(base) + a * step, v[a]);
+  }
+}
+
+// The softmax of a row: its largest element, Σ exp(x - max) and Σ exp(x - max)·(x - max).
+struct Softmax {
+  double sum, dot;
+  float max;
+  // rescale is to a larger maximum. The sum's product is spelled out, so that every kernel
+  // has the same bits.
+  __device__ void rescale(float to) {
+    if (sum > 0) {
+      const double d = double(max) - double(to), f = exp(d);
+      dot = f * (dot + sum * d);
+      sum = __dmul_rn(sum, f);
+    }
+    max = to;
+  }
+};
+
+// softmax reads a row once, by a block; every thread gets the row's. A NaN makes the sum
+// one, and so does +∞.
+template <class T> __device__ inline Softmax softmax(const T *x, int n) {
+  Softmax s = {0, 0, negative_infinity()};
+  each4(x, n, [&](int, const float v[4]) {
+    float most = s.max, sum = 0, dot = 0;
+    for (int k = 0; k < 4; k++) most = v[k] > most ? v[k] : most;
+    if (most > s.max) s.rescale(most);
+    for (int k = 0; k < 4; k++) {
+      if (v[k] == negative_infinity()) continue;
+      const float z = v[k] - s.max, e = expf(z);
+      sum += e;
+      if (e > 0) dot += e * z;
+    }
+    s.sum += double(sum);
+    s.dot += double(dot);
+  });
+  s.rescale(block_reduce(s.max, Max()));
+  s.sum = block_reduce(s.sum, Sum());
+  s.dot = block_reduce(s.dot, Sum());
+  return s;
 }

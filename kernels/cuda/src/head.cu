@@ -2,8 +2,7 @@
 // ever exists: the caller multiplies, these kernels keep the running softmax.
 #include "common.cuh"
 
-// Running statistics of a row: the maximum so far, Σ exp(x - max), Σ exp(x - max)·(x - max),
-// and the target's logit.
+// A row's softmax so far, and the target's logit.
 struct Row {
   double sum, dot;
   float max, target;
@@ -13,30 +12,22 @@ struct Row {
 template <class T> __device__ void head_update(const T *logits, const i64 *target, int n, int first, Row *rows) {
   const i64 row = blockIdx.x;
   const T *x = logits + row * n;
-  float max = negative_infinity();
-  for (int i = threadIdx.x; i < n; i += blockDim.x) max = get(x + i) > max ? get(x + i) : max;
-  max = block_reduce(max, Max());
-  const Row old = rows[row];
-  const float to = first > 0 && old.max > max ? old.max : max;
-  double sum = 0, dot = 0;
-  for (int i = threadIdx.x; i < n; i += blockDim.x) {
-    const float z = get(x + i) - to;
-    const double e = double(expf(z));
-    sum += e;
-    if (e > 0) dot += e * z;
-  }
-  sum = block_reduce(sum, Sum());
-  dot = block_reduce(dot, Sum());
+  Softmax now = softmax(x, n);
   if (threadIdx.x) return;
-  Row now = {sum, dot, to, old.target};
-  if (first > 0 && old.sum > 0) {
-    const double d = double(old.max) - double(to), f = exp(d);
-    now.sum += old.sum * f;
-    now.dot += f * (old.dot + old.sum * d);
+  float logit = 0;
+  if (first > 0) {
+    const Row was = rows[row];
+    Softmax before = {was.sum, was.dot, was.max};
+    const float most = now.max > before.max ? now.max : before.max;
+    before.rescale(most);
+    now.rescale(most);
+    now.sum += before.sum;
+    now.dot += before.dot;
+    logit = was.target;
   }
   const int at = int(target[row] - first);
-  if (at >= 0 && at < n) now.target = get(x + at);
-  rows[row] = now;
+  if (at >= 0 && at < n) logit = get(x + at);
+  rows[row] = {now.sum, now.dot, now.max, logit};
 }
 
 // A thread a row: log-probability of the target, entropy in nats, log of the denominator.
@@ -56,8 +47,12 @@ __device__ void head_backward(T *logits, const i64 *target, const float *lse, co
   T *x = logits + row * n;
   const float s = lse[row], gr = g[row];
   const int at = int(target[row] - first);
-  for (int i = threadIdx.x; i < n; i += blockDim.x)
-    put(x + i, gr == 0 ? 0.f : (i == at ? gr : 0.f) - gr * expf(get(x + i) - s));
+  const bool whole = even(x, n);
+  each4(x, n, [&](int i, const float v[4]) {
+    float out[4];
+    for (int k = 0; k < 4; k++) out[k] = gr == 0 ? 0.f : (i + k == at ? gr : 0.f) - gr * expf(v[k] - s);
+    put4(x, out, i, n, whole);
+  });
 }
 
 #define HEAD(T, name)                                                                                                   \

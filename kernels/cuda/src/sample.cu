@@ -14,7 +14,10 @@ struct Request {
 // of them fit.
 #define WEIGHT_BITS 44
 __device__ inline u64 weight(float z, float max, float inverse) {
-  return u64(double(expf((z - max) * inverse)) * double(u64(1) << WEIGHT_BITS));
+  const u32 bits = __float_as_uint(expf((z - max) * inverse)); // at most 1
+  const int shift = int(bits >> 23) - (127 + 23 - WEIGHT_BITS);
+  const u64 mantissa = (bits & 0x7fffffu) | 0x800000u;
+  return shift >= 0 ? mantissa << shift : shift > -24 ? mantissa >> -shift : 0;
 }
 
 // order maps floats to integers that compare alike.
@@ -30,42 +33,53 @@ __device__ inline bool within(u32 key, int i, u32 limit, int first_out) {
   return key > limit || (key == limit && i < first_out);
 }
 
+// A pass of the radix search looks at DIGIT bits of the keys, in three passes at all.
+#define DIGIT 11
+#define BINS (1 << DIGIT)
+#define PIECE 2048 // ids; a vocabulary of 2^19 has no more than 256
+
+// Sums of weights by digit: the words of each apart, since no GPU adds 64 bits to shared
+// memory at once.
+struct Bins {
+  u32 low[BINS], high[BINS];
+  __device__ u64 at(int i) const { return u64(high[i]) << 32 | low[i]; }
+  __device__ void add(int i, u64 w) {
+    const u32 was = atomicAdd(&low[i], u32(w)), carry = was + u32(w) < was;
+    if (u32(w >> 32) + carry) atomicAdd(&high[i], u32(w >> 32) + carry);
+  }
+};
+
 // One block of 256 threads a row of V logits. Writes the token, or -1 where the row
 // has a NaN or no finite maximum; its log-probability under the softmax of the
 // logits as they are; and under the distribution that it was drawn from.
 KERNEL void sample_f32(const float *logits, const Request *requests, int V, int *token, float *logprob, float *sampled) {
   const int B = 256, t = threadIdx.x;
-  __shared__ u64 bins[256];
-  __shared__ u64 found_mass;
+  __shared__ Bins bins;
+  __shared__ u64 sums[256];
+  __shared__ u64 found_mass, found_last;
   __shared__ u32 found_key;
   __shared__ int found_id;
   const i64 row = blockIdx.x;
   const float *x = logits + row * V;
   const Request r = requests[row];
 
-  float max = negative_infinity();
-  int nans = 0;
-  for (int i = t; i < V; i += B) {
-    nans += x[i] != x[i];
-    max = x[i] > max ? x[i] : max;
-  }
-  max = block_reduce(max, Max());
-  nans = block_reduce(nans, Sum());
-  if (nans || !finite(max)) {
+  const Softmax all = softmax(x, V);
+  const float max = all.max;
+  if (all.sum != all.sum || !finite(max)) {
     if (t == 0) {
       token[row] = -1;
       logprob[row] = sampled[row] = 0;
     }
     return;
   }
-  double total = 0;
-  for (int i = t; i < V; i += B) total += double(expf(x[i] - max));
-  const double lse = log(block_reduce(total, Sum()));
+  const double lse = log(all.sum);
 
   if (!(r.temperature > 0)) {
     int best = V;
-    for (int i = t; i < V; i += B)
-      if (x[i] == max && i < best) best = i;
+    each4(x, V, [&](int i, const float v[4]) {
+      for (int k = 3; k >= 0; k--)
+        if (v[k] == max && i + k < best) best = i + k;
+    });
     best = -block_reduce(-best, Max());
     if (t == 0) {
       token[row] = best;
@@ -86,56 +100,69 @@ KERNEL void sample_f32(const float *logits, const Request *requests, int V, int 
     u64 want = u64(r.top_k);
     if (!by_count) {
       u64 mass = 0;
-      for (int i = t; i < V; i += B)
-        if (within(order(x[i]), i, limit, first_out)) mass += weight(x[i], max, inverse);
+      each4(x, V, [&](int i, const float v[4]) {
+        for (int k = 0; k < 4; k++)
+          if (within(order(v[k]), i + k, limit, first_out)) mass += weight(v[k], max, inverse);
+      });
       mass = block_reduce(mass, Sum());
       const double goal = double(r.top_p) * double(mass);
       want = u64(goal);
       want += double(want) < goal; // the smallest set that reaches it
       if (want == 0) want = 1;
     }
-    // Radix search for the key at which the best tokens add up to want: eight bits a pass.
+    // Radix search for the key at which the best tokens add up to want.
     u32 prefix = 0, known = 0;
-    u64 above = 0; // of the tokens with a larger prefix
-    for (int shift = 24; shift >= 0; shift -= 8) {
-      bins[t] = 0;
+    u64 above = 0, same = 0; // of the tokens with a larger prefix; with this one
+    for (int shift = 32 - DIGIT; shift > -DIGIT; shift -= DIGIT) {
+      const int low = shift > 0 ? shift : 0, width = shift + DIGIT - low; // the last digit is shorter
+      for (int i = t; i < BINS; i += B) bins.low[i] = bins.high[i] = 0;
       __syncthreads();
-      for (int i = t; i < V; i += B) {
-        const u32 key = order(x[i]);
-        if ((key & known) != prefix || !within(key, i, limit, first_out)) continue;
-        atomicAdd(&bins[(key >> shift) & 255], by_count ? u64(1) : weight(x[i], max, inverse));
-      }
+      each4(x, V, [&](int i, const float v[4]) {
+        for (int k = 0; k < 4; k++) {
+          const u32 key = order(v[k]);
+          if (i + k >= V || (key & known) != prefix || !within(key, i + k, limit, first_out)) continue;
+          bins.add((key >> low) & ((1 << width) - 1), by_count ? u64(1) : weight(v[k], max, inverse));
+        }
+      });
       __syncthreads();
-      if (t == 0) {
-        int bin = 255;
-        u64 sum = above;
-        while (bin > 0 && sum + bins[bin] < want) sum += bins[bin--];
-        found_key = prefix | (u32(bin) << shift);
+      // Which thread's stretch of the bins, and then which of these?
+      const int each = BINS / B, first = t * each;
+      u64 mine = 0, sum = above;
+      for (int i = 0; i < each; i++) mine += bins.at(first + i);
+      sums[t] = mine;
+      __syncthreads();
+      for (int i = B - 1; i > t; i--) sum += sums[i];
+      if (sum < want && (sum + mine >= want || t == 0)) {
+        int bin = first + each - 1;
+        while (bin > first && sum + bins.at(bin) < want) sum += bins.at(bin--);
+        found_key = prefix | (u32(bin) << low);
         found_mass = sum;
+        found_last = bins.at(bin);
       }
       __syncthreads();
       prefix = found_key;
       above = found_mass;
-      known |= u32(255) << shift;
+      same = found_last;
+      known |= ((1u << width) - 1) << low;
     }
-    // All tokens of this key weigh the same; how many of them are needed, in id order?
+    // All tokens of this key weigh the same. Unless all are needed: how many, in id order?
     const u64 each = by_count ? 1 : weight(__uint_as_float(prefix & 0x80000000u ? prefix ^ 0x80000000u : ~prefix), max, inverse);
-    const u64 need = each ? (want - above + each - 1) / each : u64(V);
+    const u64 need = each && same > want - above ? (want - above + each - 1) / each : u64(V);
     const int old_limit_same = prefix == limit;
-    int last = V; // ids at or beyond this are out
+    int last = old_limit_same ? first_out : V; // ids at or beyond this are out
     u64 seen = 0;
-    for (int base = 0; base < V && seen < need; base += B) {
+    for (int base = 0; base < V && need < u64(V) && seen < need; base += B) {
       const int i = base + t;
       const int hit = i < V && order(x[i]) == prefix && (!old_limit_same || i < first_out);
       const u64 hits = block_reduce(u64(hit), Sum());
       if (seen + hits >= need) {
         // The one that fills the need is in this stretch.
-        bins[t] = u64(hit);
+        sums[t] = u64(hit);
         __syncthreads();
         if (t == 0) {
           u64 n = seen;
           int j = 0;
-          while (n < need) n += bins[j++];
+          while (n < need) n += sums[j++];
           found_id = base + j;
         }
         __syncthreads();
@@ -148,45 +175,58 @@ KERNEL void sample_f32(const float *logits, const Request *requests, int V, int 
   }
   const u64 floor = r.min_p > 0 ? u64(double(r.min_p) * double(u64(1) << WEIGHT_BITS)) : 0;
 
-  // Each warp owns a stretch of ids; what they keep is added up per warp, in order.
-  const int warp = t / 32, lane = t % 32, warps = B / 32;
-  const int stretch = ((V + warps - 1) / warps + 31) / 32 * 32, lo = warp * stretch, hi = lo + stretch < V ? lo + stretch : V;
-  u64 mine = 0;
-  for (int i = lo + lane; i < hi; i += 32) {
-    const u64 w = weight(x[i], max, inverse);
-    if (w >= floor && within(order(x[i]), i, limit, first_out)) mine += w;
+  const auto kept_weight = [&](float z, int i) -> u64 {
+    const u64 w = weight(z, max, inverse);
+    return w >= floor && within(order(z), i, limit, first_out) ? w : 0;
+  };
+
+  // What the tokens of each piece of the vocabulary weigh, a warp a piece.
+  const int warp = t / 32, lane = t % 32, pieces = (V + PIECE - 1) / PIECE;
+  const bool whole = even(x, V);
+  for (int p = warp; p < pieces; p += B / 32) {
+    u64 mine = 0;
+#pragma unroll 4
+    for (int i = p * PIECE + lane * 4; i < (p + 1) * PIECE; i += 32 * 4) {
+      float v[4];
+      get4(v, x, i, V, whole, negative_infinity());
+      for (int k = 0; k < 4; k++) mine += kept_weight(v[k], i + k);
+    }
+    mine = warp_reduce(mine, Sum());
+    if (lane == 0) sums[p] = mine;
   }
-  mine = warp_reduce(mine, Sum());
-  if (lane == 0) bins[warp] = mine;
   __syncthreads();
   u64 kept = 0, before = 0;
-  for (int i = 0; i < warps; i++) {
-    if (i < warp) before += bins[i];
-    kept += bins[i];
-  }
-  // The token at which the sum passes u·kept.
+  for (int p = 0; p < pieces; p++) kept += sums[p];
+  // The token at which the sum passes u·kept: its piece, its lane's share of that, itself.
   const u64 u = r.draw;
   const u64 want = (__umul64hi(u, kept) << 11) | ((u * kept) >> 53);
-  if (want >= before && want < before + mine) {
-    u64 sum = before;
-    for (int base = lo; base < hi; base += 32) {
-      const int i = base + lane;
-      u64 w = 0;
-      if (i < hi) {
-        w = weight(x[i], max, inverse);
-        if (!(w >= floor && within(order(x[i]), i, limit, first_out))) w = 0;
-      }
-      u64 upto = w; // inclusive sum over the lanes
-      for (int d = 1; d < 32; d *= 2) {
-        const u64 other = __shfl_up_sync(FULL_WARP, upto, d);
-        if (lane >= d) upto += other;
-      }
-      if (sum + upto - w <= want && want < sum + upto) {
-        token[row] = i;
-        logprob[row] = float(double(x[i]) - double(max) - lse); // as head.cu has it
-        sampled[row] = float(log(double(w) / double(kept)));
-      }
-      sum += __shfl_sync(FULL_WARP, upto, 31);
+  if (warp) return;
+  int p = 0;
+  while (p + 1 < pieces && want >= before + sums[p]) before += sums[p++];
+  const int share = PIECE / 32, first = p * PIECE + lane * share;
+  u64 mine = 0;
+#pragma unroll 4
+  for (int i = first; i < first + share; i += 4) {
+    float v[4];
+    get4(v, x, i, V, whole, negative_infinity());
+    for (int k = 0; k < 4; k++) mine += kept_weight(v[k], i + k);
+  }
+  u64 upto = mine; // inclusive sum over the lanes
+  for (int d = 1; d < 32; d *= 2) {
+    const u64 other = __shfl_up_sync(FULL_WARP, upto, d);
+    if (lane >= d) upto += other;
+  }
+  u64 sum = before + upto - mine;
+  if (want < sum || want >= sum + mine) return;
+  for (int i = first; i < V; i++) {
+    const u64 w = kept_weight(x[i], i);
+    if (want >= sum + w) {
+      sum += w;
+      continue;
     }
+    token[row] = i;
+    logprob[row] = float(double(x[i]) - double(max) - lse); // as head.cu has it
+    sampled[row] = float(log(double(w) / double(kept)));
+    return;
   }
 }
