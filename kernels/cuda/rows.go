@@ -15,11 +15,19 @@ func RMSNormHeads(m Machine, t DType, x, weight, rstd Pointer, rows, n, d, ld in
 
 func rmsNorm(m Machine, t, out DType, x, residual, weight, y, rstd Pointer, rows, heads, d, ld int, eps float64) error {
 	check("RMSNorm", rows > 0 && heads > 0 && heads <= maxRows && d > 0, "%d rows of %d heads of %d", rows, heads, d)
+	// A thread has four elements at a time. Narrow rows are a warp's each.
+	across, threads := warps(ceil(d, 4)), warps(ceil(d, 4))
+	if d <= warpWidth {
+		across, threads = 32, maxThreads
+	}
 	return m.Launch(Launch{
-		Kernel: "rms_norm_" + t.to(out), Grid: [3]int{rows, heads, 1}, Threads: warps(d),
-		Args: []Arg{ptr(x), ptr(residual), ptr(weight), ptr(y), ptr(rstd), i32(d), i32(ld), f32(eps)},
+		Kernel: "rms_norm_" + t.to(out), Grid: [3]int{ceil(rows, threads/across), heads, 1}, Threads: threads,
+		Args: []Arg{ptr(x), ptr(residual), ptr(weight), ptr(y), ptr(rstd), i32(rows), i32(d), i32(ld), i32(across), f32(eps)},
 	})
 }
+
+// warpWidth is the largest width of a row that one warp normalises.
+const warpWidth = 256
 
 // maxRows is the largest y or z of a grid.
 const maxRows = 65535
@@ -29,7 +37,7 @@ const maxRows = 65535
 func SwiGLU(m Machine, t, out DType, gateUp, y Pointer, rows, d int) error {
 	return eachRows(rows, func(first, n int) error {
 		return m.Launch(Launch{
-			Kernel: "swiglu_" + t.to(out), Grid: [3]int{ceil(d, maxThreads), n, 1}, Threads: maxThreads,
+			Kernel: "swiglu_" + t.to(out), Grid: [3]int{ceil(d, 4*maxThreads), n, 1}, Threads: maxThreads,
 			Args: []Arg{ptr(gateUp.At(first*2*d, t.Size())), ptr(y.At(first*d, out.Size())), i32(d)},
 		})
 	})
@@ -39,7 +47,7 @@ func SwiGLU(m Machine, t, out DType, gateUp, y Pointer, rows, d int) error {
 func SwiGLUBackward(m Machine, t DType, gateUp, dy Pointer, rows, d int) error {
 	return eachRows(rows, func(first, n int) error {
 		return m.Launch(Launch{
-			Kernel: "swiglu_backward_" + t.String(), Grid: [3]int{ceil(d, maxThreads), n, 1}, Threads: maxThreads,
+			Kernel: "swiglu_backward_" + t.String(), Grid: [3]int{ceil(d, 4*maxThreads), n, 1}, Threads: maxThreads,
 			Args: []Arg{ptr(gateUp.At(first*2*d, t.Size())), ptr(dy.At(first*d, t.Size())), i32(d)},
 		})
 	})

@@ -175,7 +175,7 @@ func dtypes(f func(t cuda.DType)) {
 func testRMSNorm(b bench) {
 	const eps = 1e-6
 	dtypes(func(t cuda.DType) {
-		for _, d := range []int{1, 40, 600} {
+		for _, d := range []int{1, 40, 255, 600, 3001, 4096} {
 			const rows = 3
 			x, xs := b.putAs(t, b.normal(rows*d, 1))
 			res, rs := b.putAs(t, b.normal(rows*d, 1))
@@ -306,7 +306,7 @@ func testRMSNormBackward(b bench) {
 
 func testSwiGLU(b bench) {
 	dtypes(func(t cuda.DType) {
-		for _, d := range []int{1, 300} {
+		for _, d := range []int{1, 300, 1101} {
 			const rows = 2
 			gateUp, gu := b.putAs(t, b.normal(rows*2*d, 3))
 			dy, ds := b.putAs(t, b.normal(rows*d, 1))
@@ -381,7 +381,7 @@ func testObjective(b bench) {
 }
 
 func testOptimizer(b bench) {
-	sizes := []int{5, 4096, 9000} // the last without a copy in bfloat16
+	sizes := []int{5, 4096, 4099, 9000} // the last without a copy in bfloat16
 	const clip = 0.5
 	type tensor struct {
 		cuda.Param
@@ -392,13 +392,16 @@ func testOptimizer(b bench) {
 	for i, n := range sizes {
 		var t tensor
 		t.N, t.Decay = n, 0.1*float64(i)
-		if i < 2 {
+		if i < 3 {
 			t.Weight = b.room(n * 2)
 		}
 		t.Master, t.p = b.putAs(cuda.F32, b.normal(n, 1))
 		t.Mean, t.m = b.putAs(cuda.F32, make([]float64, n))
 		t.Square, t.v = b.putAs(cuda.F32, make([]float64, n))
 		t.Grad = b.room(n * 4)
+		if i == 2 { // at no multiple of 16 bytes
+			t.Grad, t.Weight = b.room(n*4+4).At(1, 4), b.room(n*2+2).At(1, 2)
+		}
 		all, params = append(all, t), append(params, t.Param)
 	}
 	o, err := cuda.NewOptimizer(b.m, params)

@@ -27,15 +27,24 @@ KERNEL void adamw(const Tensor *tensors, const Share *shares, float scale, doubl
   const Tensor T = tensors[s.tensor];
   const u64 end = s.begin + CHUNK < T.n ? s.begin + CHUNK : T.n;
   const float shrink = float(1 - decay * double(T.decay));
-  for (u64 i = s.begin + threadIdx.x; i < end; i += blockDim.x) {
-    const float g = T.grad[i] * scale;
-    const float m = T.mean[i] + take1 * (g - T.mean[i]);
-    const float v = T.square[i] * beta2 + take2 * g * g;
-    const float p = T.master[i] * shrink - step * (m / (sqrtf(v) / root2 + eps));
-    T.mean[i] = m;
-    T.square[i] = v;
-    T.master[i] = p;
-    if (T.weight) put(T.weight + i, p);
+  const bool whole = aligned(T.master) && aligned(T.mean) && aligned(T.square) && aligned(T.grad) && aligned(T.weight, 8);
+  for (u64 i = s.begin + threadIdx.x * 4; i < end; i += blockDim.x * 4) {
+    const bool four = whole && i + 4 <= end;
+    float g[4], m[4], v[4], p[4];
+    get4(g, T.grad, i, end, four);
+    get4(m, T.mean, i, end, four);
+    get4(v, T.square, i, end, four);
+    get4(p, T.master, i, end, four);
+    for (int k = 0; k < 4; k++) {
+      g[k] *= scale;
+      m[k] += take1 * (g[k] - m[k]);
+      v[k] = v[k] * beta2 + take2 * g[k] * g[k];
+      p[k] = p[k] * shrink - step * (m[k] / (sqrtf(v[k]) / root2 + eps));
+    }
+    put4(T.mean, m, i, end, four);
+    put4(T.square, v, i, end, four);
+    put4(T.master, p, i, end, four);
+    if (T.weight) put4(T.weight, p, i, end, four);
   }
 }
 
@@ -44,8 +53,14 @@ KERNEL void grad_squares(const Tensor *tensors, const Share *shares, double *par
   const Share s = shares[blockIdx.x];
   const Tensor T = tensors[s.tensor];
   const u64 end = s.begin + CHUNK < T.n ? s.begin + CHUNK : T.n;
+  const bool whole = aligned(T.grad);
   double sum = 0;
-  for (u64 i = s.begin + threadIdx.x; i < end; i += blockDim.x) sum += double(T.grad[i]) * double(T.grad[i]);
+#pragma unroll 4
+  for (u64 i = s.begin + threadIdx.x * 4; i < end; i += blockDim.x * 4) {
+    float g[4];
+    get4(g, T.grad, i, end, whole && i + 4 <= end);
+    for (int k = 0; k < 4; k++) sum += double(g[k]) * double(g[k]);
+  }
   sum = block_reduce(sum, Sum());
   if (threadIdx.x == 0) part[blockIdx.x] = sum;
 }

@@ -3,26 +3,38 @@
 
 __device__ inline float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
-// y = silu(gate)·up. Grid: x over D, y over rows.
+// y = silu(gate)·up. Grid: x over D, y over rows; a thread four columns.
 template <class T, class Y> __device__ void swiglu(const T *gate_up, Y *y, int D) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  const int i = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
   const i64 row = blockIdx.y;
   if (i >= D) return;
+  const bool even_in = even(gate_up, D), even_y = even(y, D);
   const T *gate = gate_up + row * 2 * D, *up = gate + D;
-  const float g = get(gate + i);
-  put(y + row * D + i, g * sigmoid(g) * get(up + i));
+  float g[4], u[4];
+  get4(g, gate, i, D, even_in);
+  get4(u, up, i, D, even_in);
+  for (int k = 0; k < 4; k++) u[k] = g[k] * sigmoid(g[k]) * u[k];
+  put4(y + row * D, u, i, D, even_y);
 }
 
 // gate_up becomes its own gradient, given that of y.
 template <class T> __device__ void swiglu_backward(T *gate_up, const T *dy, int D) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  const int i = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
   const i64 row = blockIdx.y;
   if (i >= D) return;
+  const bool even_in = even(gate_up, D), even_y = even(dy, D);
   T *gate = gate_up + row * 2 * D, *up = gate + D;
-  const float g = get(gate + i), u = get(up + i), d = get(dy + row * D + i);
-  const float s = sigmoid(g);
-  put(up + i, d * g * s);
-  put(gate + i, d * u * (s + g * s * (1 - s)));
+  float g[4], u[4], d[4];
+  get4(g, gate, i, D, even_in);
+  get4(u, up, i, D, even_in);
+  get4(d, dy + row * D, i, D, even_y);
+  for (int k = 0; k < 4; k++) {
+    const float s = sigmoid(g[k]), t = d[k] * u[k];
+    u[k] = d[k] * g[k] * s;
+    g[k] = t * (s + g[k] * s * (1 - s));
+  }
+  put4(up, u, i, D, even_in);
+  put4(gate, g, i, D, even_in);
 }
 
 KERNEL void swiglu_f32(const float *gate_up, float *y, int D) { swiglu(gate_up, y, D); }
