@@ -119,7 +119,7 @@ func (c *benchCmd) Run(ctx context.Context, o output) (err error) {
 		return b.policy.Save(c.Save, b.options.DType)
 	}
 	b.result.Device, b.result.Workers = b.policy.Device().String(), b.policy.Workers().Size()
-	b.result.CacheToken = model.CacheBlock(b.policy.Config()) / native.BlockTokens
+	b.result.CacheToken = b.policy.CacheBlock() / native.BlockTokens
 	for _, param := range b.policy.Parameters() {
 		b.result.Parameters += param.Tensor.Len()
 	}

@@ -161,8 +161,10 @@ func (ps *processes) follow(ctx context.Context, o output) error {
 		return err
 	}
 	defer g.Close()
+	free := func() {}
+	defer func() { free() }()
 	return learner.Follow(ctx, ps.group, func(s *rpc.Server) {
-		learner.Serve(s, p.Policy, ps.group)
+		free = learner.Serve(s, p.Policy, ps.group)
 		rpc.Handle(s, "generate", g.Generate)
 		rpc.Handle(s, "release", func(_ context.Context, id string) (bool, error) {
 			g.Release(id)

@@ -194,11 +194,11 @@ func (c *trainCmd) train(ctx context.Context, o output, conf config, ps *process
 		return sum, err
 	}
 	defer func() { err = errors.Join(err, t.Close()) }()
-	l, closeReference, err := newLearner(ctx, t, conf, ps)
+	l, closeLearner, err := newLearner(ctx, t, conf, ps)
 	if err != nil {
 		return sum, err
 	}
-	defer closeReference()
+	defer closeLearner()
 
 	view := ui.NewProgress(o.err, t.generator.InFlight)
 	defer view.Close()
@@ -280,11 +280,15 @@ func newLearner(ctx context.Context, t *setup, conf config, ps *processes) (trai
 	}
 	l.Base = conf.Model
 	if conf.Train.Loss.KLCoef == 0 {
-		return l, func() {}, nil
+		return l, l.Close, nil
 	}
 	frozen, err := model.Load(conf.Model, model.Options{Workers: conf.Policy.workers(), Device: t.policy.Device()})
 	if err != nil {
+		l.Close()
 		return nil, nil, fmt.Errorf("reference policy of train.loss.kl_coef: %w", err)
 	}
-	return learner.WithReference{Learner: l, Frozen: frozen}, frozen.Close, nil
+	return learner.WithReference{Learner: l, Frozen: frozen}, func() {
+		frozen.Close()
+		l.Close()
+	}, nil
 }

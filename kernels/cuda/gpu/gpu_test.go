@@ -3,6 +3,7 @@
 package gpu
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"regexp"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/ssr-go/ssr/kernels/cuda"
 	"github.com/ssr-go/ssr/kernels/cuda/cudatest"
@@ -166,6 +168,34 @@ func TestRing(t *testing.T) {
 				t.Fatalf("rank %d: [%d] = %v, want %v", i, j, got, want)
 			}
 		}
+	}
+}
+
+// TestRingEnds: a call that nobody answers ends with its context, and the ring with it;
+// a closed ring fails. It needs two GPUs.
+func TestRingEnds(t *testing.T) {
+	devices, why := Devices()
+	if len(devices) < 2 {
+		t.Skip("needs two GPUs: " + why)
+	}
+	ring, err := NewRing([]int{0, 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ring.Close()
+	v := torch.CUDA(0).New(torch.Gradients, torch.Float32, 10)
+	defer v.Free()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := ring.AllGather(ctx, 0, v, []int{0, 5, 10}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without rank 1: %v", err)
+	}
+	if err := ring.AllGather(t.Context(), 0, v, []int{0, 5, 10}); !errors.Is(err, errEnded) {
+		t.Errorf("after that: %v", err)
+	}
+	ring.Close()
+	if err := ring.ReduceScatter(t.Context(), 0, v, []int{0, 5, 10}); !errors.Is(err, errEnded) {
+		t.Errorf("closed: %v", err)
 	}
 }
 

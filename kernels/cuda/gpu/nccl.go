@@ -24,21 +24,28 @@ import (
 // devices, in NCCL's order.
 type Ring struct {
 	world   int
-	members map[int]member // those of this process, by rank
-	end     sync.Once
+	members map[int]*member // those of this process, by rank
+	calls   sync.WaitGroup  // in progress
+	mutex   sync.Mutex
+	ended   bool
+	free    sync.Once
 }
+
+// errEnded is what operations of a ring return once one of them was broken off, or the
+// ring was closed.
+var errEnded = errors.New("the ring has ended")
 
 // member is a GPU in a ring. Its operations wait for what libtorch has queued, and for
 // nothing that it queues later: they have a stream of their own.
 type member struct {
 	*Machine
-	comm   unsafe.Pointer
+	comm   unsafe.Pointer // nil until it has joined
 	stream cu.Stream
 	queued cu.Event
 }
 
-func newMember(number int) (member, error) {
-	m := member{Machine: &Machine{device: number}}
+func newMember(number int) (*member, error) {
+	m := &member{Machine: &Machine{device: number}}
 	err := m.on(func(cu.Stream) (err error) {
 		if m.stream, err = cu.MakeStream(cu.NonBlocking); err == nil {
 			m.queued, err = cu.MakeEvent(cu.DisableTiming)
@@ -46,9 +53,23 @@ func newMember(number int) (member, error) {
 		return err
 	})
 	if err != nil {
-		return m, fmt.Errorf("gpu: device %d: a stream: %w", number, err)
+		m.free()
+		return nil, fmt.Errorf("gpu: device %d: a stream: %w", number, err)
 	}
 	return m, nil
+}
+
+// free gives back what newMember took. A ring ends where it fails, and cannot be mended.
+func (m *member) free() {
+	_ = m.on(func(cu.Stream) error {
+		if m.queued != (cu.Event{}) {
+			_ = cu.DestroyEvent(&m.queued)
+		}
+		if m.stream != (cu.Stream{}) {
+			_ = m.stream.Destroy()
+		}
+		return nil
+	})
 }
 
 // NewRing joins the GPUs of these numbers, no two alike; rank i is numbers[i].
@@ -56,7 +77,6 @@ func NewRing(numbers []int) (*Ring, error) {
 	if len(numbers) == 0 {
 		return nil, errors.New("gpu: a ring of no GPU")
 	}
-	ordinals, comms := make([]C.int, len(numbers)), make([]unsafe.Pointer, len(numbers))
 	for i, number := range numbers {
 		if err := known(number); err != nil {
 			return nil, err
@@ -64,19 +84,23 @@ func NewRing(numbers []int) (*Ring, error) {
 		if slices.Contains(numbers[:i], number) {
 			return nil, fmt.Errorf("gpu: GPU number %d is given twice; NCCL needs one for each rank", number)
 		}
-		ordinals[i] = C.int(number)
 	}
-	if why := C.ssr_nccl_init(&comms[0], C.int(len(numbers)), &ordinals[0]); why != nil {
-		return nil, fmt.Errorf("gpu: NCCL over %d GPUs: %s", len(numbers), C.GoString(why))
-	}
-	r := &Ring{world: len(numbers), members: map[int]member{}}
+	r := &Ring{world: len(numbers), members: map[int]*member{}}
+	ordinals, comms := make([]C.int, len(numbers)), make([]unsafe.Pointer, len(numbers))
 	for i, number := range numbers {
 		m, err := newMember(number)
 		if err != nil {
+			r.Close()
 			return nil, err
 		}
+		ordinals[i], r.members[i] = C.int(number), m
+	}
+	if why := C.ssr_nccl_init(&comms[0], C.int(len(numbers)), &ordinals[0]); why != nil {
+		r.Close()
+		return nil, fmt.Errorf("gpu: NCCL over %d GPUs: %s", len(numbers), C.GoString(why))
+	}
+	for i, m := range r.members {
 		m.comm = comms[i]
-		r.members[i] = m
 	}
 	return r, nil
 }
@@ -113,9 +137,10 @@ func JoinRing(id []byte, number, rank, world int) (*Ring, error) {
 		return nil
 	})
 	if err != nil {
+		m.free()
 		return nil, fmt.Errorf("gpu: NCCL, rank %d of %d: %w", rank, world, err)
 	}
-	return &Ring{world: world, members: map[int]member{rank: m}}, nil
+	return &Ring{world: world, members: map[int]*member{rank: m}}, nil
 }
 
 // known says what keeps a GPU from being used.
@@ -130,13 +155,52 @@ func known(number int) error {
 	return fmt.Errorf("gpu: no GPU number %d: %s", number, why)
 }
 
-// Close ends the ring; a call in progress fails.
+// Close ends the ring and frees its streams. A call in progress fails; Close waits for it.
 func (r *Ring) Close() {
-	r.end.Do(func() {
+	r.abort()
+	r.calls.Wait()
+	r.free.Do(func() {
 		for _, m := range r.members {
-			C.ssr_nccl_abort(m.comm)
+			m.free()
 		}
 	})
+}
+
+// abort ends the ring's communicators, and with them what waits in one.
+func (r *Ring) abort() {
+	r.mutex.Lock()
+	was := r.ended
+	r.ended = true
+	r.mutex.Unlock()
+	if was {
+		return
+	}
+	for _, m := range r.members {
+		if m.comm != nil {
+			C.ssr_nccl_abort(m.comm)
+		}
+	}
+}
+
+// begin counts a call of the ring, unless that has ended.
+func (r *Ring) begin() error {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	if r.ended {
+		return errEnded
+	}
+	r.calls.Add(1)
+	return nil
+}
+
+// whole says that the ring has not ended.
+func (r *Ring) whole() error {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	if r.ended {
+		return errEnded
+	}
+	return nil
 }
 
 // bucket is how many elements are queued at a time: 16 MB of float32, long enough to be
@@ -189,8 +253,22 @@ func (r *Ring) run(ctx context.Context, what string, rank int, queue func(stream
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	m := r.members[rank]
-	err := m.on(func(libtorch cu.Stream) error {
+	err := r.begin()
+	if err == nil {
+		defer r.calls.Done()
+		err = r.members[rank].run(ctx, r.abort, queue)
+	}
+	if err == nil {
+		err = r.whole() // an operation that was broken off ends as others do
+	}
+	if err != nil {
+		return fmt.Errorf("gpu: rank %d of %d: %s: %w", rank, r.world, what, err)
+	}
+	return nil
+}
+
+func (m *member) run(ctx context.Context, abort func(), queue func(stream unsafe.Pointer) *C.char) error {
+	return m.on(func(libtorch cu.Stream) error {
 		s := m.stream
 		if err := m.queued.Record(libtorch); err != nil {
 			return err
@@ -208,14 +286,10 @@ func (r *Ring) run(ctx context.Context, what string, rank int, queue func(stream
 			}
 			select {
 			case <-ctx.Done():
-				r.Close()
+				abort()
 				return ctx.Err()
 			case <-time.After(pause):
 			}
 		}
 	})
-	if err != nil {
-		return fmt.Errorf("gpu: rank %d of %d: %s: %w", rank, r.world, what, err)
-	}
-	return nil
 }

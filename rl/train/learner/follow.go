@@ -122,8 +122,9 @@ type (
 )
 
 // Serve lets the learner of rank 0 train a policy of this process as one of its
-// replicas. The policy is made with model.Options.Shard of this rank.
-func Serve(s *rpc.Server, p *model.Policy, g *c10d.Group) {
+// replicas. The policy is made with model.Options.Shard of this rank. It returns
+// what frees, when the learner calls no more, the sums of gradients between GPUs.
+func Serve(s *rpc.Server, p *model.Policy, g *c10d.Group) (free func()) {
 	r, between := replica{p}, &processes{Group: g}
 	var running atomic.Pointer[accumulation]
 	end := func() { // of an accumulation that was broken off
@@ -182,6 +183,11 @@ func Serve(s *rpc.Server, p *model.Policy, g *c10d.Group) {
 		return factsOf(p), err
 	})
 	rpc.HandleStream(s, "shard", func(w io.Writer) error { return p.WriteShard(w) })
+	return func() {
+		if between.ring != nil {
+			between.ring.Close()
+		}
+	}
 }
 
 func factsOf(p *model.Policy) facts {

@@ -35,6 +35,7 @@ type Learner struct {
 	group
 	policies  []*model.Policy // the replicas in this process
 	elsewhere []elsewhere     // those after them
+	ring      ring            // that the learner is to close, or nil
 	tokenizer *token.Tokenizer
 	// Base names, for the readers of a saved adapter, the model it belongs to.
 	Base string
@@ -61,6 +62,13 @@ var (
 	_ train.Replicated = (*Learner)(nil)
 )
 
+// Close frees what sums gradients between GPUs. The policies are closed after it.
+func (l *Learner) Close() {
+	if l.ring != nil {
+		l.ring.Close()
+	}
+}
+
 // New returns a learner of one policy, which stays the caller's to close.
 func New(p *model.Policy, t *token.Tokenizer) *Learner {
 	l, err := NewReplicated([]*model.Policy{p}, t)
@@ -84,7 +92,8 @@ func NewReplicated(policies []*model.Policy, t *token.Tokenizer) (*Learner, erro
 	}
 	l := &Learner{policies: policies, tokenizer: t}
 	var err error
-	if l.group, err = join(policies); err != nil {
+	if l.group, err = l.join(policies); err != nil {
+		l.Close()
 		return nil, fmt.Errorf("learner: %w", err)
 	}
 	return l, nil

@@ -29,6 +29,7 @@ func NewDistributed(ctx context.Context, p *model.Policy, t *token.Tokenizer, g 
 	}
 	l := &Learner{policies: []*model.Policy{p}, tokenizer: t}
 	if err := l.distribute(ctx, g, clients); err != nil {
+		l.Close()
 		return nil, fmt.Errorf("learner: %w", err)
 	}
 	return l, nil
@@ -60,6 +61,7 @@ func (l *Learner) distribute(ctx context.Context, g *c10d.Group, clients []*rpc.
 	if err := between.meet(ctx, l.policies[0].Device(), others); err != nil {
 		return g.Fail(err)
 	}
+	l.ring = between.ring
 	joined, err := newGroup(all, between)
 	l.group = ending{joined, g}
 	return err
@@ -266,7 +268,7 @@ func (r *remote) standIn(first *model.Policy) (*model.Policy, func(), error) {
 // operations begin there, in Reduce and Update.
 type processes struct {
 	*c10d.Group
-	ring replicas.Reducer[*torch.Tensor] // of GPUs
+	ring ring // of GPUs, or nil
 }
 
 func (p processes) ReduceScatter(ctx context.Context, rank int, vector *torch.Tensor, bounds []int) error {

@@ -11,12 +11,19 @@ import (
 	"github.com/ssr-go/ssr/rl/train/replicas"
 )
 
+// ring is a Reducer between GPUs.
+type ring interface {
+	replicas.Reducer[*torch.Tensor]
+	Close()
+}
+
 // join makes policies of one process a group.
-func join(policies []*model.Policy) (group, error) {
+func (l *Learner) join(policies []*model.Policy) (group, error) {
 	reducer, err := reducerOf(policies)
 	if err != nil {
 		return nil, err
 	}
+	l.ring, _ = reducer.(ring)
 	all := make([]replicas.Replica[*torch.Tensor], len(policies))
 	for i, p := range policies {
 		all[i] = replica{p}

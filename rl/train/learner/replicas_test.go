@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/ssr-go/ssr/kernels/collective"
+	"github.com/ssr-go/ssr/kernels/cuda"
+	"github.com/ssr-go/ssr/kernels/cuda/gpu"
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
 	"github.com/ssr-go/ssr/model/safetensors"
@@ -38,8 +40,12 @@ func newReplicas(t *testing.T, n int, o model.Options) []*model.Policy {
 	t.Helper()
 	o.Workers = 1
 	var all []*model.Policy
+	number, onGPUs := o.Device.GPU()
 	for i := range n {
 		o.Shard = model.Shard{Index: i, Of: n}
+		if onGPUs {
+			o.Device, o.Kernels = torch.CUDA(number+i), kernels(t, number+i)
+		}
 		p, err := model.New(shape, 7, o)
 		if err != nil {
 			t.Fatal(err)
@@ -64,7 +70,46 @@ func newReplicated(t *testing.T, n int, o model.Options) *Learner {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(l.Close)
 	return l
+}
+
+// kernels are those of a GPU.
+func kernels(t *testing.T, number int) cuda.Machine {
+	t.Helper()
+	m, err := gpu.Open(number)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// TestReplicasOnGPUs: two replicas on a GPU each, with their gradients whole and in shards,
+// are those on the CPU after three steps, within 2e-4; see TestReplicasTrainAlike.
+func TestReplicasOnGPUs(t *testing.T) {
+	if devices, why := gpu.Devices(); len(devices) < 2 {
+		t.Skip("needs two GPUs: " + why)
+	}
+	for name, o := range map[string]model.Options{"whole": {}, "shards": {ShardGradient: true}} {
+		t.Run(name, func(t *testing.T) {
+			wantFigures, want, _ := trained(t, 2, o, 3)
+			o.Device = torch.CUDA(0)
+			figures, files, _ := trained(t, 2, o, 3)
+			for i, x := range figures {
+				if !(math.Abs(x-wantFigures[i]) <= 2e-4*math.Abs(wantFigures[i])) {
+					t.Errorf("losses and norms %v, on the CPU %v", figures, wantFigures)
+				}
+			}
+			for file, b := range want {
+				if !strings.HasSuffix(file, ".safetensors") {
+					continue
+				}
+				if d := apart(t, files[file], b); !(d <= 2e-4) {
+					t.Errorf("%s: %.1e apart", file, d)
+				}
+			}
+		})
+	}
 }
 
 // drawn are seven micro-batches of random sequences.
