@@ -16,7 +16,7 @@ pure = ./kernels/device/... ./kernels/collective ./kernels/cuda ./kernels/cuda/c
 # The packages that are linked with libtorch.
 native = ./kernels/native/... ./kernels/torch/... ./kernels/collective/c10d ./kernels/cuda/emulate ./model ./model/engine/... ./model/budget ./rl/train/learner/... ./cmd/...
 
-.PHONY: help setup build demo test test-pure test-race test-cuda gpu-check verify lint bench clean
+.PHONY: help setup build demo test test-pure test-race test-cuda test-gpu-check gpu-check verify lint bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -43,6 +43,9 @@ test-race: ## the pure packages, under the race detector
 
 test-cuda: ## the CUDA build: compiled and linked, its kernels to PTX, and on a GPU where one is
 	@CUDA=1 scripts/test-cuda.sh
+
+test-gpu-check: setup ## the GPU check's reports, and a rehearsal of what it measures
+	@scripts/test-gpu-check.sh
 
 gpu-check: ## all that needs a GPU, with a report; without one a rehearsal on the CPU
 	@scripts/gpu/check.sh
