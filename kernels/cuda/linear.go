@@ -2,23 +2,32 @@ package cuda
 
 import "fmt"
 
-// linearTile is TILE of linear.cu.
-const linearTile = 64
-
 // Linear computes y [R, N] = x [R, C] @ Wᵀ + bias, or adds it to y, so that no row
 // depends on the others. W is [N, C] of t; x, to be rounded to that, y and bias [N] are
 // float32. bias may be 0. scratch is LinearScratch bytes.
 func Linear(m Machine, t DType, x, w, bias, y Pointer, rows, n, c int, add bool, scratch Pointer) error {
+	check("Linear", rows > 0 && n > 0 && c > 0, "[%d, %d] by [%d, %d]", rows, c, n, c)
 	if t == BF16 {
 		return TilingOf(rows, n, c).Linear(m, x, w, bias, y, rows, n, c, add, scratch)
 	}
-	check("Linear", rows > 0 && n > 0 && c > 0, "[%d, %d] by [%d, %d]", rows, c, n, c)
-	return eachRows(ceil(rows, linearTile), func(first, count int) error {
-		first *= linearTile
+	high, wide, threads := 16, 32, 128
+	switch {
+	case ceil(rows, 128)*ceil(n, 128) >= fullGrid:
+		high, wide, threads = 128, 128, 256
+	case ceil(rows, 64)*ceil(n, 64) >= fullGrid:
+		high, wide, threads = 64, 64, 256
+	}
+	return linearTiles(m, fmt.Sprintf("linear_f32_%dx%d", high, wide), high, wide, threads, x, w, bias, y, rows, n, c, add)
+}
+
+// linearTiles launches a kernel whose blocks compute tiles of high by wide.
+func linearTiles(m Machine, kernel string, high, wide, threads int, x, w, bias, y Pointer, rows, n, c int, add bool) error {
+	return eachRows(ceil(rows, high), func(first, count int) error {
+		first *= high
 		return m.Launch(Launch{
-			Kernel: "linear_f32", Grid: [3]int{ceil(n, linearTile), count, 1}, Threads: 256,
+			Kernel: kernel, Grid: [3]int{ceil(n, wide), count, 1}, Threads: threads,
 			Args: []Arg{
-				ptr(x.At(first*c, 4)), ptr(w), ptr(bias), ptr(y.At(first*n, 4)), i32(min(rows-first, count*linearTile)), i32(n), i32(c), flag(add),
+				ptr(x.At(first*c, 4)), ptr(w), ptr(bias), ptr(y.At(first*n, 4)), i32(min(rows-first, count*high)), i32(n), i32(c), flag(add),
 			},
 		})
 	})
@@ -92,15 +101,7 @@ func (t Tiling) Linear(m Machine, x, w, bias, y Pointer, rows, n, c int, add boo
 	check("Linear", rows > 0 && n > 0 && c > 0, "[%d, %d] by [%d, %d]", rows, c, n, c)
 	name := fmt.Sprintf("linear_bf16_%dx%d", t.Rows, t.Columns)
 	if t.Rows == 16 {
-		return eachRows(ceil(rows, t.Rows), func(first, count int) error {
-			first *= t.Rows
-			return m.Launch(Launch{
-				Kernel: name, Grid: [3]int{ceil(n, t.Columns), count, 1}, Threads: 32 * LinearChains,
-				Args: []Arg{
-					ptr(x.At(first*c, 4)), ptr(w), ptr(bias), ptr(y.At(first*n, 4)), i32(min(rows-first, count*t.Rows)), i32(n), i32(c), flag(add),
-				},
-			})
-		})
+		return linearTiles(m, name, t.Rows, t.Columns, 32*LinearChains, x, w, bias, y, rows, n, c, add)
 	}
 	check("Linear", scratch != 0 && scratch%16 == 0, "scratch at %#x", scratch)
 	width := blocksOf(c) * linearBlock

@@ -65,7 +65,7 @@ func (b bench) linear(t cuda.DType, tiling cuda.Tiling, x, w, bias, y cuda.Point
 }
 
 func testLinear(b bench) {
-	for _, shape := range [][3]int{{1, 1, 1}, {3, 70, 33}, {17, 60, 300}, {130, 65, 40}} {
+	for _, shape := range [][3]int{{1, 1, 1}, {3, 70, 33}, {17, 60, 300}, {130, 65, 40}, {130, 2816, 24}, {700, 2700, 17}} {
 		dtypes(func(t cuda.DType) {
 			f := b.factors(t, shape[0], shape[1], shape[2])
 			what := fmt.Sprintf("%v %v: ", t, shape)

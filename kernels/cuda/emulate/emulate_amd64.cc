@@ -219,7 +219,7 @@ const std::vector<Entry> &table() {
       ENTRY(attention_bf16_, attention_bf16_64), ENTRY(attention_bf16_, attention_bf16_128), ENTRY(attention_bf16_, attention_join),
       ENTRY(head_, head_update_f32), ENTRY(head_, head_update_bf16), ENTRY(head_, head_finish), ENTRY(head_, head_backward_f32),
       ENTRY(head_, head_backward_bf16),
-      ENTRY(linear_, linear_f32),
+      ENTRY(linear_, linear_f32_16x32), ENTRY(linear_, linear_f32_64x64), ENTRY(linear_, linear_f32_128x128),
       ENTRY(linear_bf16_, linear_round), ENTRY(linear_bf16_, linear_bf16_16x8), ENTRY(linear_bf16_, linear_bf16_16x16),
       ENTRY(linear_bf16_, linear_bf16_16x32), ENTRY(linear_bf16_, linear_bf16_64x64), ENTRY(linear_bf16_, linear_bf16_128x128),
       ENTRY(linear_bf16_, linear_join),
