@@ -4,9 +4,9 @@
 //
 // A row's order of sums is fixed by its keys alone. Keys are visited a step of 16 or, with
 // smaller heads, 32 at a time, with a running maximum; each `split` of them has a result of
-// its own, and these are joined in ascending order. A step without a key that the row sees changes nothing. So a row has
-// the same bits whatever shares its tile, and whether one warp goes through all splits or
-// each split has a warp.
+// its own, and these are joined in ascending order. A step without a key that the row sees
+// changes nothing. So a row has the same bits whatever shares its tile, and whether one
+// warp goes through all splits or each split has a warp.
 #include "common.cuh"
 
 constexpr int page = 32, split = 128; // keys
