@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -85,7 +84,7 @@ func (c *trainCmd) lead(ctx context.Context, o output, ps *processes) error {
 	if err != nil {
 		return err
 	}
-	weights := filepath.Join(summary.Checkpoint, "weights")
+	weights := train.Weights(summary.Checkpoint)
 	if c.JSON {
 		return printJSON(o.out, map[string]any{
 			"run": conf.Run, "steps": summary.Steps, "version": summary.Version, "skipped_updates": summary.Skipped,
@@ -253,14 +252,11 @@ func startModel(conf config) (string, error) {
 	if conf.Policy.LoRA != nil {
 		return conf.Model, nil
 	}
-	found, err := filepath.Glob(filepath.Join(conf.Run, "checkpoints", "step-*", "weights"))
-	if err != nil {
-		return "", err
+	last, err := train.LastCheckpoint(conf.Run)
+	if errors.Is(err, fs.ErrNotExist) {
+		return conf.Model, nil
 	}
-	if len(found) > 0 {
-		return slices.Max(found), nil
-	}
-	return conf.Model, nil
+	return train.Weights(last), err
 }
 
 // poolDir is where the run's bugs are: its own folder, or a fixed pool.

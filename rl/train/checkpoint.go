@@ -49,9 +49,9 @@ func openCheckpoints(dir string, keep int) (*checkpoints, error) {
 	if err := os.MkdirAll(c.dir, 0o755); err != nil {
 		return nil, err
 	}
-	leftovers, err := filepath.Glob(filepath.Join(c.dir, asidePrefix+"*"))
-	for _, path := range leftovers {
-		err = errors.Join(err, os.RemoveAll(path))
+	leftovers, err := entries(c.dir, asidePrefix, "")
+	for _, name := range leftovers {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(c.dir, name)))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("clear unfinished checkpoints: %w", err)
@@ -61,17 +61,10 @@ func openCheckpoints(dir string, keep int) (*checkpoints, error) {
 
 // names lists the checkpoints, oldest first.
 func (c *checkpoints) names() ([]string, error) {
-	entries, err := os.ReadDir(c.dir)
+	names, err := entries(c.dir, stepPrefix, "")
 	if err != nil {
 		return nil, fmt.Errorf("list checkpoints: %w", err)
 	}
-	var names []string
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), "step-") {
-			names = append(names, e.Name())
-		}
-	}
-	slices.Sort(names)
 	return names, nil
 }
 

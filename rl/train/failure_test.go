@@ -3,6 +3,7 @@ package train
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,6 +62,29 @@ func TestFailuresSurface(t *testing.T) {
 			}
 			sameRuns(t, calm, dir)
 		})
+	}
+}
+
+// A run's folder may have any name, also one that is a pattern.
+func TestFolderNames(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run [1]*")
+	if _, _, _, err := play(t, Options{Settings: testSettings(2), Dir: dir}, nil); err != nil {
+		t.Fatal(err)
+	}
+	left := filepath.Join(dir, checkpointsName, asidePrefix+"step-000003")
+	if err := os.Mkdir(left, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, err := play(t, Options{Settings: testSettings(3), Dir: dir, Resume: true}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an unfinished checkpoint is left: %v", err)
+	}
+	steps := map[int]bool{}
+	err := Trajectories(dir, func(step int, _ Finished) error { steps[step] = true; return nil })
+	if err != nil || len(steps) != 3 {
+		t.Errorf("trajectories of steps %v, %v", steps, err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/ssr-go/ssr/internal/atomicfile"
@@ -26,7 +27,8 @@ const (
 	trajectoriesName = "trajectories"
 	checkpointsName  = "checkpoints"
 	batchesName      = "batches"
-	stepPattern      = "step-%06d"
+	stepPrefix       = "step-"
+	stepPattern      = stepPrefix + "%06d"
 )
 
 // ErrLocked is wrapped when another process trains in the same folder.
@@ -64,6 +66,21 @@ func recordBatch(dir string, step int, r *rl.Recorded) error {
 		return err
 	}
 	return atomicfile.WriteBytes(filepath.Join(folder, fmt.Sprintf(stepPattern+".json", step)), data)
+}
+
+// entries are the names in dir with a prefix and a suffix, sorted; none where there is
+// no such folder.
+func entries(dir, prefix, suffix string) (names []string, err error) {
+	all, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, e := range all {
+		if strings.HasPrefix(e.Name(), prefix) && strings.HasSuffix(e.Name(), suffix) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
 }
 
 // syncTree makes every file and folder under dir durable.

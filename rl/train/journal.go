@@ -28,10 +28,11 @@ type journal struct {
 const (
 	skippableMagic = 0x184D2A50
 	frameHeader    = 4 + 4 + 8 // magic, content size, content: the next frame's size
+	journalSuffix  = ".jsonl.zst"
 )
 
 func journalPath(dir string, step int) string {
-	return filepath.Join(dir, trajectoriesName, fmt.Sprintf(stepPattern+".jsonl.zst", step))
+	return filepath.Join(dir, trajectoriesName, fmt.Sprintf(stepPattern+journalSuffix, step))
 }
 
 // openJournal returns what the step's journal holds, cuts off a torn end, and
@@ -144,16 +145,17 @@ func latest(records []Finished) []Finished {
 // Trajectories calls yield with every group that a run has finished, step by
 // step. It may be used while the run goes on.
 func Trajectories(dir string, yield func(step int, f Finished) error) error {
-	paths, err := filepath.Glob(filepath.Join(dir, trajectoriesName, "step-*.jsonl.zst"))
+	folder := filepath.Join(dir, trajectoriesName)
+	names, err := entries(folder, stepPrefix, journalSuffix)
 	if err != nil {
 		return fmt.Errorf("train: %w", err)
 	}
-	for _, path := range paths { // sorted by name, hence by step
+	for _, name := range names { // sorted, hence by step
 		var step int
-		if _, err := fmt.Sscanf(filepath.Base(path), stepPattern+".jsonl.zst", &step); err != nil {
+		if _, err := fmt.Sscanf(name, stepPattern+journalSuffix, &step); err != nil {
 			continue
 		}
-		records, _, err := readJournal(path)
+		records, _, err := readJournal(filepath.Join(folder, name))
 		if err != nil {
 			return fmt.Errorf("train: %w", err)
 		}
