@@ -40,7 +40,7 @@ type Tokens struct {
 	// ratios are taken against (see Settings.Anchor).
 	Logprobs, Anchors []float64
 	// Rollouts and References are those of the policies that sampled, and of the
-	// frozen reference.
+	// frozen reference, which a batch has where the expression asks for Inputs.Reference.
 	Rollouts, References []float64
 	Advantages           []float64
 	// Offsets bound the sequences: sequence s is [Offsets[s], Offsets[s+1]), empty
@@ -188,7 +188,9 @@ func (in *Inputs) anchor() *gorgonia.Node {
 	return in.stored("anchor", func(t *Tokens) []float64 { return t.Anchors })
 }
 
-func (in *Inputs) reference() *gorgonia.Node {
+// Reference is the log-probability under the frozen reference. An objective that asks
+// for it is given one, and finds it in Tokens.References, too.
+func (in *Inputs) Reference() *gorgonia.Node {
 	in.needsReferences = true
 	return in.stored("reference", func(t *Tokens) []float64 { return t.References })
 }

@@ -70,6 +70,9 @@ func (o *graphObjective) Idle(s Sequence) bool {
 	return o.eval.expression.Scaled && !slices.ContainsFunc(advantages, func(a float64) bool { return a != 0 })
 }
 
+// NeedsReference implements Referring.
+func (o *graphObjective) NeedsReference() bool { return o.eval.first.in.needsReferences }
+
 // prepare checks b and loads it.
 func (o *graphObjective) prepare(b Batch) error {
 	if err := o.check(b); err != nil {

@@ -48,7 +48,7 @@ func (k KLEstimator) value(d float64) float64 {
 
 // node is the estimate as an expression.
 func (k KLEstimator) node(in *Inputs) *gorgonia.Node {
-	d := in.Clamp(sub(in.Logprob(), in.reference()), -maxLogRatio, maxLogRatio)
+	d := in.Clamp(sub(in.Logprob(), in.Reference()), -maxLogRatio, maxLogRatio)
 	switch k {
 	case K1:
 		return d

@@ -168,7 +168,8 @@ func allObjectives(t *testing.T) map[string]*graphObjective {
 }
 
 // differentiable says whether the gradient is that of the loss as it is. Others
-// hold a factor constant that follows the policy, by their definition.
+// hold a factor constant that follows the policy, by their definition: their names
+// begin with one of these.
 func differentiable(label string) bool {
 	for _, held := range []string{"cispo", "clip_cov", "kl_cov", "k1+", "k3+", "entropy", "reinforce/", "ppo/mask", "ipa"} {
 		if strings.HasPrefix(label, held) || strings.Contains(label, "/"+held) {
@@ -249,7 +250,7 @@ func TestGradientOfTheLoss(t *testing.T) {
 						}
 						continue
 					}
-					atKink(t, fmt.Sprint("token ", i), res.Grad[i], func(x float64) float64 {
+					atKink(t, fmt.Sprintf("token %d (if %s holds a factor constant by definition, name it in differentiable)", i, name), res.Grad[i], func(x float64) float64 {
 						moved := b
 						moved.Logprobs = slices.Clone(b.Logprobs)
 						moved.Logprobs[i] += x

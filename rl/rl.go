@@ -67,4 +67,19 @@ type Selective interface {
 	Idle(s Sequence) bool
 }
 
-var _ Selective = (*graphObjective)(nil)
+// Referring is implemented by objectives that may read a reference policy.
+type Referring interface {
+	// NeedsReference says that a batch without ReferenceLogprobs is refused.
+	NeedsReference() bool
+}
+
+// NeedsReference says whether o reads a reference policy's log-probabilities.
+func NeedsReference(o Objective) bool {
+	r, ok := o.(Referring)
+	return ok && r.NeedsReference()
+}
+
+var (
+	_ Selective = (*graphObjective)(nil)
+	_ Referring = (*graphObjective)(nil)
+)

@@ -99,7 +99,7 @@ func (c config) memory(shape model.Config, r room, ps *processes) (budget.Plan, 
 		Model: shape, Options: o, Replicas: c.Policy.Replicas, MicroBatch: c.Train.TokenBudget, Longest: c.Episodes.Limits.Context,
 		Engine:    &engine.Options{MaxSequences: c.Policy.Batch, CacheBytes: c.Policy.CacheBytes},
 		Rescores:  c.Train.Rescores(),
-		Reference: c.Train.Loss.KLCoef != 0, Device: r.device,
+		Reference: c.Train.NeedsReference(), Device: r.device,
 	})
 }
 

@@ -275,13 +275,13 @@ func newLearner(ctx context.Context, t *setup, conf config, ps *processes) (trai
 		return nil, nil, err
 	}
 	l.Base = conf.Model
-	if conf.Train.Loss.KLCoef == 0 {
+	if !conf.Train.NeedsReference() {
 		return l, l.Close, nil
 	}
 	frozen, err := model.Load(conf.Model, model.Options{Workers: conf.Policy.workers(), Device: t.policy.Device()})
 	if err != nil {
 		l.Close()
-		return nil, nil, fmt.Errorf("reference policy of train.loss.kl_coef: %w", err)
+		return nil, nil, fmt.Errorf("reference policy of train.objective: %w", err)
 	}
 	return learner.WithReference{Learner: l, Frozen: frozen}, func() {
 		frozen.Close()

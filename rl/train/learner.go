@@ -40,7 +40,7 @@ type Learner interface {
 type GradientFunc func(i int, logprobs, entropies []float64) (gradient []float64, err error)
 
 // Reference is implemented by learners that can score tokens under a frozen
-// reference policy, which objectives with a KL coefficient need.
+// reference policy, which objectives need that measure the divergence from it.
 type Reference interface {
 	// ReferenceLogprobs returns one vector for each batch, as Accumulate would give it to fn.
 	ReferenceLogprobs(ctx context.Context, batches []rl.Packed) ([][]float64, error)

@@ -53,6 +53,13 @@ func (s Settings) Rescores() bool {
 	return s.Loss.Anchor == rl.AnchorOld && s.Epochs*s.Minibatches > 1
 }
 
+// NeedsReference says whether the objective reads a frozen reference policy; false where
+// Check refuses it.
+func (s Settings) NeedsReference() bool {
+	o, err := rl.New(s.Objective, s.Loss)
+	return err == nil && rl.NeedsReference(o)
+}
+
 // DefaultSettings are the paper's where it has any (section 3 and, for the
 // gradient clip, its sibling on code world models).
 func DefaultSettings() Settings {

@@ -35,9 +35,9 @@ func newUpdater(l Learner, objective string, loss rl.Settings, s updateSettings)
 	if err != nil {
 		return nil, err
 	}
-	u := &updater{learner: l, objective: o, references: loss.KLCoef > 0, old: loss.Anchor == rl.AnchorOld, updateSettings: s}
+	u := &updater{learner: l, objective: o, references: rl.NeedsReference(o), old: loss.Anchor == rl.AnchorOld, updateSettings: s}
 	if _, ok := l.(Reference); u.references && !ok {
-		return nil, fmt.Errorf("kl_coef is %g, but this learner has no reference policy; set it to 0", loss.KLCoef)
+		return nil, fmt.Errorf("objective %s with kl_coef %g reads a reference policy, but this learner has none; set kl_coef to 0 or name another objective", objective, loss.KLCoef)
 	}
 	return u, nil
 }

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 
+	"gorgonia.org/gorgonia"
+
 	"github.com/ssr-go/ssr/rl"
 )
 
@@ -101,6 +103,48 @@ func TestOldAnchor(t *testing.T) {
 	_, err := Train(context.Background(), Options{Settings: s, Dir: t.TempDir()}, struct{ Learner }{p}, &puzzle{policy: p})
 	if err == nil || !strings.Contains(err.Error(), "a learner that scores") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// referring is a table with a reference policy, which gives every token logprob −1.
+type referring struct{ *table }
+
+func (referring) ReferenceLogprobs(_ context.Context, batches []rl.Packed) ([][]float64, error) {
+	all := make([][]float64, len(batches))
+	for i, b := range batches {
+		all[i] = slices.Repeat([]float64{-1}, len(b.Mask))
+	}
+	return all, nil
+}
+
+// TestReference: an objective that reads the reference has it, whatever its kl_coef, and
+// a learner without one is refused.
+func TestReference(t *testing.T) {
+	var seen []float64
+	rl.Register("referring", rl.Family{
+		Defaults: rl.Settings{Aggregation: rl.TokenMean},
+		Build: func(rl.Settings) (rl.Expression, error) {
+			return rl.Expression{Build: func(in *rl.Inputs) *gorgonia.Node {
+				in.Frozen("seen", func(tokens rl.Tokens, out []float64) { seen = append(seen, tokens.References...) })
+				return gorgonia.Must(gorgonia.Square(gorgonia.Must(gorgonia.Sub(in.Logprob(), in.Reference()))))
+			}}, nil
+		},
+	})
+	s := testSettings(1)
+	s.Objective = "referring"
+	s.Loss, _ = rl.Defaults("referring")
+	if !s.NeedsReference() || testSettings(1).NeedsReference() {
+		t.Error("NeedsReference is true of clip, or false of an objective that reads the reference")
+	}
+	if _, _, _, err := play(t, Options{Settings: s}, nil); err == nil || !strings.Contains(err.Error(), "reads a reference policy") {
+		t.Errorf("a learner without a reference: error %v", err)
+	}
+	p := &table{}
+	if _, err := Train(context.Background(), Options{Settings: s, Dir: t.TempDir()}, referring{p}, &puzzle{policy: p}); err != nil {
+		t.Fatal(err)
+	}
+	if len(seen) == 0 || slices.ContainsFunc(seen, func(x float64) bool { return x != -1 }) {
+		t.Errorf("the reference's log-probabilities are %v, want −1 for every token", seen)
 	}
 }
 
