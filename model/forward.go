@@ -1,6 +1,7 @@
 package model
 
 import (
+	"github.com/ssr-go/ssr/kernels/cuda"
 	"github.com/ssr-go/ssr/kernels/device"
 	"github.com/ssr-go/ssr/kernels/native"
 	"github.com/ssr-go/ssr/kernels/torch"
@@ -127,7 +128,7 @@ func attentionForward(p *Policy, s *torch.Scope, layer int, x *torch.Tensor, pos
 	if a.input != nil {
 		torch.Copy(a.input, x)
 	}
-	norm := p.operands(s, x.Shape()...)
+	norm := p.operands(s, x.Shape()[0], p.config.Hidden)
 	p.ops.rms(x, w.InputNorm, norm, a.rstd1)
 	p.ops.linear(w.QKV, norm, a.qkv, false)
 	p.ops.round(a.qkv)
@@ -152,7 +153,7 @@ func mlpForward(p *Policy, s *torch.Scope, layer int, x *torch.Tensor, a *activa
 	if a.middle != nil {
 		torch.Copy(a.middle, x)
 	}
-	norm := p.operands(s, x.Shape()...)
+	norm := p.operands(s, x.Shape()[0], p.config.Hidden)
 	p.ops.rms(x, w.PostNorm, norm, a.rstd2)
 	p.ops.linear(w.GateUp, norm, a.gateUp, false)
 	p.ops.round(a.gateUp)
@@ -161,19 +162,19 @@ func mlpForward(p *Policy, s *torch.Scope, layer int, x *torch.Tensor, a *activa
 	addProduct(p, s, x, act, w.Down)
 }
 
-// operands is memory for what products take and nothing else does: of bfloat16 where they
-// round it to that.
-func (p *Policy) operands(s *torch.Scope, shape ...int) *torch.Tensor {
-	if p.options.halvesOperands() {
-		return s.Half(shape...)
+// operands is memory for rows that products take and nothing else does: of bfloat16 where
+// they round them to that.
+func (p *Policy) operands(s *torch.Scope, rows, width int) *torch.Tensor {
+	if p.options.halvesOperands(rows, width) {
+		return s.Half(rows, width)
 	}
-	return s.Empty(shape...)
+	return s.Empty(rows, width)
 }
 
-// halvesOperands says whether operands are bfloat16. Adapters' gradients take exact ones,
-// and determinism's products round for themselves.
-func (o Options) halvesOperands() bool {
-	return o.DType == torch.BFloat16 && o.Device != torch.CPU && o.LoRA == nil && !o.Determinism
+// halvesOperands says whether operands are bfloat16. Adapters' gradients take exact ones.
+func (o Options) halvesOperands(rows, width int) bool {
+	return o.DType == torch.BFloat16 && o.Device != torch.CPU && o.LoRA == nil &&
+		(o.Kernels == nil || cuda.LinearTakes(cuda.BF16, rows, width))
 }
 
 // addProduct adds y @ Wᵀ to the residual stream.

@@ -69,23 +69,25 @@ func (k *onKernels) words(n int) *torch.Tensor {
 func (k *onKernels) shared(*device.Team) operations { return k }
 
 func (k *onKernels) linear(l Linear, x, y *torch.Tensor, add bool) {
-	if !k.invariant {
-		k.onDevice.linear(l, x, y, add)
-		return
-	}
 	rows, out, in, dtype := x.Shape()[0], l.W.Shape()[0], l.W.Shape()[1], cuda.F32
-	if k.half {
-		dtype = cuda.BF16
-	}
 	if rows == 0 {
 		return
 	}
+	// Of few rows a library's product would be three launches more: rounding, the bias, the
+	// sum with what is there.
+	if !k.invariant && !(k.half && rows <= cuda.FewRows) {
+		k.onDevice.linear(l, x, y, add)
+		return
+	}
+	if k.half {
+		dtype = cuda.BF16
+	}
 	var scratch *torch.Tensor
-	if bytes := cuda.LinearScratch(dtype, rows, out, in); bytes > 0 {
+	if bytes := cuda.LinearScratch(dtype, kindOf(x), rows, out, in); bytes > 0 {
 		scratch = k.words(bytes / 4)
 		defer scratch.Free()
 	}
-	must("Linear", cuda.Linear(k.m, dtype, at(x), at(k.matrix(l)), at(l.Bias), at(y), rows, out, in, add, at(scratch)))
+	must("Linear", cuda.Linear(k.m, dtype, kindOf(x), at(x), at(k.matrix(l)), at(l.Bias), at(y), rows, out, in, add, at(scratch)))
 }
 
 func (k *onKernels) rms(x, weight, y, rstd *torch.Tensor) {

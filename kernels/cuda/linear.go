@@ -3,12 +3,14 @@ package cuda
 import "fmt"
 
 // Linear computes y [R, N] = x [R, C] @ Wᵀ + bias, or adds it to y, so that no row
-// depends on the others. W is [N, C] of t; x, to be rounded to that, y and bias [N] are
-// float32. bias may be 0. scratch is LinearScratch bytes.
-func Linear(m Machine, t DType, x, w, bias, y Pointer, rows, n, c int, add bool, scratch Pointer) error {
+// depends on the others. W is [N, C] of t; x, of the type of, is float32, to be rounded to
+// t, or what LinearTakes; y and bias [N] are float32. bias may be 0. scratch is LinearScratch
+// bytes.
+func Linear(m Machine, t, of DType, x, w, bias, y Pointer, rows, n, c int, add bool, scratch Pointer) error {
 	check("Linear", rows > 0 && n > 0 && c > 0, "[%d, %d] by [%d, %d]", rows, c, n, c)
+	check("Linear", of == F32 || t == BF16 && LinearTakes(of, rows, c), "%v by %v, [%d, %d]", of, t, rows, c)
 	if t == BF16 {
-		return TilingOf(rows, n, c).Linear(m, x, w, bias, y, rows, n, c, add, scratch)
+		return TilingOf(rows, n, c).Linear(m, of, x, w, bias, y, rows, n, c, add, scratch)
 	}
 	high, wide, threads := 16, 32, 128
 	switch {
@@ -33,12 +35,18 @@ func linearTiles(m Machine, kernel string, high, wide, threads int, x, w, bias, 
 	})
 }
 
+// LinearTakes says whether Linear by a W of bfloat16 takes rows of x of that type: all but
+// FewRows of float32, if their width is even.
+func LinearTakes(of DType, rows, c int) bool {
+	return of == F32 || rows > FewRows && c%linearBlock == 0
+}
+
 // LinearScratch is the bytes that Linear needs beside its operands; it may be 0.
-func LinearScratch(t DType, rows, n, c int) int {
+func LinearScratch(t, of DType, rows, n, c int) int {
 	if t == F32 {
 		return 0
 	}
-	return TilingOf(rows, n, c).Scratch(rows, n, c)
+	return TilingOf(rows, n, c).Scratch(of, rows, n, c)
 }
 
 // Tiling is how a product of bfloat16 is cut up for a launch. The bits of the result do
@@ -53,6 +61,8 @@ type Tiling struct {
 }
 
 const (
+	// FewRows is how many a product takes in the time in which W is read.
+	FewRows     = 16
 	linearBlock = 32 // BLOCK of linear_bf16.cu
 	// LinearChains is how many sums an element of a product of bfloat16 is cut into.
 	LinearChains = 8
@@ -61,17 +71,16 @@ const (
 	fullGrid = 128
 )
 
-// TilingOf is the tiling for a shape. Up to 16 rows a product takes the time in which W is
-// read, for which tiles must be many; from then on that of the tensor cores, for which
-// they must be large.
+// TilingOf is the tiling for a shape. Of FewRows tiles must be many; of more they must be
+// large, for the tensor cores.
 func TilingOf(rows, n, c int) Tiling {
 	tiles := func(r, c int) int { return ceil(rows, r) * ceil(n, c) }
 	switch {
 	case rows <= 4 && n <= 16*fullGrid:
 		return Tiling{16, 8, 1}
-	case rows <= 16 && n <= 32*fullGrid:
+	case rows <= FewRows && n <= 32*fullGrid:
 		return Tiling{16, 16, 1}
-	case rows <= 16:
+	case rows <= FewRows:
 		return Tiling{16, 32, 1}
 	case tiles(128, 128) >= fullGrid:
 		return Tiling{128, 128, 1}
@@ -85,11 +94,13 @@ func blocksOf(c int) int { return ceil(c, linearBlock) }
 
 // Scratch is the bytes that Linear needs beside its operands: for x in bfloat16, and for
 // the chains' sums where several blocks share a tile's.
-func (t Tiling) Scratch(rows, n, c int) int {
-	if t.Rows == 16 {
+func (t Tiling) Scratch(of DType, rows, n, c int) (bytes int) {
+	if t.Rows == FewRows {
 		return 0
 	}
-	bytes := rows * blocksOf(c) * linearBlock * 2
+	if of == F32 {
+		bytes = rows * blocksOf(c) * linearBlock * 2
+	}
 	if t.Parts > 1 {
 		bytes += chainsOf(c) * rows * n * 4
 	}
@@ -97,31 +108,33 @@ func (t Tiling) Scratch(rows, n, c int) int {
 }
 
 // Linear is cuda.Linear of BF16, with this tiling. scratch begins at a multiple of 16.
-func (t Tiling) Linear(m Machine, x, w, bias, y Pointer, rows, n, c int, add bool, scratch Pointer) error {
-	check("Linear", rows > 0 && n > 0 && c > 0, "[%d, %d] by [%d, %d]", rows, c, n, c)
+func (t Tiling) Linear(m Machine, of DType, x, w, bias, y Pointer, rows, n, c int, add bool, scratch Pointer) error {
 	name := fmt.Sprintf("linear_bf16_%dx%d", t.Rows, t.Columns)
-	if t.Rows == 16 {
+	if t.Rows == FewRows {
 		return linearTiles(m, name, t.Rows, t.Columns, 32*LinearChains, x, w, bias, y, rows, n, c, add)
 	}
-	check("Linear", scratch != 0 && scratch%16 == 0, "scratch at %#x", scratch)
-	width := blocksOf(c) * linearBlock
-	err := eachRows(rows, func(first, count int) error {
-		return m.Launch(Launch{
-			Kernel: "linear_round", Grid: [3]int{ceil(width, 8*maxThreads), count, 1}, Threads: maxThreads,
-			Args: []Arg{ptr(x.At(first*c, 4)), ptr(scratch.At(first*width, 2)), i32(c), i32(width)},
+	if of == F32 {
+		width, rounded := blocksOf(c)*linearBlock, scratch
+		err := eachRows(rows, func(first, count int) error {
+			return m.Launch(Launch{
+				Kernel: "linear_round", Grid: [3]int{ceil(width, 8*maxThreads), count, 1}, Threads: maxThreads,
+				Args: []Arg{ptr(x.At(first*c, 4)), ptr(rounded.At(first*width, 2)), i32(c), i32(width)},
+			})
 		})
-	})
-	if err != nil {
-		return err
+		if err != nil {
+			return err
+		}
+		x, scratch = rounded, rounded.At(rows*width, 2)
 	}
+	check("Linear", x%16 == 0 && scratch%16 == 0, "x at %#x, scratch at %#x", x, scratch)
 	chains, share, part := chainsOf(c), LinearChains, Pointer(0)
 	if t.Parts > 1 {
-		share, part = ceil(chains, t.Parts), scratch.At(rows*width, 2)
+		share, part = ceil(chains, t.Parts), scratch
 	}
-	err = m.Launch(Launch{
+	err := m.Launch(Launch{
 		Kernel: name, Grid: [3]int{ceil(rows, t.Rows) * ceil(n, t.Columns), ceil(chains, share), 1}, Threads: map[int]int{64: 128, 128: 256}[t.Rows],
 		Args: []Arg{
-			ptr(scratch), ptr(w), ptr(bias), ptr(y), i32(rows), i32(n), i32(c), flag(add), ptr(part), i32(share),
+			ptr(x), ptr(w), ptr(bias), ptr(y), i32(rows), i32(n), i32(c), flag(add), ptr(part), i32(share),
 		},
 	})
 	if err != nil || t.Parts == 1 {

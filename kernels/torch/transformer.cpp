@@ -220,7 +220,7 @@ template <class T> void half_product(T &y, const Tensor &a, const Tensor &b, boo
   const Tensor x = a.to(at::kBFloat16), w = b.to(at::kBFloat16);
   auto exact = [&](auto &out) -> decltype(at::mm_out(out, x, w, at::kFloat)) { return at::mm_out(out, x, w, at::kFloat); };
   if constexpr (std::is_invocable_v<decltype(exact), T &>) {
-    if (y.is_cuda()) {
+    if (y.is_cuda() && y.scalar_type() == at::kFloat) {
       T p = add ? at::empty_like(y) : y;
       exact(p);
       if (add) y.add_(p);

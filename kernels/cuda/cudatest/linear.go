@@ -46,9 +46,15 @@ func (b bench) factors(t cuda.DType, rows, n, c int) factors {
 // emulator.
 func (b bench) linear(t cuda.DType, tiling cuda.Tiling, x, w, bias, y cuda.Pointer, rows, n, c int, add bool) {
 	b.Helper()
-	bytes := cuda.LinearScratch(t, rows, n, c)
+	b.linearOf(t, cuda.F32, tiling, x, w, bias, y, rows, n, c, add)
+}
+
+// linearOf is linear of x of a type.
+func (b bench) linearOf(t, of cuda.DType, tiling cuda.Tiling, x, w, bias, y cuda.Pointer, rows, n, c int, add bool) {
+	b.Helper()
+	bytes := cuda.LinearScratch(t, of, rows, n, c)
 	if tiling.Rows > 0 {
-		bytes = tiling.Scratch(rows, n, c)
+		bytes = tiling.Scratch(of, rows, n, c)
 	}
 	var scratch cuda.Pointer
 	if bytes > 0 {
@@ -58,9 +64,9 @@ func (b bench) linear(t cuda.DType, tiling cuda.Tiling, x, w, bias, y cuda.Point
 		defer b.m.Free(scratch)
 	}
 	if tiling.Rows > 0 {
-		b.ok(tiling.Linear(b.m, x, w, bias, y, rows, n, c, add, scratch))
+		b.ok(tiling.Linear(b.m, of, x, w, bias, y, rows, n, c, add, scratch))
 	} else {
-		b.ok(cuda.Linear(b.m, t, x, w, bias, y, rows, n, c, add, scratch))
+		b.ok(cuda.Linear(b.m, t, of, x, w, bias, y, rows, n, c, add, scratch))
 	}
 }
 
@@ -96,7 +102,7 @@ func differs(got, want []float64) int {
 // testLinearTilings: a product of bfloat16 has the same bits by every tiling, from
 // factors at any address, and for a part of its rows.
 func testLinearTilings(b bench) {
-	for _, shape := range [][3]int{{1, 9, 31}, {5, 40, 264}, {16, 70, 600}, {17, 65, 520}, {64, 33, 1100}, {200, 140, 72}} {
+	for _, shape := range [][3]int{{1, 9, 31}, {5, 40, 264}, {16, 70, 600}, {17, 65, 520}, {64, 33, 1100}, {200, 140, 72}, {130, 70, 96}} {
 		f := b.factors(cuda.BF16, shape[0], shape[1], shape[2])
 		size := f.rows * f.n
 		start := get[byte](b, f.y, size*4)
@@ -122,6 +128,17 @@ func testLinearTilings(b bench) {
 				b.linear(cuda.BF16, cuda.Tiling{}, f.x.At(first*f.c, 4), f.w, 0, f.y, rows, f.n, f.c, false)
 				if i := differs(getAs(b, cuda.F32, f.y, rows*f.n), plain[first*f.n:]); i >= 0 {
 					b.Fatalf("%v: [%d] of %d rows from %d on has other bits than among all", shape, i, rows, first)
+				}
+			}
+		}
+		if cuda.LinearTakes(cuda.BF16, f.rows, f.c) {
+			rounded, _ := b.putAs(cuda.BF16, getAs(b, cuda.F32, f.x, f.rows*f.c))
+			for _, t := range tilings {
+				if t.Rows > cuda.FewRows {
+					b.linearOf(cuda.BF16, cuda.BF16, t, rounded, f.w, 0, f.y, f.rows, f.n, f.c, false)
+					if i := differs(getAs(b, cuda.F32, f.y, size), plain); i >= 0 {
+						b.Fatalf("%v by %+v: other bits at %d of rows that are rounded already", shape, t, i)
+					}
 				}
 			}
 		}

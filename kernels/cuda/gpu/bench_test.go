@@ -142,9 +142,9 @@ func BenchmarkKernels(b *testing.B) {
 		for _, r := range []int{1, 8, 16, 64, 256, 4096} {
 			for t, peak := range []*float64{cuda.F32: &peak, cuda.BF16: &tensorRate} {
 				t, n, c := cuda.DType(t), shape[0], shape[1]
-				part := room(max(cuda.LinearScratch(t, r, n, c), 16))
+				part := room(max(cuda.LinearScratch(t, cuda.F32, r, n, c), 16))
 				roofline(fmt.Sprintf("linear_%v/%d rows, %d to %d", t, r, c, n), n*c*t.Size()+r*(n+c)*4, 2*r*n*c, peak, func() error {
-					return cuda.Linear(m, t, scratch, other, 0, scratch.At(1<<30, 1), r, n, c, false, part)
+					return cuda.Linear(m, t, cuda.F32, scratch, other, 0, scratch.At(1<<30, 1), r, n, c, false, part)
 				})
 			}
 		}
