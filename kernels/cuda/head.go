@@ -1,5 +1,10 @@
 package cuda
 
+// softmaxThreads is the block that reads a row of logits for its softmax: the same in
+// scoring and in sampling, so that both have the same sums. A step of few rows has no
+// other threads.
+const softmaxThreads = 512
+
 // HeadRowSize is the bytes of a row's running softmax.
 const HeadRowSize = 24
 
@@ -39,7 +44,7 @@ func (h Head) Score(m Machine, p Product, logprob, entropy, lse Pointer) error {
 			return err
 		}
 		return m.Launch(Launch{
-			Kernel: "head_update_" + h.DType.String(), Grid: [3]int{h.Rows, 1, 1}, Threads: maxThreads,
+			Kernel: "head_update_" + h.DType.String(), Grid: [3]int{h.Rows, 1, 1}, Threads: softmaxThreads,
 			Args: []Arg{ptr(h.Logits), ptr(h.Target), i32(n), i32(first), ptr(h.Stats)},
 		})
 	})

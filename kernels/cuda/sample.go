@@ -28,7 +28,7 @@ const SamplingSize = 24
 func Sample(m Machine, logits, requests Pointer, rows, vocab int, token, logprob, sampled Pointer) error {
 	check("Sample", rows > 0 && vocab > 0 && vocab <= 1<<19, "%d rows of a vocabulary of %d; at most %d", rows, vocab, 1<<19)
 	return m.Launch(Launch{
-		Kernel: "sample_f32", Grid: [3]int{rows, 1, 1}, Threads: 256,
+		Kernel: "sample_f32", Grid: [3]int{rows, 1, 1}, Threads: softmaxThreads,
 		Args: []Arg{ptr(logits), ptr(requests), i32(vocab), ptr(token), ptr(logprob), ptr(sampled)},
 	})
 }

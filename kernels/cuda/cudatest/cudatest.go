@@ -142,7 +142,12 @@ func (b bench) normal(n int, scale float64) []float64 {
 // bits, of which a result may lose the last.
 func (b bench) near(t cuda.DType, what string, got, want []float64) {
 	b.Helper()
-	tolerance := [...]float64{2e-6, 1.0 / 128}[t]
+	b.within([...]float64{2e-6, 1.0 / 128}[t], what, got, want)
+}
+
+// within compares with a reference, relative to its largest value.
+func (b bench) within(tolerance float64, what string, got, want []float64) {
+	b.Helper()
 	largest := 1e-30
 	for _, w := range want {
 		largest = max(largest, math.Abs(w))

@@ -13,6 +13,11 @@ var tilings = []cuda.Tiling{
 	{Rows: 128, Columns: 128, Parts: 1}, {Rows: 128, Columns: 128, Parts: 2},
 }
 
+// tolerance is relative to the largest element of a product. Tensor cores cut what their
+// sums do not hold, where floats round (Fasi et al., Numerical behavior of NVIDIA tensor
+// cores, PeerJ Computer Science 7:e330, 2021).
+func tolerance(t cuda.DType) float64 { return [...]float64{2e-6, 1e-5}[t] }
+
 // factors are those of a product, on the machine and as numbers.
 type factors struct {
 	rows, n, c       int
@@ -73,13 +78,16 @@ func (b bench) linearOf(t, of cuda.DType, tiling cuda.Tiling, x, w, bias, y cuda
 func testLinear(b bench) {
 	for _, shape := range [][3]int{{1, 1, 1}, {3, 70, 33}, {17, 60, 300}, {130, 65, 40}, {130, 2816, 24}, {700, 2700, 17}} {
 		dtypes(func(t cuda.DType) {
+			if t == cuda.BF16 && shape[0]*shape[1] > 1<<16 {
+				return // testLinearTilings takes large tiles of few
+			}
 			f := b.factors(t, shape[0], shape[1], shape[2])
 			what := fmt.Sprintf("%v %v: ", t, shape)
 			b.linear(t, cuda.Tiling{}, f.x, f.w, f.bias, f.y, f.rows, f.n, f.c, true)
-			b.near(cuda.F32, what+"added", getAs(b, cuda.F32, f.y, f.rows*f.n), f.added)
+			b.within(tolerance(t), what+"added", getAs(b, cuda.F32, f.y, f.rows*f.n), f.added)
 			b.linear(t, cuda.Tiling{}, f.x, f.w, 0, f.y, f.rows, f.n, f.c, false)
 			got := getAs(b, cuda.F32, f.y, f.rows*f.n)
-			b.near(cuda.F32, what+"y", got, f.want)
+			b.within(tolerance(t), what+"y", got, f.want)
 			// The last row alone has the same bits.
 			b.linear(t, cuda.Tiling{}, f.x.At((f.rows-1)*f.c, 4), f.w, 0, f.y, 1, f.n, f.c, false)
 			if i := differs(getAs(b, cuda.F32, f.y, f.n), got[(f.rows-1)*f.n:]); i >= 0 {
@@ -116,8 +124,8 @@ func testLinearTilings(b bench) {
 			gotAdded := getAs(b, cuda.F32, f.y, size)
 			if plain == nil {
 				plain, added = got, gotAdded
-				b.near(cuda.F32, what+"y", got, f.want)
-				b.near(cuda.F32, what+"added", gotAdded, f.added)
+				b.within(tolerance(cuda.BF16), what+"y", got, f.want)
+				b.within(tolerance(cuda.BF16), what+"added", gotAdded, f.added)
 			}
 			if i, j := differs(got, plain), differs(gotAdded, added); i >= 0 || j >= 0 {
 				b.Fatalf("%sother bits at %d, or added at %d, than by %+v", what, i, j, tilings[0])
@@ -141,6 +149,9 @@ func testLinearTilings(b bench) {
 					}
 				}
 			}
+		}
+		if f.c%8 > 0 || f.rows > 16 {
+			continue
 		}
 		// One element further on nothing is at a multiple of 16 bytes.
 		x, w := b.room(f.rows*f.c*4+4), b.room(f.n*f.c*2+2)

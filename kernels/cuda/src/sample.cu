@@ -36,7 +36,7 @@ __device__ inline bool within(u32 key, int i, u32 limit, int first_out) {
 // A pass of the radix search looks at DIGIT bits of the keys, in three passes at all.
 #define DIGIT 11
 #define BINS (1 << DIGIT)
-#define PIECE 2048 // ids; a vocabulary of 2^19 has no more than 256
+#define PIECE 2048 // ids; a vocabulary of 2^19 has 256
 
 // Sums of weights by digit: the words of each apart, since no GPU adds 64 bits to shared
 // memory at once.
@@ -49,13 +49,13 @@ struct Bins {
   }
 };
 
-// One block of 256 threads a row of V logits. Writes the token, or -1 where the row
+// One block of 512 threads a row of V logits. Writes the token, or -1 where the row
 // has a NaN or no finite maximum; its log-probability under the softmax of the
 // logits as they are; and under the distribution that it was drawn from.
 KERNEL void sample_f32(const float *logits, const Request *requests, int V, int *token, float *logprob, float *sampled) {
-  const int B = 256, t = threadIdx.x;
+  const int B = 512, t = threadIdx.x;
   __shared__ Bins bins;
-  __shared__ u64 sums[256];
+  __shared__ u64 sums[B];
   __shared__ u64 found_mass, found_last;
   __shared__ u32 found_key;
   __shared__ int found_id;
