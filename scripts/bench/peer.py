@@ -145,6 +145,12 @@ class Peer:
         return {"batch": batch, "prompt": prompt, "new": new, "tokens_per_second": batch * new / (long - short),
                 "prefill_tokens_per_second": batch * prompt / short}
 
+    def tidy(self):
+        """Gives back what an update that failed has left."""
+        self.model.zero_grad(set_to_none=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+
     def update(self, ids, loss):
         """An AdamW step on sequences, a micro-batch at a time: loss is of its logits and which sequences they are of."""
         if self.optimizer is None:
@@ -160,11 +166,13 @@ class Peer:
 
     def patiently(self, f):
         """The best time of f after a first run, keeping activations, or where they do not fit computing them again."""
+        full = False
         try:
             f()
         except torch.cuda.OutOfMemoryError:
-            gc.collect()
-            torch.cuda.empty_cache()
+            full = True  # what it had is not free before the exception has gone
+        if full:
+            self.tidy()
             self.model.gradient_checkpointing_enable()
             self.model.enable_input_require_grads()
             f()
@@ -239,11 +247,12 @@ def measure(tasks, deadline):
                 line |= getattr(peer, kind)(*setting)
             except (RuntimeError, TimeoutError) as error:
                 line["left_out"] = reason(error)
+            if "left_out" in line and peer:
+                peer.tidy()
             yield line
-        del peer
+        peer = None
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
 
 spec = json.loads(sys.argv[1])

@@ -72,15 +72,15 @@ export -f pin
 # What is measured: shapes, batches, tokens of prompts and new ones, sequences and tokens
 # of training steps, and of the GRPO step. Prompts and new tokens make whole contexts.
 shapes=scripts/gpu/shapes
-wide=1,16,64,256 narrow=1,16,64 short=960 long=8128,32704 prefill=15360 new=64 time=1s
+wide=1,16,64,256 narrow=1,16,64 short=960 long=8128 longest=32704 prefill=15360 new=64 time=1s
 packed='--train 16,1 --length 1024,16384' packed_long='--train 64,4 --length 1024,16384' packed_one='--train 16 --length 1024' rank=16
-episodes=64 step_prompt=512 step_new=256 few=16
+step='--group 8 --batch 64 --prompt 512 --new 256' step_small='--group 8 --batch 16 --prompt 128 --new 64'
 exact=--determinism # which a CPU is, and its stand-in for a GPU is not without kernels
 if [ "$device" = generic ]; then
   shapes=$work/shapes
-  wide=1,2,4 narrow=1,2 short=32 long=48,64 prefill=64 new=8 time=100ms
+  wide=1,2,4 narrow=1,2,4 short=32 long=48 longest=64 prefill=64 new=8 time=100ms
   packed='--train 4,1 --length 32,128' packed_long='--train 8,2 --length 32,128' packed_one='--train 4 --length 32' rank=4
-  episodes=16 step_prompt=32 step_new=16 few=8
+  step='--group 8 --batch 16 --prompt 32 --new 16' step_small='--group 4 --batch 8 --prompt 32 --new 16'
   exact="--device cpu $exact"
   python3 - scripts/gpu/shapes "$shapes" <<'PYTHON' || die "no shapes for the rehearsal"
 import json, pathlib, sys
@@ -105,6 +105,9 @@ zip() { # zip --train A,B --length C,D: as JSON
   for i in "${!n[@]}"; do all="$all, [${n[$i]}, ${length[$i]}]"; done
   echo "[${all#, }]"
 }
+step_task() { # step_task --group N --batch N --prompt N --new N: as fields
+  echo "\"step\": [[$(($4 / $2)), $2, $6]], \"new\": $8"
+}
 task() { # task SHAPE FIELDS
   echo "{\"model\": \"$shapes/$1\", \"device\": \"${device/generic/cpu}\", \"dtype\": \"bfloat16\", \"seconds\": 0, $2}"
 }
@@ -113,30 +116,29 @@ tasks="[{\"machine\": \"${device/generic/cpu}\"},
   $(task qwen2.5-0.5b "\"decode\": $(pairs $wide $short), \"new\": $more"),
   $(task qwen3-4b "\"training\": $(zip $packed)"),
   $(task qwen2.5-7b "\"decode\": $(pairs $narrow $short), \"new\": $more"),
-  $(task qwen3-0.6b "\"step\": [[$((episodes / 8)), 8, $step_prompt]], \"new\": $step_new"),
+  $(task qwen3-0.6b "$(step_task $step)"),
   $(task qwen3-0.6b "\"training\": $(zip $packed)"),
   $(task qwen3-4b "\"training\": $(zip $packed), \"lora_rank\": $rank"),
   $(task qwen2.5-0.5b "\"decode\": $(pairs $narrow $long), \"new\": $more"),
+  $(task qwen2.5-0.5b "\"decode\": $(pairs ${narrow%,*} $longest), \"new\": $more"),
   $(task qwen2.5-1.5b "\"decode\": $(pairs $narrow $short), \"new\": $more"),
   $(task qwen3-4b "\"training\": $(zip $packed_long), \"lora_rank\": $rank"),
   $(task qwen3-0.6b "\"training\": $(zip $packed_long)"),
   $(task qwen3-4b "\"training\": $(zip $packed_long)")]"
-peers=
-if ! python3 -c 'import torch, transformers' 2>/dev/null; then
-  echo "check: python3 has no torch with transformers; nothing is compared with them" >&2
-else
-  section 'PyTorch and transformers' $((deadline / 3)) bash -c 'pin first "$@"' - python3 scripts/bench/peer.py "$tasks" $((deadline / 4)) &
-  peers=$!
-fi
-
 flags=$(scripts/env.sh) || exit 1
 eval "$flags"
 ssr=bin/ssr-check
 suites=(./kernels/torch ./model ./model/engine $([ -n "${CUDA:-}" ] && echo ./kernels/cuda/gpu || echo ./kernels/cuda/emulate))
 [ -z "${FIGURES:-}" ] || suites=()
-section build "$deadline" bash -c 'pin rest go build "${@:3}" -o "$1" ./cmd/ssr && [ -z "$2" ] || pin rest go test "${@:3}" -c -o "$0/" $2' \
-  "$work/tests" $ssr "${suites[*]}" "${tags[@]}"
-[ -z "$peers" ] || wait "$peers"
+section build "$deadline" bash -c 'pin rest go build "${@:3}" -o "$1" ./cmd/ssr && { [ -z "$2" ] || pin rest go test "${@:3}" -c -o "$0/" $2; }' \
+  "$work/tests" $ssr "${suites[*]}" "${tags[@]}" &
+build=$!
+if python3 -c 'import torch, transformers' 2>/dev/null; then
+  section 'PyTorch and transformers' $((deadline / 3)) bash -c 'pin first "$@"' - python3 scripts/bench/peer.py "$tasks" $((deadline / 4))
+else
+  echo "check: python3 has no torch with transformers; nothing is compared with them" >&2
+fi
+wait $build
 section doctor 60 $ssr doctor
 
 export SSR_TEST_DEVICE=$device
@@ -164,28 +166,31 @@ bench() {
   section "$title" $bound $ssr bench --json --device "$device" --dtype bfloat16 --model "$shapes/$shape" --seconds $time --prefill-tokens $prefill \
     --deadline $((bound > 10 ? bound - 5 : 5))s "$@"
 }
-step="--parts step --group 8 --prompt $step_prompt --new $step_new"
 bench 'decode and prefill, 0.5B' 60 qwen2.5-0.5b --parts decode,prefill --batch $wide --prompt $short --new $new
 bench 'training, 4B' 60 qwen3-4b --parts training $packed
-bench 'GRPO step, 0.6B' 60 qwen3-0.6b $step --batch $episodes
-bench 'GRPO step, 0.6B, determinism' 60 qwen3-0.6b $step --batch $few $exact
+bench 'GRPO step, 0.6B' 60 qwen3-0.6b --parts step $step
+bench 'GRPO step, 0.6B, determinism' 60 qwen3-0.6b --parts step $step_small $exact
 bench 'decode and prefill, 7B' 60 qwen2.5-7b --parts decode,prefill --batch $narrow --prompt $short --new $new
-bench 'decode and prefill, 0.5B, long' 60 qwen2.5-0.5b --parts decode,prefill --batch $narrow --prompt $long --new $new
+bench 'decode and prefill, 0.5B, 8k' 60 qwen2.5-0.5b --parts decode,prefill --batch $narrow --prompt $long --new $new
+bench 'decode and prefill, 0.5B, 32k' 60 qwen2.5-0.5b --parts prefill,decode --batch ${narrow%,*} --prompt $longest --new $new
 bench 'training, 4B, adapters' 60 qwen3-4b --parts training $packed --lora-rank $rank
 bench 'decode and prefill, 1.5B' 40 qwen2.5-1.5b --parts decode,prefill --batch $narrow --prompt $short --new $new
 bench 'training, 0.6B' 40 qwen3-0.6b --parts training $packed
 bench 'training, 0.6B, 64k tokens' 60 qwen3-0.6b --parts training $packed_long
 bench 'training, 4B, adapters, 64k tokens' 60 qwen3-4b --parts training $packed_long --lora-rank $rank
 bench 'training, 4B, 64k tokens' 60 qwen3-4b --parts training $packed_long
-bench 'GRPO step, 4B, adapters' 60 qwen3-4b $step --batch $few --lora-rank $rank
+bench 'GRPO step, 4B, adapters' 60 qwen3-4b --parts step $step_small --lora-rank $rank
 # What the kernels bring, and what determinism costs.
 for flag in --no-kernels "$exact"; do
-  bench "decode, 0.5B, $flag" 40 qwen2.5-0.5b --parts decode --batch $narrow --prompt $short --new $new $flag
+  bench "decode, 0.5B, $flag" 40 qwen2.5-0.5b --parts decode --batch ${narrow%,*} --prompt $short --new $new $flag
   bench "training, 0.6B, $flag" 40 qwen3-0.6b --parts training $packed_one $flag
 done
 # Whether larger steps read prompts faster, and what float32 costs.
 bench 'prefill, 0.5B, larger steps' 40 qwen2.5-0.5b --parts prefill --prompt $short --new $new --chunk-tokens 1024 --step-tokens 8192
 bench 'training, 0.6B, float32' 40 qwen3-0.6b --parts training $packed_one --dtype float32
+# Two million tokens to be read first.
+bench 'decode, 0.5B, 8k, all sequences' 60 qwen2.5-0.5b --parts decode --batch ${wide##*,} --prompt $long --new $new
+bench 'decode, 0.5B, 32k, more sequences' 60 qwen2.5-0.5b --parts decode --batch ${narrow##*,} --prompt $longest --new $new
 [ -z "${CUDA:-}" ] || suite 'kernels against their rooflines' kernels/cuda/gpu -test.run '^$' -test.bench . -test.benchtime 20x
 
 commit=$(git rev-parse --short HEAD 2>/dev/null || cat COMMIT 2>/dev/null || echo unknown)

@@ -20,7 +20,7 @@ from roofline import Roofline
 LISTS = ("decode", "prefill", "training", "step")
 BF16 = 2.0**-8  # the most by which bfloat16 rounds, relative to the value
 
-# What is to be reached, as published with the wish for it, for an H200.
+# What is to be reached on an H200.
 GOALS = {"decode_share": 0.7, "decode_ratio": 5, "training_mfu": 0.5, "training_ratio": 1.3}
 
 
