@@ -38,6 +38,9 @@ func Open(device int) (*Machine, error) {
 		}
 		return nil, fmt.Errorf("gpu: no GPU number %d: %s", device, why)
 	}
+	if info := devices[device]; info.Major < 8 {
+		return nil, fmt.Errorf("gpu: device %d: the kernels need compute capability 8.0; this is %v. Leave them out with policy.kernels=libtorch", device, info)
+	}
 	m := &Machine{device: device, functions: map[string]cu.Function{}, owned: map[cuda.Pointer]lib.Ctensor{}}
 	err := m.on(func(cu.Stream) error {
 		for _, p := range cuda.Programs() {

@@ -128,19 +128,29 @@ template <class T> __device__ inline void put4(T *x, const float v[4], i64 i, i6
   }
 }
 
-// each4 calls f(i, x[i … i + 3]) for all of a row, shared among the block's threads, each in
-// ascending order; beyond the row's n elements x is -∞. Several loads are under way at a time.
-template <class T, class F> __device__ inline void each4(const T *x, int n, F f) {
-  const int ahead = 4, step = blockDim.x * 4;
-  const bool whole = even(x, n);
-  for (i64 base = threadIdx.x * 4; base < n; base += ahead * step) {
+// each4 calls f(i, x[i … i + 3]) for all n elements of a row, shared among some threads, each
+// in ascending order; x is `beyond` where there is none. Several loads are under way at a
+// time: none waits for another's f, nor for a branch of its own.
+template <class T, class F>
+__device__ inline void each4(const T *x, int n, bool even, float beyond, int thread, int threads, F f) {
+  const int ahead = 4, step = threads * 4;
+  for (i64 base = thread * 4; base < n; base += ahead * step) {
     float v[ahead][4];
+    if (even) {
 #pragma unroll
-    for (int a = 0; a < ahead; a++) get4(v[a], x, base + a * step, n, whole, negative_infinity());
+      for (int a = 0; a < ahead; a++) get4(v[a], x, base + a * step, n, true, beyond);
+    } else {
+#pragma unroll
+      for (int a = 0; a < ahead; a++) get4(v[a], x, base + a * step, n, false, beyond);
+    }
 #pragma unroll
     for (int a = 0; a < ahead; a++)
       if (base + a * step < n) f(int(base) + a * step, v[a]);
   }
+}
+// The same by a block; beyond the row is -∞.
+template <class T, class F> __device__ inline void each4(const T *x, int n, F f) {
+  each4(x, n, even(x, n), negative_infinity(), threadIdx.x, blockDim.x, f);
 }
 
 // The softmax of a row: its largest element, Σ exp(x - max) and Σ exp(x - max)·(x - max).

@@ -65,19 +65,20 @@ struct Walk {
 __device__ inline bool whole(const bf16 *m, int C) { return aligned(m) && C % 8 == 0; }
 __device__ inline bool whole(const float *m, int C) { return aligned(m) && C % 4 == 0; }
 
-// round8 rounds the first 8 of x, of which `left` are there, zeros for the rest.
-__device__ inline Words round8(const float *x, int left, bool whole) {
-  float v[8] = {};
+// get8 loads the first 8 of x, of which `left` are there, zeros for the rest; round8 rounds
+// them. Apart, because a thread that rounds waits for what it has loaded.
+__device__ inline void get8(float v[8], const float *x, int left, bool whole) {
   if (whole) {
-    for (int half = 0; half < 2; half++)
-      if (4 * half < left) {
-        const Vector<float> four = *reinterpret_cast<const Vector<float> *>(x + 4 * half);
-        for (int i = 0; i < 4; i++) v[4 * half + i] = four.at[i];
-      }
+    for (int half = 0; half < 2; half++) {
+      Vector<float> four = {};
+      if (4 * half < left) four = *reinterpret_cast<const Vector<float> *>(x + 4 * half);
+      for (int i = 0; i < 4; i++) v[4 * half + i] = four.at[i];
+    }
   } else {
-    for (int i = 0; i < 8; i++)
-      if (i < left) v[i] = x[i];
+    for (int i = 0; i < 8; i++) v[i] = i < left ? x[i] : 0;
   }
+}
+__device__ inline Words round8(const float v[8]) {
   return {{pack(v[0], v[1]), pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7])}};
 }
 
@@ -131,18 +132,24 @@ template <int COLUMNS> __device__ void few(const float *x, const bf16 *w, const 
     const i64 r = first_row + t * 8 + g;
     const int c = mine.begin * BLOCK + q * 8;
     x_from[t] = x + r * C + c;
-    x_left[t] = r < out.R ? C - c : 0;
+    x_left[t] = r < out.R ? (C < mine.end * BLOCK ? C : mine.end * BLOCK) - c : 0;
   }
   for (int base = mine.begin; base < mine.end; base += AHEAD) {
-    Words rows[AHEAD][2];
+    float rows[AHEAD][2][8];
+    auto get = [&](bool whole) {
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++)
+      for (int i = 0; i < AHEAD; i++)
 #pragma unroll
-      for (int t = 0; t < 2; t++) {
-        rows[i][t] = base + i < mine.end ? round8(x_from[t], x_left[t], even_x) : zero;
-        x_from[t] += BLOCK;
-        x_left[t] -= BLOCK;
-      }
+        for (int t = 0; t < 2; t++) get8(rows[i][t], x_from[t] + i * BLOCK, x_left[t] - i * BLOCK, whole);
+    };
+    if (even_x) // one branch for all loads, so that they are under way together
+      get(true);
+    else
+      get(false);
+    for (int t = 0; t < 2; t++) {
+      x_from[t] += AHEAD * BLOCK;
+      x_left[t] -= AHEAD * BLOCK;
+    }
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
       if (base + i >= mine.end) break;
@@ -150,10 +157,12 @@ template <int COLUMNS> __device__ void few(const float *x, const bf16 *w, const 
       const Words(*piece)[32] = ring[warp][use];
       use = use + 1 < DEPTH ? use + 1 : 0;
 #pragma unroll
-      for (int tile = 0; tile < TILES; tile++)
+      for (int t = 0; t < 2; t++) {
+        const Words row = round8(rows[i][t]);
 #pragma unroll
-        for (int t = 0; t < 2; t++)
-          multiply(sum[tile][t], piece[tile * 2][lane], HALVES == 2 ? piece[tile * 2 + HALVES - 1][lane] : zero, rows[i][t]);
+        for (int tile = 0; tile < TILES; tile++)
+          multiply(sum[tile][t], piece[tile * 2][lane], HALVES == 2 ? piece[tile * 2 + HALVES - 1][lane] : zero, row);
+      }
       stream();
     }
   }
@@ -178,7 +187,9 @@ KERNEL void linear_round(const float *x, bf16 *rounded, int C, int K) {
   const int c = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
   if (c >= K) return;
   const i64 row = blockIdx.y;
-  *reinterpret_cast<Words *>(rounded + row * K + c) = round8(x + row * C + c, C - c, whole(x, C));
+  float v[8];
+  get8(v, x + row * C + c, C - c, whole(x, C));
+  *reinterpret_cast<Words *>(rounded + row * K + c) = round8(v);
 }
 
 // Tiles of ROWS by COLUMNS, a block each, by ACROSS·DOWN warps that share its columns and

@@ -17,10 +17,7 @@ __device__ void rms_norm(const T *x, T *residual, const T *weight, Y *y, float *
   y += at;
   if (residual) residual += at;
   float sum = 0;
-#pragma unroll 4
-  for (int i = thread * 4; i < D; i += across * 4) {
-    float v[4];
-    get4(v, x, i, D, even_x);
+  each4(x, D, even_x, 0, thread, across, [&](int i, float v[4]) {
     if (residual) {
       float r[4];
       get4(r, residual, i, D, even_r);
@@ -32,19 +29,17 @@ __device__ void rms_norm(const T *x, T *residual, const T *weight, Y *y, float *
       put4(residual, v, i, D, even_r);
     }
     for (int k = 0; k < 4; k++) sum += v[k] * v[k];
-  }
+  });
   sum = across == 32 ? warp_reduce(sum, Sum()) : block_reduce(sum, Sum());
   const float scale = 1 / sqrtf(sum / D + eps);
   const T *from = residual ? residual : x;
   const bool even_from = residual ? even_r : even_x;
-#pragma unroll 4
-  for (int i = thread * 4; i < D; i += across * 4) {
-    float v[4], w[4];
-    get4(v, from, i, D, even_from);
+  each4(from, D, even_from, 0, thread, across, [&](int i, float v[4]) {
+    float w[4];
     get4(w, weight, i, D, even_w);
     for (int k = 0; k < 4; k++) v[k] = v[k] * scale * w[k];
     put4(y, v, i, D, even_y);
-  }
+  });
   if (rstd && thread == 0) rstd[i64(blockIdx.y) * R + row] = scale;
 }
 
