@@ -63,7 +63,8 @@ type warmstartCmd struct {
 }
 
 func (c *warmstartCmd) Run(ctx context.Context, o output) (err error) {
-	if exists(filepath.Join(c.Out, modelDir)) || c.Episodes == "" && exists(filepath.Join(c.Out, bugsDir)) {
+	made := c.Episodes == "" && exists(filepath.Join(c.Out, bugsDir)) && !exists(filepath.Join(c.Out, playedName))
+	if made || exists(filepath.Join(c.Out, modelDir)) {
 		return fmt.Errorf("%s holds a warm start already; choose another folder", c.Out)
 	}
 	if !c.BugOnly {
@@ -113,14 +114,27 @@ func (c *warmstartCmd) check() error {
 // record has the scripted players play, and writes their bugs and episodes.
 func (c *warmstartCmd) record(ctx context.Context, o output, w *world) error {
 	began := time.Now()
-	warm, err := c.play(ctx, o, w)
+	log, err := c.openPlayed(w.repo)
 	if err != nil {
 		return err
 	}
+	if n := len(log.episodes); n > 0 {
+		fmt.Fprintf(o.err, "going on with %d scripted episodes that were played before\n", n)
+	}
+	warm, err := c.play(ctx, o, w, log)
+	if err = errors.Join(err, log.Close()); err != nil {
+		if exists(log.path) {
+			fmt.Fprintln(o.err, "the scripted episodes are kept; go on with the same command")
+		}
+		return err
+	}
 	if len(warm.Bugs) == 0 {
-		return errors.New("the scripted players made no valid bug: does the repository's test suite pass in a sandbox?")
+		return errors.Join(errors.New("the scripted players made no valid bug: does the repository's test suite pass in a sandbox?"), log.remove())
 	}
 	if err := c.keep(warm); err != nil {
+		return err
+	}
+	if err := log.remove(); err != nil {
 		return err
 	}
 	fmt.Fprintf(o.err, "%d scripted bugs and repairs, %.0f s\n", len(warm.Bugs), time.Since(began).Seconds())
@@ -135,7 +149,7 @@ func (c *warmstartCmd) record(ctx context.Context, o output, w *world) error {
 }
 
 // play has the scripted players make bugs and repair them.
-func (c *warmstartCmd) play(ctx context.Context, o output, w *world) (*selfplay.Warm, error) {
+func (c *warmstartCmd) play(ctx context.Context, o output, w *world, log *playedLog) (*selfplay.Warm, error) {
 	conf := defaultConfig()
 	conf.Run, conf.Episodes.Prompts, conf.Sandbox = c.Out, c.Prompts, c.config()
 	env, err := conf.envOptions(w.backend)
@@ -156,7 +170,7 @@ func (c *warmstartCmd) play(ctx context.Context, o output, w *world) (*selfplay.
 	}
 	warm, err := selfplay.Warmstart(ctx, w.repo, selfplay.NewValidator(w.backend, w.repo, conf.validation()), selfplay.WarmstartOptions{
 		Recipe: recipe, Bugs: c.Bugs, Seed: c.Seed, Strategies: strategies, Exclude: exclude, Targets: c.Targets, Requirements: c.requirements(), Env: env, Turns: c.Turns, InFlight: c.InFlight,
-		Careful: c.Careful, Slip: c.Slip, Shy: c.Shy,
+		Careful: c.Careful, Slip: c.Slip, Shy: c.Shy, Keep: log.keep, Played: log.episodes,
 		Progress: func(kept, tried, plans int) {
 			fmt.Fprintf(o.err, "scripted episodes: %d bugs kept, %d of %d plans tried\n", kept, tried, plans)
 		},
@@ -206,6 +220,9 @@ func heldOut(dirs []string) (map[string]bool, error) {
 // keep writes the bugs and the episodes.
 func (c *warmstartCmd) keep(warm *selfplay.Warm) error {
 	pool, err := selfplay.OpenPool(filepath.Join(c.Out, bugsDir))
+	if err == nil {
+		err = pool.Clean()
+	}
 	if err != nil {
 		return err
 	}

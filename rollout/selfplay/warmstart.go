@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ssr-go/ssr/rollout"
+	"github.com/ssr-go/ssr/sandbox"
 )
 
 // Draw returns the random numbers that belong to seed and labels, and to
@@ -61,6 +63,12 @@ type WarmstartOptions struct {
 	// Progress, optional, is told after each batch how many bugs are kept and
 	// how many plans were tried of how many.
 	Progress func(kept, tried, plans int)
+	// Keep, optional, is given every episode that ends, by one goroutine at a time; its
+	// error ends the warm start. Played are those that were kept by another one over the
+	// same repository, by their trajectories' IDs: they are taken as they are. But for
+	// Bugs, Exclude and InFlight it must have had the same options.
+	Keep   func(WarmEpisode) error
+	Played map[string]WarmEpisode
 }
 
 // Warm is what scripted players made: bug i was injected by Injections[i] and
@@ -69,11 +77,22 @@ type Warm struct {
 	Bugs []Bug
 	// PatchIDs are the injections' Patch.ID.
 	PatchIDs []string
-	// Injections and Solutions are recorded over rollout.ByteChat: render their
-	// Messages and Turns with a model's chat through rollout.Replay.
+	// Injections and Solutions hold their text alone, Messages and Turns: render it
+	// with a model's chat through rollout.Replay.
 	Injections, Solutions []*rollout.Trajectory
 	// Skipped are the turns, from 0, of an episode that are not to be imitated, by its ID.
 	Skipped map[string][]int
+}
+
+// WarmEpisode is a scripted episode that has ended, well or not, as JSON, too: an
+// interrupted warm start goes on from those that it has kept.
+type WarmEpisode struct {
+	// Trajectory holds the text alone, as in Warm.
+	Trajectory *rollout.Trajectory `json:"trajectory"`
+	// Skipped are the turns, from 0, that are not to be imitated.
+	Skipped []int `json:"skipped,omitempty"`
+	// Bug is what a valid injection made, nil otherwise.
+	Bug *Bug `json:"bug,omitempty"`
 }
 
 // Warmstart plays scripted injector and oracle-solver episodes in real
@@ -110,22 +129,19 @@ func Warmstart(ctx context.Context, repo *Repo, v *Validator, opts WarmstartOpti
 		return nil, errors.New("warm start: no function of the repository has a statement to remove and a test file that mentions it; supply a recipe")
 	}
 
-	warm := &Warm{Skipped: map[string][]int{}}
-	seen := map[string]bool{}
-	for id := range opts.Exclude {
-		seen[id] = true
-	}
-	for tried := 0; tried < len(plans) && len(warm.Bugs) < opts.Bugs; {
-		batch := plans[tried:min(len(plans), tried+max(opts.InFlight*2, opts.Bugs-len(warm.Bugs)))]
-		if err := playBatch(ctx, repo, v, planner, opts, tried, batch, seen, warm); err != nil {
+	w := &warmstart{repo: repo, validator: v, planner: planner, opts: opts, seen: map[string]bool{}, warm: &Warm{Skipped: map[string][]int{}}}
+	maps.Copy(w.seen, opts.Exclude)
+	for tried := 0; tried < len(plans) && len(w.warm.Bugs) < opts.Bugs; {
+		batch := plans[tried:min(len(plans), tried+max(opts.InFlight*2, opts.Bugs-len(w.warm.Bugs)))]
+		if err := w.batch(ctx, tried, batch); err != nil {
 			return nil, err
 		}
 		tried += len(batch)
 		if opts.Progress != nil {
-			opts.Progress(len(warm.Bugs), tried, len(plans))
+			opts.Progress(len(w.warm.Bugs), tried, len(plans))
 		}
 	}
-	return warm, nil
+	return w.warm, nil
 }
 
 // order shuffles plans and interleaves the strategies by their weights.
@@ -179,34 +195,144 @@ func drawStrategy(draw *rand.Rand, weights map[Strategy]float64, allowed func(St
 	return ""
 }
 
-// playBatch plays plans and adds what is good to warm, in the plans' order.
-func playBatch(ctx context.Context, repo *Repo, v *Validator, p *Planner, opts WarmstartOptions, first int, plans []Plan, seen map[string]bool, warm *Warm) error {
-	type result struct {
-		inject, solve *rollout.Trajectory
-		bug           Bug
-	}
-	results := make([]result, len(plans))
-	name := func(kind string, i int) string { return fmt.Sprintf("warm-%s-%05d", kind, first+i) }
-	index := map[string]int{}
-	habits := func(id string) Habits {
-		draw := Draw(opts.Seed, "habits", id)
-		return Habits{Careful: draw.Float64() < opts.Careful, Shy: draw.Float64() < opts.Shy, Slip: opts.Slip, Draw: draw}
-	}
-	players := map[string]func(id string) (ScriptedPlayer, error){}
+// warmstart is Warmstart at work.
+type warmstart struct {
+	repo      *Repo
+	validator *Validator
+	planner   *Planner
+	opts      WarmstartOptions
+	seen      map[string]bool // patch-ids of injections that are not to be made again
+	warm      *Warm
+}
+
+// scriptedTask is an episode and who plays it.
+type scriptedTask struct {
+	rollout.Task
+	player func(ctx context.Context) (ScriptedPlayer, error)
+}
+
+// batch plays plans, the first of which has this number, and adds what is good to what
+// there is, in the plans' order.
+func (w *warmstart) batch(ctx context.Context, first int, plans []Plan) error {
+	injections, solutions := make([]scriptedTask, len(plans)), []scriptedTask{}
 	for i, plan := range plans {
-		index[name("inject", i)], index[name("solve", i)] = i, i
-		players[name("inject", i)] = func(id string) (ScriptedPlayer, error) {
-			return p.Injector(plan, opts.Env.Protocol, habits(id))
+		injections[i] = w.injection(plan, fmt.Sprintf("warm-inject-%05d", first+i))
+	}
+	injected, err := w.play(ctx, injections)
+	if err != nil {
+		return err
+	}
+	var chosen []WarmEpisode
+	var patchIDs []string
+	for i, task := range injections {
+		e := injected[task.ID]
+		if e.Bug == nil {
+			continue
 		}
-		players[name("solve", i)] = func(id string) (ScriptedPlayer, error) {
-			return p.Solver(ctx, results[i].bug, opts.Env.Protocol, habits(id))
+		patch, err := ParsePatch(e.Bug.Artifact.BugInject)
+		if err != nil {
+			return fmt.Errorf("a valid injection does not parse: %w", err)
 		}
+		id := patch.ID()
+		if w.seen[id] || len(w.warm.Bugs)+len(solutions) >= w.opts.Bugs {
+			continue
+		}
+		w.seen[id] = true
+		chosen, patchIDs = append(chosen, e), append(patchIDs, id)
+		solutions = append(solutions, w.solution(*e.Bug, fmt.Sprintf("warm-solve-%05d", first+i)))
+	}
+	solved, err := w.play(ctx, solutions)
+	if err != nil {
+		return err
+	}
+	for i, inject := range chosen {
+		solve := solved[solutions[i].ID]
+		if solve.Trajectory.Outcome != OutcomeSolved {
+			continue
+		}
+		w.warm.Bugs = append(w.warm.Bugs, *inject.Bug)
+		w.warm.PatchIDs = append(w.warm.PatchIDs, patchIDs[i])
+		w.warm.Injections = append(w.warm.Injections, inject.Trajectory)
+		w.warm.Solutions = append(w.warm.Solutions, solve.Trajectory)
+		for _, e := range []WarmEpisode{inject, solve} {
+			if len(e.Skipped) > 0 {
+				w.warm.Skipped[e.Trajectory.ID] = e.Skipped
+			}
+		}
+	}
+	return nil
+}
+
+// injection is the episode of a plan. The Detail of a valid one is its Bug.
+func (w *warmstart) injection(plan Plan, id string) scriptedTask {
+	task := Injection{Strategy: plan.Strategy, Requirements: w.opts.Requirements}
+	if w.opts.Targets {
+		task.Target = plan.Target()
+	}
+	return scriptedTask{
+		Task: rollout.Task{ID: id, Role: rollout.Injector,
+			Env: func() (rollout.Env, error) { return NewInjectorEnv(w.opts.Env, w.repo, task, id), nil },
+			Score: func(ctx context.Context, env rollout.Env, t *rollout.Trajectory) error {
+				a, ok := env.(*InjectorEnv).Artifact()
+				if !ok {
+					return nil
+				}
+				report, err := w.validator.Validate(ctx, a, w.opts.Requirements)
+				if err != nil {
+					return err
+				}
+				if t.Outcome = injectionOutcome(report); report.Valid {
+					t.Detail = Bug{ID: a.ID(), Artifact: a, Report: report}
+				}
+				return nil
+			}},
+		player: func(context.Context) (ScriptedPlayer, error) {
+			return w.planner.Injector(plan, w.opts.Env.Protocol, w.habits(id))
+		},
+	}
+}
+
+// solution is the episode of a bug's repair.
+func (w *warmstart) solution(bug Bug, id string) scriptedTask {
+	return scriptedTask{
+		Task: rollout.Task{ID: id, Role: rollout.Solver,
+			Env: func() (rollout.Env, error) { return NewSolverEnv(w.opts.Env, w.repo, bug, id), nil },
+			Score: func(ctx context.Context, env rollout.Env, t *rollout.Trajectory) error {
+				return scoreSolver(ctx, w.validator, bug, env.(*SolverEnv), t)
+			}},
+		player: func(ctx context.Context) (ScriptedPlayer, error) {
+			return w.planner.Solver(ctx, bug, w.opts.Env.Protocol, w.habits(id))
+		},
+	}
+}
+
+// habits are drawn for each episode alone.
+func (w *warmstart) habits(id string) Habits {
+	draw := Draw(w.opts.Seed, "habits", id)
+	return Habits{Careful: draw.Float64() < w.opts.Careful, Shy: draw.Float64() < w.opts.Shy, Slip: w.opts.Slip, Draw: draw}
+}
+
+// play returns all episodes of tasks by their IDs, and plays those that were not before.
+func (w *warmstart) play(ctx context.Context, tasks []scriptedTask) (map[string]WarmEpisode, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	ended, players := map[string]WarmEpisode{}, map[string]func(context.Context) (ScriptedPlayer, error){}
+	var left []rollout.Task
+	for _, t := range tasks {
+		if e, ok := w.opts.Played[t.ID]; ok {
+			ended[t.ID] = e
+			continue
+		}
+		left, players[t.ID] = append(left, t.Task), t.player
 	}
 	var mu sync.Mutex // of playing
 	playing := map[string]ScriptedPlayer{}
 	runner := rollout.NewRunner(rollout.Player{
 		Policy: &rollout.TextPolicy{New: func(id string) (rollout.TextPlayer, error) {
-			player, err := players[id](id)
+			player, err := players[id](ctx)
+			if errors.Is(err, sandbox.ErrInfrastructure) {
+				cancel(err) // not the plan's fault
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -216,102 +342,40 @@ func playBatch(ctx context.Context, repo *Repo, v *Validator, p *Planner, opts W
 			return player, nil
 		}},
 		Chat:   rollout.ByteChat{},
-		Limits: rollout.Limits{Turns: opts.Turns, Context: 1 << 20, ObservationTokens: 1 << 18},
-		Seed:   opts.Seed,
-	}, opts.InFlight)
+		Limits: rollout.Limits{Turns: w.opts.Turns, Context: 1 << 20, ObservationTokens: 1 << 18},
+		Seed:   w.opts.Seed,
+	}, w.opts.InFlight)
 	runner.Retries = 2
-	var failure error
-	note := func(t *rollout.Trajectory) {
+	var failures error
+	err := runner.Run(ctx, left, func(t *rollout.Trajectory) {
+		switch {
+		case t.Status == rollout.Cancelled:
+			return
+		case t.Status == rollout.Failed && t.FailureKind() != rollout.FailPolicy:
+			failures = errors.Join(failures, fmt.Errorf("scripted episode %s: %s", t.ID, t.Failure))
+			return
+		}
 		// A plan that does not work out is a failure of its player, nothing more.
-		if t.Status == rollout.Failed && t.FailureKind() != rollout.FailPolicy {
-			failure = errors.Join(failure, fmt.Errorf("scripted episode %s: %s", t.ID, t.Failure))
+		e := WarmEpisode{Trajectory: &rollout.Trajectory{
+			ID: t.ID, Role: t.Role, Messages: t.Messages, Turns: t.Turns, Status: t.Status, Outcome: t.Outcome, Failure: t.Failure,
+		}}
+		if t.Status == rollout.Scored {
+			mu.Lock()
+			e.Skipped = playing[t.ID].Skipped()
+			mu.Unlock()
 		}
-	}
-
-	tasks := make([]rollout.Task, len(plans))
-	for i, plan := range plans {
-		task := Injection{Strategy: plan.Strategy, Requirements: opts.Requirements}
-		if opts.Targets {
-			task.Target = plan.Target()
+		if bug, ok := t.Detail.(Bug); ok && t.Status == rollout.Scored {
+			e.Bug = &bug
 		}
-		tasks[i] = rollout.Task{ID: name("inject", i), Role: rollout.Injector,
-			Env: func() (rollout.Env, error) {
-				return NewInjectorEnv(opts.Env, repo, task, name("inject", i)), nil
-			},
-			Score: func(ctx context.Context, env rollout.Env, t *rollout.Trajectory) error {
-				a, ok := env.(*InjectorEnv).Artifact()
-				if !ok {
-					return nil
-				}
-				report, err := v.Validate(ctx, a, opts.Requirements)
-				if err != nil {
-					return err
-				}
-				t.Outcome = injectionOutcome(report)
-				results[i].bug = Bug{ID: a.ID(), Artifact: a, Report: report}
-				return nil
-			}}
-	}
-	err := runner.Run(ctx, tasks, func(t *rollout.Trajectory) {
-		note(t)
-		if t.Status == rollout.Scored && t.Outcome == OutcomeValid {
-			results[index[t.ID]].inject = t
+		ended[t.ID] = e
+		if w.opts.Keep == nil {
+			return
+		}
+		if err := w.opts.Keep(e); err != nil {
+			cancel(fmt.Errorf("keep scripted episode %s: %w", t.ID, err))
 		}
 	})
-	if err := errors.Join(err, failure); err != nil {
-		return err
-	}
-
-	tasks = tasks[:0]
-	for i := range plans {
-		r := &results[i]
-		if r.inject == nil {
-			continue
-		}
-		patch, err := ParsePatch(r.bug.Artifact.BugInject)
-		if err != nil {
-			return fmt.Errorf("a valid injection does not parse: %w", err)
-		}
-		id := patch.ID()
-		if seen[id] || len(warm.Bugs)+len(tasks) >= opts.Bugs {
-			r.inject = nil
-			continue
-		}
-		seen[id] = true
-		tasks = append(tasks, rollout.Task{ID: name("solve", i), Role: rollout.Solver,
-			Env: func() (rollout.Env, error) { return NewSolverEnv(opts.Env, repo, r.bug, name("solve", i)), nil },
-			Score: func(ctx context.Context, env rollout.Env, t *rollout.Trajectory) error {
-				return scoreSolver(ctx, v, r.bug, env.(*SolverEnv), t)
-			}})
-	}
-	err = runner.Run(ctx, tasks, func(t *rollout.Trajectory) {
-		note(t)
-		if t.Status == rollout.Scored && t.Outcome == OutcomeSolved {
-			results[index[t.ID]].solve = t
-		}
-	})
-	if err := errors.Join(err, failure); err != nil {
-		return err
-	}
-	for _, r := range results {
-		if r.inject == nil || r.solve == nil {
-			continue
-		}
-		patch, err := ParsePatch(r.bug.Artifact.BugInject)
-		if err != nil {
-			return err
-		}
-		warm.Bugs = append(warm.Bugs, r.bug)
-		warm.PatchIDs = append(warm.PatchIDs, patch.ID())
-		warm.Injections = append(warm.Injections, r.inject)
-		warm.Solutions = append(warm.Solutions, r.solve)
-		for _, t := range []*rollout.Trajectory{r.inject, r.solve} {
-			if skipped := playing[t.ID].Skipped(); len(skipped) > 0 {
-				warm.Skipped[t.ID] = skipped
-			}
-		}
-	}
-	return nil
+	return ended, errors.Join(err, failures)
 }
 
 // injectionOutcome is "valid" or "refused:CHECK".

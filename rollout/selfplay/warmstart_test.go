@@ -1,12 +1,19 @@
 package selfplay
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/ssr-go/ssr/model/token"
 	"github.com/ssr-go/ssr/rollout"
@@ -88,6 +95,66 @@ func TestWarmstartMakesValidAndSolvedBugs(t *testing.T) {
 		if !strings.HasPrefix(tools[i], "<tool: bash> "+w) {
 			t.Errorf("turn %d is %q, want %q …", i+1, tools[i], w)
 		}
+	}
+}
+
+// What an interrupted warm start has kept is not played again, and what comes of it is
+// what comes of one that nobody disturbs.
+func TestWarmstartGoesOn(t *testing.T) {
+	if testing.Short() {
+		t.Skip("plays real episodes")
+	}
+	backend, repo := localBackend(t), quill(t)
+	opts := WarmstartOptions{Bugs: 2, Seed: 1, Turns: 16, Env: EnvOptions{Backend: backend, Prompts: BriefPrompts()}, Careful: 1, Slip: 0.5}
+	play := func(ctx context.Context, opts WarmstartOptions) (*Warm, error) {
+		return Warmstart(ctx, repo, NewValidator(backend, repo, Options{ReuseOriginal: true}), opts)
+	}
+	calm, err := play(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	const most = 5
+	kept := map[string]WarmEpisode{}
+	keep := func(e WarmEpisode) error {
+		if _, twice := kept[e.Trajectory.ID]; twice {
+			t.Errorf("%s was played twice", e.Trajectory.ID)
+		}
+		data, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		var back WarmEpisode
+		if err := json.Unmarshal(data, &back); err != nil {
+			return err
+		}
+		kept[e.Trajectory.ID] = back
+		return nil
+	}
+	full := errors.New("no room")
+	opts.Keep = func(e WarmEpisode) error {
+		if len(kept) == most {
+			return full
+		}
+		return keep(e)
+	}
+	if _, err := play(t.Context(), opts); !errors.Is(err, full) || len(kept) != most {
+		t.Fatalf("%d episodes were kept, and then: %v", len(kept), err)
+	}
+	opts.Keep, opts.Played = keep, maps.Clone(kept)
+	resumed, err := play(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range []*Warm{calm, resumed} {
+		for _, tr := range slices.Concat(w.Injections, w.Solutions) {
+			for i := range tr.Turns {
+				tr.Turns[i].Seconds = 0
+			}
+		}
+	}
+	if diff := cmp.Diff(calm, resumed); diff != "" || len(calm.Bugs) != 2 {
+		t.Errorf("%d bugs; resumed: %s", len(calm.Bugs), diff)
 	}
 }
 
