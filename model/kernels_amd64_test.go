@@ -25,6 +25,7 @@ func withKernels(t *testing.T, o Options) Options {
 		if err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(m.Close)
 		o.Kernels = m
 	}
 	return o

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/ssr-go/ssr/kernels/cuda"
+	"github.com/ssr-go/ssr/kernels/cuda/gpu"
 	"github.com/ssr-go/ssr/kernels/torch"
 	"github.com/ssr-go/ssr/model"
 	"github.com/ssr-go/ssr/model/engine"
@@ -18,16 +20,20 @@ import (
 type policy struct {
 	*model.Policy
 	others    []*model.Policy // the other replicas, where there are several
+	kernels   []*gpu.Machine  // of the GPUs that they are on
 	tokenizer *token.Tokenizer
 }
 
 // replicas are all copies of the model, in their order.
 func (p *policy) replicas() []*model.Policy { return append([]*model.Policy{p.Policy}, p.others...) }
 
-// Close frees all replicas.
+// Close frees all replicas, and the kernels that they were opened with.
 func (p *policy) Close() {
 	for _, r := range p.replicas() {
 		r.Close()
+	}
+	for _, m := range p.kernels {
+		m.Close()
 	}
 }
 
@@ -70,6 +76,7 @@ func openReplicas(dir string, c policyConfig, ps *processes) (*policy, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.own(o.Kernels)
 	for i := 1; i < c.Replicas; i++ {
 		o.Shard.Index, o.Device = i, devices[i]
 		var r *model.Policy
@@ -81,8 +88,16 @@ func openReplicas(dir string, c policyConfig, ps *processes) (*policy, error) {
 			return nil, fmt.Errorf("replica %d of %d: %w", i, c.Replicas, err)
 		}
 		p.others = append(p.others, r)
+		p.own(o.Kernels)
 	}
 	return p, nil
+}
+
+// own closes the kernels of a GPU, where there are some, with the policy.
+func (p *policy) own(kernels cuda.Machine) {
+	if m, ok := kernels.(*gpu.Machine); ok {
+		p.kernels = append(p.kernels, m)
+	}
 }
 
 // source generates for trajectories.

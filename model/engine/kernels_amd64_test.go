@@ -24,6 +24,7 @@ func withKernels(t *testing.T, o model.Options) model.Options {
 		if err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(m.Close)
 		o.Kernels = m
 	}
 	return o

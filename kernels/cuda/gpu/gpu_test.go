@@ -103,6 +103,7 @@ func open(t testing.TB) *Machine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(m.Close)
 	t.Logf("on %v", devices[0])
 	return m
 }

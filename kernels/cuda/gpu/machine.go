@@ -23,13 +23,14 @@ import (
 // stream. It is used by one goroutine at a time; see cuda.Machine.
 type Machine struct {
 	device    int
+	modules   []cu.Module
 	functions map[string]cu.Function
 	owned     map[cuda.Pointer]lib.Ctensor
 }
 
 var _ cuda.Machine = (*Machine)(nil)
 
-// Open compiles the kernels for a device and loads them.
+// Open compiles the kernels for a device and loads them; the caller closes the machine.
 func Open(device int) (*Machine, error) {
 	devices, why := Devices()
 	if device < 0 || device >= len(devices) {
@@ -52,6 +53,7 @@ func Open(device int) (*Machine, error) {
 			if err != nil {
 				return fmt.Errorf("%s: loading: %w", p.Name, err)
 			}
+			m.modules = append(m.modules, module)
 			for _, name := range p.Kernels {
 				if m.functions[name], err = module.Function(name); err != nil {
 					return fmt.Errorf("%s: kernel %s: %w", p.Name, name, err)
@@ -61,9 +63,22 @@ func Open(device int) (*Machine, error) {
 		return nil
 	})
 	if err != nil {
+		m.Close()
 		return nil, fmt.Errorf("gpu: device %d: %w", device, err)
 	}
 	return m, nil
+}
+
+// Close unloads the kernels, after those that were launched. Memory stays the caller's to
+// free.
+func (m *Machine) Close() {
+	_ = m.on(func(cu.Stream) error { // a device that fails here has failed before
+		for _, module := range m.modules {
+			_ = module.Unload()
+		}
+		return nil
+	})
+	m.modules, m.functions = nil, nil
 }
 
 // on runs f on a thread whose current device is the machine's, with libtorch's

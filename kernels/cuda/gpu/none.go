@@ -24,5 +24,11 @@ func Peak(int) (bytes int64, err error) { return 0, errors.New(without) }
 
 const without = "this program was built without CUDA; build it with make CUDA=1"
 
-// Open compiles the kernels for a device and loads them.
-func Open(int) (cuda.Machine, error) { return nil, errors.New(without) }
+// Machine is one GPU.
+type Machine struct{ cuda.Recorder }
+
+// Close unloads the kernels.
+func (*Machine) Close() {}
+
+// Open compiles the kernels for a device and loads them; the caller closes the machine.
+func Open(int) (*Machine, error) { return nil, errors.New(without) }

@@ -81,6 +81,7 @@ func kernels(t *testing.T, number int) cuda.Machine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(m.Close)
 	return m
 }
 
