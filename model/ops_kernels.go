@@ -191,7 +191,7 @@ func (k *onKernels) sample(logits *torch.Tensor, draws []Draw) (tokens []int32, 
 	}
 	s := k.newSampling(n)
 	defer s.free()
-	s.set(k, draws)
+	must("Sample", k.m.Upload(at(s.requests), k.appendRequests(nil, draws)))
 	s.queue(k, logits, 0)
 	return s.read(k, n)
 }
@@ -208,8 +208,9 @@ func (s sampling) free() {
 	s.drawn.Free()
 }
 
-// set uploads what is asked of the first rows.
-func (s sampling) set(k *onKernels, draws []Draw) {
+// appendRequests appends what is asked of rows, cuda.SamplingSize bytes each; zeros ask
+// for the most probable token.
+func (k *onKernels) appendRequests(to []byte, draws []Draw) []byte {
 	all := make([]cuda.Sampling, len(draws))
 	for i, d := range draws {
 		all[i] = cuda.Sampling{
@@ -217,9 +218,9 @@ func (s sampling) set(k *onKernels, draws []Draw) {
 			TopK: int32(min(d.TopK, k.p.config.VocabSize)),
 		}
 	}
-	var to bytes.Buffer
-	must("Sample", binary.Write(&to, binary.LittleEndian, all))
-	must("Sample", k.m.Upload(at(s.requests), to.Bytes()))
+	to, err := binary.Append(to, binary.LittleEndian, all)
+	must("Sample", err)
+	return to
 }
 
 // queue draws for rows of logits, the first of which is number first.

@@ -1,6 +1,8 @@
 package model
 
 import (
+	"encoding/binary"
+
 	"github.com/ssr-go/ssr/kernels/cuda"
 	"github.com/ssr-go/ssr/kernels/native"
 	"github.com/ssr-go/ssr/kernels/torch"
@@ -76,9 +78,12 @@ func (d *repeater) step(tokens []int32, segs []native.Segment, table []int32, dr
 		b = d.newBucket(s)
 		d.buckets[s] = b
 	}
-	b.input.SetIndices(s.layOut(d.k, tokens, segs, table))
-	b.drawn.set(d.k, draws)
-	var err error
+	bytes := make([]byte, 0, 8*b.input.Len())
+	for _, word := range s.layOut(d.k, tokens, segs, table) {
+		bytes = binary.LittleEndian.AppendUint64(bytes, uint64(word))
+	}
+	err := d.m.Upload(at(b.input), d.k.appendRequests(bytes, draws))
+	must("Decode", err)
 	if b.work != nil {
 		err = b.work.Replay()
 	} else {
@@ -113,7 +118,7 @@ func (s size) layOut(k *onKernels, tokens []int32, segs []native.Segment, table 
 // bucket is the memory of steps of one size, and their recording.
 type bucket struct {
 	size
-	input  *torch.Tensor // all of the following, in their order
+	input  *torch.Tensor // all of the following, in their order, and what is asked of the draws
 	tokens indices
 	parts  [4]*torch.Tensor // positions, slots, queries, blocks
 	drawn  sampling
@@ -122,15 +127,14 @@ type bucket struct {
 
 func (d *repeater) newBucket(s size) *bucket {
 	width := d.k.p.options.queryWords(d.k.p.config)
-	b := &bucket{size: s, input: d.k.p.options.Device.Indices(make([]int32, s.words(width)))}
+	b := &bucket{size: s, input: d.k.p.options.Device.New(torch.Activations, torch.Int64, s.words(width)+s.rows*cuda.SamplingSize/8)}
 	b.tokens = indices{make([]int32, s.rows), b.input.View(0, s.rows)}
 	first := s.rows
 	for i, n := range []int{s.rows, s.rows, width * s.rows, s.rows * s.pages()} {
 		b.parts[i] = b.input.View(first, n)
 		first += n
 	}
-	b.drawn = d.k.newSampling(s.rows)
-	b.drawn.set(d.k, make([]Draw, s.rows)) // of padding too
+	b.drawn = sampling{b.input.View(first, b.input.Len()-first), d.k.words(3 * s.rows)}
 	return b
 }
 

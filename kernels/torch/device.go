@@ -85,14 +85,8 @@ func (d Device) NewArena(purpose Purpose, dtype DType) *Arena {
 // indices. The caller frees it.
 func (d Device) Indices(of []int32) *Tensor {
 	t := d.alloc(Activations, Int64, []int{len(of)})
-	t.SetIndices(of)
-	return t
-}
-
-// SetIndices replaces indices by as many others.
-func (t *Tensor) SetIndices(of []int32) {
 	if len(of) == 0 {
-		return
+		return t
 	}
 	host := CPU.alloc(Activations, Int64, []int{len(of)})
 	defer host.Free()
@@ -101,6 +95,7 @@ func (t *Tensor) SetIndices(of []int32) {
 		at[i] = int64(v)
 	}
 	Copy(t, host)
+	return t
 }
 
 // OnCPU is the tensor where Data can read it: a copy, dense, that the caller frees.

@@ -130,6 +130,9 @@ func (m *Machine) Free(p cuda.Pointer) {
 	lib.AtFree(t)
 }
 
+// Upload does not wait for the copy: from memory that is not page-locked, as Go's is not,
+// the driver takes what it copies before it returns (CUDA Driver API, API synchronization
+// behavior).
 func (m *Machine) Upload(to cuda.Pointer, from []byte) error {
 	if len(from) == 0 {
 		return nil
@@ -144,18 +147,15 @@ func (m *Machine) Download(to []byte, from cuda.Pointer) error {
 		return nil
 	}
 	return m.copied("download", func(s cu.Stream) error {
-		return cu.MemcpyDtoHAsync(unsafe.Pointer(&to[0]), cu.DevicePtr(from), int64(len(to)), s)
-	})
-}
-
-func (m *Machine) copied(what string, copy func(cu.Stream) error) error {
-	err := m.on(func(s cu.Stream) error {
-		if err := copy(s); err != nil {
+		if err := cu.MemcpyDtoHAsync(unsafe.Pointer(&to[0]), cu.DevicePtr(from), int64(len(to)), s); err != nil {
 			return err
 		}
 		return s.Synchronize()
 	})
-	if err != nil {
+}
+
+func (m *Machine) copied(what string, copy func(cu.Stream) error) error {
+	if err := m.on(copy); err != nil {
 		return fmt.Errorf("gpu: device %d: %s: %w", m.device, what, err)
 	}
 	return nil
