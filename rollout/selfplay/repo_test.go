@@ -2,11 +2,15 @@ package selfplay
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/ssr-go/ssr/sandbox"
@@ -220,6 +224,38 @@ func TestSolverTreeOfASecondOrderBug(t *testing.T) {
 	if !strings.Contains(got, `"?"`) || !strings.Contains(got, "w[-1]") {
 		t.Errorf("the failed patch is not on top of the bug:\n%s", got)
 	}
+}
+
+// Who waits for a tree whose maker is stopped makes it: another's context is not its own.
+func TestTreeOfAStoppedMaker(t *testing.T) {
+	r := openRepo(t, gitRepo(t, calcFiles))
+	stopped := errors.New("stopped")
+	synctest.Test(t, func(t *testing.T) {
+		maker, stop := context.WithCancelCause(t.Context())
+		var wait sync.WaitGroup
+		wait.Go(func() {
+			if _, err := r.prepare(maker, "kind", nil, func(string) error { <-maker.Done(); return context.Cause(maker) }); !errors.Is(err, stopped) {
+				t.Errorf("the maker has %v", err)
+			}
+		})
+		synctest.Wait()
+		for range 2 {
+			wait.Go(func() {
+				tree, err := r.prepare(t.Context(), "kind", nil, func(dir string) error { return os.Mkdir(dir, 0o755) })
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer tree.Release()
+				if _, err := os.Stat(tree.Dir); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		stop(stopped)
+		wait.Wait()
+	})
 }
 
 func TestEqualTreesAreShared(t *testing.T) {

@@ -74,6 +74,18 @@ func (r *Repo) evict() {
 // empty folder unless an equal one is there.
 func (r *Repo) prepare(ctx context.Context, kind string, o overlay, build func(dir string) error) (*Tree, error) {
 	key := kind + "-" + o.key()[:32]
+	for {
+		t, built, err := r.prepareOnce(ctx, key, o, build)
+		// Whoever waited for one that was not made, since its maker was stopped, say,
+		// makes it.
+		if err == nil || built || ctx.Err() != nil {
+			return t, err
+		}
+	}
+}
+
+// prepareOnce takes the tree of that key, or builds it where nobody has begun to.
+func (r *Repo) prepareOnce(ctx context.Context, key string, o overlay, build func(dir string) error) (t *Tree, built bool, err error) {
 	r.mu.Lock()
 	p, ok := r.trees[key]
 	if !ok {
@@ -83,7 +95,7 @@ func (r *Repo) prepare(ctx context.Context, kind string, o overlay, build func(d
 	}
 	p.users++
 	r.mu.Unlock()
-	t := &Tree{Dir: p.dir, repo: r, overlay: o, prepared: p}
+	t = &Tree{Dir: p.dir, repo: r, overlay: o, prepared: p}
 	if !ok {
 		p.err = build(p.dir)
 		if p.err != nil {
@@ -98,13 +110,13 @@ func (r *Repo) prepare(ctx context.Context, kind string, o overlay, build func(d
 	case <-p.ready:
 	case <-ctx.Done():
 		t.Release()
-		return nil, fmt.Errorf("prepare a tree: %w", context.Cause(ctx))
+		return nil, !ok, fmt.Errorf("prepare a tree: %w", context.Cause(ctx))
 	}
 	if p.err != nil {
 		t.Release()
-		return nil, p.err
+		return nil, !ok, p.err
 	}
-	return t, nil
+	return t, !ok, nil
 }
 
 // plainTree is the tree of an overlay without .git: what tests are run on.
