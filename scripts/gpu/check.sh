@@ -73,13 +73,15 @@ export -f pin
 # of training steps, and of the GRPO step. Prompts and new tokens make whole contexts.
 shapes=scripts/gpu/shapes
 wide=1,16,64,256 narrow=1,16,64 short=960 long=8128 longest=32704 prefill=15360 new=64 time=1s
-packed='--train 16,1 --length 1024,16384' packed_long='--train 64,4 --length 1024,16384' packed_one='--train 16 --length 1024' rank=16
+packed='--train 16,1 --length 1024,16384' packed_long='--train 64,4 --length 1024,16384' rank=16
+packed_all='--train 16,1,64,4 --length 1024,16384,1024,16384' packed_one='--train 16 --length 1024'
 step='--group 8 --batch 64 --prompt 512 --new 256' step_small='--group 8 --batch 16 --prompt 128 --new 64'
 exact=--determinism # which a CPU is, and its stand-in for a GPU is not without kernels
 if [ "$device" = generic ]; then
   shapes=$work/shapes
   wide=1,2,4 narrow=1,2,4 short=32 long=48 longest=64 prefill=64 new=8 time=100ms
-  packed='--train 4,1 --length 32,128' packed_long='--train 8,2 --length 32,128' packed_one='--train 4 --length 32' rank=4
+  packed='--train 4,1 --length 32,128' packed_long='--train 8,2 --length 32,128' rank=4
+  packed_all='--train 4,1,8,2 --length 32,128,32,128' packed_one='--train 4 --length 32'
   step='--group 8 --batch 16 --prompt 32 --new 16' step_small='--group 4 --batch 8 --prompt 32 --new 16'
   exact="--device cpu $exact"
   python3 - scripts/gpu/shapes "$shapes" <<'PYTHON' || die "no shapes for the rehearsal"
@@ -166,20 +168,16 @@ bench() {
   section "$title" $bound $ssr bench --json --device "$device" --dtype bfloat16 --model "$shapes/$shape" --seconds $time --prefill-tokens $prefill \
     --deadline $((bound > 10 ? bound - 5 : 5))s "$@"
 }
+# A process for each shape and way to train: making a context and compiling takes each a while.
 bench 'decode and prefill, 0.5B' 60 qwen2.5-0.5b --parts decode,prefill --batch $wide --prompt $short --new $new
-bench 'training, 4B' 60 qwen3-4b --parts training $packed
-bench 'GRPO step, 0.6B' 60 qwen3-0.6b --parts step $step
-bench 'GRPO step, 0.6B, determinism' 60 qwen3-0.6b --parts step $step_small $exact
+bench 'training, 4B' 70 qwen3-4b --parts training $packed_all
+bench 'GRPO step and training, 0.6B' 80 qwen3-0.6b --parts step,training $step $packed_all
+bench 'GRPO step, 0.6B, determinism' 50 qwen3-0.6b --parts step $step_small $exact
 bench 'decode and prefill, 7B' 60 qwen2.5-7b --parts decode,prefill --batch $narrow --prompt $short --new $new
-bench 'decode and prefill, 0.5B, 8k' 60 qwen2.5-0.5b --parts decode,prefill --batch $narrow --prompt $long --new $new
-bench 'decode and prefill, 0.5B, 32k' 60 qwen2.5-0.5b --parts prefill,decode --batch ${narrow%,*} --prompt $longest --new $new
-bench 'training, 4B, adapters' 60 qwen3-4b --parts training $packed --lora-rank $rank
+bench 'decode and prefill, 0.5B, 8k' 50 qwen2.5-0.5b --parts decode,prefill --batch $narrow --prompt $long --new $new
+bench 'decode and prefill, 0.5B, 32k' 50 qwen2.5-0.5b --parts prefill,decode --batch ${narrow%,*} --prompt $longest --new $new
+bench 'training and GRPO step, 4B, adapters' 80 qwen3-4b --parts training,step $packed_all $step_small --lora-rank $rank
 bench 'decode and prefill, 1.5B' 40 qwen2.5-1.5b --parts decode,prefill --batch $narrow --prompt $short --new $new
-bench 'training, 0.6B' 40 qwen3-0.6b --parts training $packed
-bench 'training, 0.6B, 64k tokens' 60 qwen3-0.6b --parts training $packed_long
-bench 'training, 4B, adapters, 64k tokens' 60 qwen3-4b --parts training $packed_long --lora-rank $rank
-bench 'training, 4B, 64k tokens' 60 qwen3-4b --parts training $packed_long
-bench 'GRPO step, 4B, adapters' 60 qwen3-4b --parts step $step_small --lora-rank $rank
 # What the kernels bring, and what determinism costs.
 for flag in --no-kernels "$exact"; do
   bench "decode, 0.5B, $flag" 40 qwen2.5-0.5b --parts decode --batch ${narrow%,*} --prompt $short --new $new $flag

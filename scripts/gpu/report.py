@@ -254,6 +254,8 @@ def markdown(report, logs, ours):
     if m := report["machine"]:
         lines += ["", f"Products reach {m['float32_gflops'] / 1e3:.4g} TFLOP/s in float32 and {m['bfloat16_gflops'] / 1e3:.4g} in bfloat16, "
                   f"copies {m['gb_per_second']:.4g} GB/s (PyTorch's, measured in this run)."]
+    if late := [e["title"] for e, _ in logs if e["result"] == "left out"]:
+        lines += ["", "There was no time left for: " + "; ".join(late) + "."]
     verdict = {True: "reached", False: "**not reached**", None: ""}
     lines += table("Goals", ["goal, on an H200", "found", ""], [[g["goal"], g["found"], verdict[g["reached"]]] for g in report["goals"]])
     lines += tables(ours)

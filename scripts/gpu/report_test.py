@@ -115,6 +115,7 @@ class Test(unittest.TestCase):
         self.assertFalse(failed)
         self.assertEqual([s["result"] for s in r["sections"]], ["passed", "left out"])
         self.assertIn("| a test | passed, 1 skipped | 3 |", text)
+        self.assertIn("There was no time left for: too late.", text)
         # A benchmark that was interrupted has the figures that it printed.
         self.both(status="130", tail="\nssr: interrupted")
         failed, r, text = self.report()
