@@ -14,9 +14,9 @@ func Linear(m Machine, t, of DType, x, w, bias, y Pointer, rows, n, c int, add b
 	}
 	high, wide, threads := 16, 32, 128
 	switch {
-	case ceil(rows, 128)*ceil(n, 128) >= fullGrid:
+	case rows > 64 && ceil(rows, 128)*ceil(n, 128) >= fullGrid:
 		high, wide, threads = 128, 128, 256
-	case ceil(rows, 64)*ceil(n, 64) >= fullGrid:
+	case rows > 16 && ceil(rows, 64)*ceil(n, 64) >= fullGrid:
 		high, wide, threads = 64, 64, 256
 	}
 	return linearTiles(m, fmt.Sprintf("linear_f32_%dx%d", high, wide), high, wide, threads, x, w, bias, y, rows, n, c, add)
@@ -82,11 +82,20 @@ func TilingOf(rows, n, c int) Tiling {
 		return Tiling{16, 16, 1}
 	case rows <= FewRows:
 		return Tiling{16, 32, 1}
-	case tiles(128, 128) >= fullGrid:
+	case rows > 64 && tiles(128, 128) >= fullGrid:
 		return Tiling{128, 128, 1}
 	}
-	return Tiling{64, 64, min(ceil(fullGrid, tiles(64, 64)), chainsOf(c))}
+	parts := 1
+	if blocksOf(c) >= longSum {
+		parts = max(1, min(fullGrid/tiles(64, 64), chainsOf(c)))
+	}
+	return Tiling{64, 64, parts}
 }
+
+// longSum is from how many blocks of columns on a tile's sums are shared: less than half
+// of that takes the time of what sharing adds, a launch and the traffic of the chains'
+// sums, at 4 µs and 0.15 µs a block. Both are estimates.
+const longSum = 64
 
 // chainsOf is how many of the chains have columns, and blocksOf how many blocks those have.
 func chainsOf(c int) int { return ceil(blocksOf(c), ceil(blocksOf(c), LinearChains)) }
