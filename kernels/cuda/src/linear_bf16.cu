@@ -308,5 +308,5 @@ KERNEL void linear_bf16_64x64(const bf16 *x, const bf16 *w, const float *bias, f
 }
 KERNEL void linear_bf16_128x128(const bf16 *x, const bf16 *w, const float *bias, float *y, int R, int N, int C, int add, float *part,
                                 int share) {
-  many<128, 128, 2, 4>(x, w, {bias, y, R, N, add}, C, part, share);
+  many<128, 128, 4, 2>(x, w, {bias, y, R, N, add}, C, part, share);
 }
