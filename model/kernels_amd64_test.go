@@ -383,3 +383,42 @@ func TestStepMemory(t *testing.T) {
 	}
 	near(t, "beside the cache", torch.Allocated()[torch.Activations]-before, StepMemory(c, o, sequences))
 }
+
+// TestKernelsAttentionCached: rows that attend through a cache, a few at first and then the
+// others, by launches of a tile each where there is no memory to join more, have the bits of
+// those that attend at once.
+func TestKernelsAttentionCached(t *testing.T) {
+	for _, c := range []Config{tall("qwen2", true, 64), tall("mistral", false, 64), tiny("cwm", false)} {
+		p := random(t, c, withKernels(t, Options{DType: torch.BFloat16, Determinism: true}))
+		k := p.ops.(*onKernels)
+		const rows, first = 50, 19
+		arena := p.NewArena()
+		defer arena.Free()
+		s := arena.Scope()
+		defer s.Close()
+		qkv, want, got := s.Empty(rows, (c.Heads+2*c.KVHeads)*c.HeadDim), s.Empty(rows, c.Heads*c.HeadDim), s.Empty(rows, c.Heads*c.HeadDim)
+		fill(qkv, rand.New(rand.NewPCG(1, 1)).NormFloat64)
+		cached := s.Empty(qkv.Shape()...)
+		torch.Copy(cached, qkv)
+
+		positions := make([]int32, rows)
+		for i := range positions {
+			positions[i] = int32(i)
+		}
+		k.rotate(qkv, k.indices(s, positions), false)
+		k.attention(0, qkv, []int32{0, rows}, want, nil)
+
+		cache := p.NewCache(3, 1)
+		defer cache.Free()
+		cache.scratch.Free()
+		cache.scratch = k.words(p.options.scratch(c, 1, rows))
+		for _, bound := range [][2]int{{0, first}, {first, rows}} {
+			lo, hi := bound[0], bound[1]
+			seg := []native.Segment{{Rows: int32(hi - lo), Past: int32(lo)}}
+			cache.Attend(s, nil, seg, seg, []int32{2, 0})(0, s.Own(cached.Rows(lo, hi)), s.Own(got.Rows(lo, hi)))
+		}
+		if i := sameBits(read(got), read(want)); i >= 0 {
+			t.Errorf("%s, heads of %d: element %d of %d is another through the cache", c.ModelType, c.HeadDim, i, got.Len())
+		}
+	}
+}
