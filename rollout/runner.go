@@ -46,7 +46,8 @@ type Runner struct {
 	Deadline time.Duration
 	// Retries is how often infrastructure failures are repeated (default 0).
 	Retries int
-	// Backoff is the wait before the first retry; it doubles each time (default 200 ms).
+	// Backoff is the wait before the first retry (default 200 ms); it doubles each time,
+	// up to a minute.
 	Backoff time.Duration
 
 	slots chan struct{}
@@ -92,12 +93,8 @@ func (r *Runner) one(ctx context.Context, task Task) *Trajectory {
 	if deadline <= 0 {
 		deadline = time.Hour
 	}
-	wait := r.Backoff
-	if wait <= 0 {
-		wait = 200 * time.Millisecond
-	}
 	for try := 0; ; try++ {
-		t, err := r.attempt(ctx, task, deadline, min(wait<<try, time.Minute))
+		t, err := r.attempt(ctx, task, deadline)
 		switch {
 		case err == nil:
 			t.Status = Scored
@@ -110,18 +107,33 @@ func (r *Runner) one(ctx context.Context, task Task) *Trajectory {
 		if try >= r.Retries || !retriable(err) {
 			return t
 		}
-		if !sleep(ctx, wait<<try) {
+		if !sleep(ctx, r.backoff(try)) {
 			t.Status = Cancelled
 			return t
 		}
 	}
 }
 
+// maxBackoff bounds the wait between two tries.
+const maxBackoff = time.Minute
+
+// backoff is the wait after a try, the first of which is 0.
+func (r *Runner) backoff(try int) time.Duration {
+	wait := r.Backoff
+	if wait <= 0 {
+		wait = 200 * time.Millisecond
+	}
+	for ; try > 0 && wait < maxBackoff; try-- {
+		wait *= 2
+	}
+	return min(wait, maxBackoff)
+}
+
 // errDeadline is the cause of an attempt's context when its own deadline passed.
 var errDeadline = errors.New("episode deadline passed")
 
 // attempt plays and scores one task once. The trajectory is never nil.
-func (r *Runner) attempt(ctx context.Context, task Task, deadline, wait time.Duration) (t *Trajectory, err error) {
+func (r *Runner) attempt(ctx context.Context, task Task, deadline time.Duration) (t *Trajectory, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, deadline, errDeadline)
 	defer cancel()
 	t = newTrajectory(task, Cancelled)
@@ -143,7 +155,7 @@ func (r *Runner) attempt(ctx context.Context, task Task, deadline, wait time.Dur
 			return t, nil
 		}
 		err = &stageError{FailEnvironment, fmt.Errorf("score episode %s: %w", task.ID, err)}
-		if try >= r.Retries || !errors.Is(err, sandbox.ErrInfrastructure) || !sleep(ctx, wait) {
+		if try >= r.Retries || !errors.Is(err, sandbox.ErrInfrastructure) || !sleep(ctx, r.backoff(try)) {
 			return t, &scoringError{err}
 		}
 	}

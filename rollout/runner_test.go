@@ -238,6 +238,34 @@ func TestScoringIsRepeatedWithoutTheEpisode(t *testing.T) {
 	})
 }
 
+// The waits between tries double up to a minute, in virtual time, however many there are.
+func TestRetriesWaitLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := NewRunner(Player{Policy: &talker{text: "x"}, Chat: ByteChat{}}, 1)
+		r.Retries = 70
+		var at []time.Time
+		task := Task{ID: "e", Env: func() (Env, error) {
+			at = append(at, time.Now())
+			return nil, sandbox.ErrInfrastructure
+		}}
+		if err := r.Run(t.Context(), []Task{task}, func(*Trajectory) {}); err != nil {
+			t.Fatal(err)
+		}
+		if len(at) != 71 {
+			t.Fatalf("%d tries, want 71", len(at))
+		}
+		want := 200 * time.Millisecond
+		for i := range at[1:] {
+			if got := at[i+1].Sub(at[i]); got != min(want, time.Minute) {
+				t.Errorf("wait %d is %v, want %v", i+1, got, min(want, time.Minute))
+			}
+			if want < time.Minute {
+				want *= 2
+			}
+		}
+	})
+}
+
 func TestTrajectoryHoldsExactlyWhatWasSampled(t *testing.T) {
 	p := Player{Policy: &talker{text: "abc"}, Chat: ByteChat{}}
 	tr := &Trajectory{ID: "t"}
