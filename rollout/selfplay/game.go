@@ -203,7 +203,7 @@ func (o GameOptions) Check() error {
 	if o.Resample < 0 || o.Resample > 0 && o.Mode != RepairOnly {
 		return fmt.Errorf("game: resample is %d in %s; it is a number of rounds in %s, 0 for none", o.Resample, o.Mode, RepairOnly)
 	}
-	if o.SecondOrderFraction < 0 || o.SecondOrderFraction >= 1 {
+	if !(o.SecondOrderFraction >= 0 && o.SecondOrderFraction < 1) {
 		return fmt.Errorf("game: second-order fraction %v is not in [0, 1)", o.SecondOrderFraction)
 	}
 	return nil

@@ -50,6 +50,7 @@ func TestGameOptionsCheck(t *testing.T) {
 		"0 solvers":                  func(o *GameOptions) { o.SolversPerBug = 0 },
 		"resample is 1":              func(o *GameOptions) { o.Resample = 1 },
 		"second-order fraction 1":    func(o *GameOptions) { o.SecondOrderFraction = 1 },
+		"second-order fraction NaN":  func(o *GameOptions) { o.SecondOrderFraction = math.NaN() },
 	} {
 		o := fine
 		change(&o)
