@@ -52,8 +52,8 @@ type Spec struct {
 	// Frozen promises that nothing in Dir changes once a sandbox of it has been
 	// started, so that sandboxes may share one copy. Other content has another Dir.
 	Frozen bool
-	// Env is the whole environment inside, beside the backend's own PATH, HOME,
-	// LANG and TMPDIR. Nothing of the host's environment is passed on.
+	// Env is laid over BaseEnv; the two are the whole environment inside. Nothing of
+	// the host's is passed on.
 	Env    map[string]string
 	Limits Limits
 	// Owner labels the sandbox for sweeping, for instance a run and episode id.

@@ -51,8 +51,8 @@ func sentinelName(seed, salt string, source []byte) string {
 	}
 }
 
-// withSentinels returns a test file with its two sentinels, or false for a kind
-// of file that it cannot extend.
+// withSentinels returns a test file with its sentinels, or false for a kind of file
+// that it cannot extend.
 func withSentinels(name string, source []byte, seed string) ([]byte, sentinel, bool) {
 	s := sentinel{
 		file:   name,

@@ -257,7 +257,7 @@ func (c *client) attach(ctx context.Context, id string) (*hijacked, error) {
 type hijacked struct {
 	net.Conn
 	r *bufio.Reader
-	// left of the frame that is being read, and the end of what the container
+	// left of the frame that is being read, and the beginning of what the container
 	// printed on stderr.
 	left   uint32
 	stderr []byte
