@@ -102,7 +102,10 @@ func syncPath(path string) error {
 }
 
 // appendFile is a file that grows by whole records, each durable before append returns.
-type appendFile struct{ f *os.File }
+type appendFile struct {
+	f    *os.File
+	size int64 // of the whole records
+}
 
 // openAppend opens path, creating it where needed, and cuts it to size bytes.
 func openAppend(path string, size int64) (*appendFile, error) {
@@ -110,23 +113,24 @@ func openAppend(path string, size int64) (*appendFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &appendFile{f}
 	if err := errors.Join(f.Truncate(size), f.Sync(), syncPath(filepath.Dir(path))); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	if _, err := f.Seek(size, 0); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return a, nil
+	return &appendFile{f, size}, nil
 }
 
+// append leaves nothing of a record that it could not write, so that the next one can
+// be read.
 func (a *appendFile) append(record []byte) error {
-	if _, err := a.f.Write(record); err != nil {
-		return err
+	_, err := a.f.WriteAt(record, a.size)
+	if err == nil {
+		err = a.f.Sync()
 	}
-	return a.f.Sync()
+	if err != nil {
+		return errors.Join(err, a.f.Truncate(a.size))
+	}
+	a.size += int64(len(record))
+	return nil
 }
-
-func (a *appendFile) size() (int64, error) { return a.f.Seek(0, 1) }
 
 func (a *appendFile) Close() error { return a.f.Close() }

@@ -6,7 +6,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -37,11 +39,7 @@ func TestJournalCutAnywhere(t *testing.T) {
 		if err := j.record(f); err != nil {
 			t.Fatal(err)
 		}
-		size, err := j.file.size()
-		if err != nil {
-			t.Fatal(err)
-		}
-		all, ends = append(all, f), append(ends, size)
+		all, ends = append(all, f), append(ends, j.file.size)
 	}
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
@@ -78,6 +76,45 @@ func TestJournalCutAnywhere(t *testing.T) {
 		if got, _, err := readJournal(journalPath(dir, 1)); err != nil || len(got) != whole+1 || got[whole].Group.ID != "last" {
 			t.Fatalf("cut at %d: then %d records, %v", cut, len(got), err)
 		}
+	}
+}
+
+// TestJournalWithoutRoom: of a record that does not fit nothing stands before the next.
+func TestJournalWithoutRoom(t *testing.T) {
+	dir := t.TempDir()
+	j, _, err := openJournal(dir, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := record("first", 1), record("second", 2)
+	if err := j.record(first); err != nil {
+		t.Fatal(err)
+	}
+	// A limit on the size of files cuts a write as a full disk does.
+	signal.Ignore(syscall.SIGXFSZ)
+	defer signal.Reset(syscall.SIGXFSZ)
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	tight := limit
+	tight.Cur = uint64(j.file.size) + 20
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &tight); err != nil {
+		t.Fatal(err)
+	}
+	full := j.record(record("lost", 3))
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(full, syscall.EFBIG) {
+		t.Errorf("a record without room: %v", full)
+	}
+	if err := errors.Join(j.record(second), j.Close()); err != nil {
+		t.Fatal(err)
+	}
+	done, _, err := readJournal(journalPath(dir, 1))
+	if diff := cmp.Diff([]Finished{first, second}, done); err != nil || diff != "" {
+		t.Errorf("%v %s", err, diff)
 	}
 }
 
