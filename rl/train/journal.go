@@ -43,7 +43,7 @@ func openJournal(dir string, step int) (*journal, []Finished, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, err
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), syncPath(dir)); err != nil {
 		return nil, nil, err
 	}
 	file, err := openAppend(path, size)
