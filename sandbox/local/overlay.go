@@ -115,9 +115,10 @@ func (o *overlays) try(dir string, uid int) error {
 
 func (o *overlays) close() {
 	o.thread.close()
-	for _, fd := range []int{o.host, o.home} {
-		if fd >= 0 {
-			unix.Close(fd)
+	for _, fd := range []*int{&o.host, &o.home} {
+		if *fd >= 0 {
+			unix.Close(*fd)
+			*fd = -1 // another close must not close somebody else's
 		}
 	}
 }

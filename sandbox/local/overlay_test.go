@@ -33,6 +33,30 @@ func overlayBackend(t testing.TB) *Backend {
 	return b
 }
 
+// Closed once more, a backend closes nobody else's descriptors.
+func TestCloseTwice(t *testing.T) {
+	b := overlayBackend(t)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var files []*os.File // which take the numbers that are free again
+	for range 8 {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, f)
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, f := range files {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func writeTree(t testing.TB, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
