@@ -124,15 +124,13 @@ func (r *rootMaker) fill(opts Options) {
 		patterns = []string{"*"}
 	}
 	for _, pattern := range patterns {
-		found, err := filepath.Glob(filepath.Join(opts.Root, "etc", pattern))
+		// Below the root, whose own name is no pattern.
+		found, err := fs.Glob(os.DirFS(opts.Root), "etc/"+pattern)
 		r.check(err)
-		for _, host := range found {
-			if _, own := etcFiles[filepath.Base(host)]; own {
-				continue
+		for _, name := range found {
+			if _, own := etcFiles[filepath.Base(name)]; !own {
+				r.copy(filepath.Join(opts.Root, name), name)
 			}
-			rel, err := filepath.Rel(opts.Root, host)
-			r.check(err)
-			r.copy(host, rel)
 		}
 	}
 	for _, path := range opts.ReadOnly {

@@ -15,7 +15,7 @@ import (
 // A root folder is shown whole, and nothing of this machine's system with it.
 func TestRootFolder(t *testing.T) {
 	// Not t.TempDir: its parent is closed to the sandboxes' uids.
-	root, err := os.MkdirTemp(stateParent(), "ssr-root-")
+	root, err := os.MkdirTemp(stateParent(), "ssr-root-[1]-") // no pattern
 	if err != nil {
 		t.Fatal(err)
 	}
