@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -111,6 +113,18 @@ func (c *warmstartCmd) check() error {
 	return errors.Join(in("model", c.shape(t, chat).Validate()), in("sft", c.settings().Check()), oneProcess())
 }
 
+// reportLost says what became of plans that gave no bug, most of them first.
+func reportLost(o output, all map[string]selfplay.Lost) {
+	outcomes := slices.Sorted(maps.Keys(all))
+	slices.SortStableFunc(outcomes, func(a, b string) int { return all[b].Plans - all[a].Plans })
+	for _, outcome := range outcomes {
+		fmt.Fprintf(o.err, "  without a bug, %s: %d\n", outcome, all[outcome].Plans)
+		if why := all[outcome].Why; why != "" {
+			fmt.Fprintf(o.err, "    the first: %s\n", strings.ReplaceAll(why, "\n", "\n    "))
+		}
+	}
+}
+
 // record has the scripted players play, and writes their bugs and episodes.
 func (c *warmstartCmd) record(ctx context.Context, o output, w *world) error {
 	began := time.Now()
@@ -129,7 +143,7 @@ func (c *warmstartCmd) record(ctx context.Context, o output, w *world) error {
 		return err
 	}
 	if len(warm.Bugs) == 0 {
-		return errors.Join(errors.New("the scripted players made no valid bug: does the repository's test suite pass in a sandbox?"), log.remove())
+		return errors.Join(errors.New("the scripted players made no valid bug; what ended their plans is listed above. Every test must pass in a sandbox, each time: try them with ssr sandbox exec, and with ssr env check for flaky ones"), log.remove())
 	}
 	if err := c.keep(warm); err != nil {
 		return err
@@ -171,8 +185,11 @@ func (c *warmstartCmd) play(ctx context.Context, o output, w *world, log *played
 	warm, err := selfplay.Warmstart(ctx, w.repo, selfplay.NewValidator(w.backend, w.repo, conf.validation()), selfplay.WarmstartOptions{
 		Recipe: recipe, Bugs: c.Bugs, Seed: c.Seed, Strategies: strategies, Exclude: exclude, Targets: c.Targets, Requirements: c.requirements(), Env: env, Turns: c.Turns, InFlight: c.InFlight,
 		Careful: c.Careful, Slip: c.Slip, Shy: c.Shy, Keep: log.keep, Played: log.episodes,
-		Progress: func(kept, tried, plans int) {
-			fmt.Fprintf(o.err, "scripted episodes: %d bugs kept, %d of %d plans tried\n", kept, tried, plans)
+		Progress: func(sofar *selfplay.Warm, tried, plans int) {
+			fmt.Fprintf(o.err, "scripted episodes: %d bugs kept, %d of %d plans tried\n", len(sofar.Bugs), tried, plans)
+			if len(sofar.Bugs) == 0 {
+				reportLost(o, sofar.Lost) // before many more end alike
+			}
 		},
 	})
 	if errors.Is(err, selfplay.ErrNoRecipe) {

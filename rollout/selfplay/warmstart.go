@@ -1,6 +1,7 @@
 package selfplay
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -60,9 +61,9 @@ type WarmstartOptions struct {
 	Turns int
 	// InFlight bounds episodes alive at once (default 4).
 	InFlight int
-	// Progress, optional, is told after each batch how many bugs are kept and
-	// how many plans were tried of how many.
-	Progress func(kept, tried, plans int)
+	// Progress, optional, is told after each batch what there is so far, and how many
+	// plans were tried of how many.
+	Progress func(sofar *Warm, tried, plans int)
 	// Keep, optional, is given every episode that ends, by one goroutine at a time; its
 	// error ends the warm start. Played are those that were kept by another one over the
 	// same repository, by their trajectories' IDs: they are taken as they are. But for
@@ -82,6 +83,25 @@ type Warm struct {
 	Injections, Solutions []*rollout.Trajectory
 	// Skipped are the turns, from 0, of an episode that are not to be imitated, by its ID.
 	Skipped map[string][]int
+	// Lost are the plans that gave no bug, by what became of them: the outcome of the
+	// injection, such as "refused:script", or that of the repair.
+	Lost map[string]Lost
+}
+
+// Lost are plans that ended alike.
+type Lost struct {
+	Plans int
+	// Why is what the check of the first one expected and saw, or what its player could
+	// not do; "" where neither is known.
+	Why string
+}
+
+func (w *Warm) lose(outcome, why string) {
+	l := w.Lost[outcome]
+	if l.Plans++; l.Plans == 1 {
+		l.Why = why
+	}
+	w.Lost[outcome] = l
 }
 
 // WarmEpisode is a scripted episode that has ended, well or not, as JSON, too: an
@@ -93,6 +113,13 @@ type WarmEpisode struct {
 	Skipped []int `json:"skipped,omitempty"`
 	// Bug is what a valid injection made, nil otherwise.
 	Bug *Bug `json:"bug,omitempty"`
+	// Why is Lost.Why of one that gave no bug.
+	Why string `json:"why,omitempty"`
+}
+
+// outcome is how the episode ended, in a word.
+func (e WarmEpisode) outcome() string {
+	return cmp.Or(e.Trajectory.Outcome, string(e.Trajectory.Status))
 }
 
 // Warmstart plays scripted injector and oracle-solver episodes in real
@@ -129,7 +156,7 @@ func Warmstart(ctx context.Context, repo *Repo, v *Validator, opts WarmstartOpti
 		return nil, errors.New("warm start: no function of the repository has a statement to remove and a test file that mentions it; supply a recipe")
 	}
 
-	w := &warmstart{repo: repo, validator: v, planner: planner, opts: opts, seen: map[string]bool{}, warm: &Warm{Skipped: map[string][]int{}}}
+	w := &warmstart{repo: repo, validator: v, planner: planner, opts: opts, seen: map[string]bool{}, warm: &Warm{Skipped: map[string][]int{}, Lost: map[string]Lost{}}}
 	maps.Copy(w.seen, opts.Exclude)
 	for tried := 0; tried < len(plans) && len(w.warm.Bugs) < opts.Bugs; {
 		batch := plans[tried:min(len(plans), tried+max(opts.InFlight*2, opts.Bugs-len(w.warm.Bugs)))]
@@ -138,7 +165,7 @@ func Warmstart(ctx context.Context, repo *Repo, v *Validator, opts WarmstartOpti
 		}
 		tried += len(batch)
 		if opts.Progress != nil {
-			opts.Progress(len(w.warm.Bugs), tried, len(plans))
+			opts.Progress(w.warm, tried, len(plans))
 		}
 	}
 	return w.warm, nil
@@ -227,6 +254,7 @@ func (w *warmstart) batch(ctx context.Context, first int, plans []Plan) error {
 	for i, task := range injections {
 		e := injected[task.ID]
 		if e.Bug == nil {
+			w.warm.lose(e.outcome(), e.Why)
 			continue
 		}
 		patch, err := ParsePatch(e.Bug.Artifact.BugInject)
@@ -248,6 +276,7 @@ func (w *warmstart) batch(ctx context.Context, first int, plans []Plan) error {
 	for i, inject := range chosen {
 		solve := solved[solutions[i].ID]
 		if solve.Trajectory.Outcome != OutcomeSolved {
+			w.warm.lose("repair "+solve.outcome(), solve.Why)
 			continue
 		}
 		w.warm.Bugs = append(w.warm.Bugs, *inject.Bug)
@@ -281,9 +310,7 @@ func (w *warmstart) injection(plan Plan, id string) scriptedTask {
 				if err != nil {
 					return err
 				}
-				if t.Outcome = injectionOutcome(report); report.Valid {
-					t.Detail = Bug{ID: a.ID(), Artifact: a, Report: report}
-				}
+				t.Outcome, t.Detail = injectionOutcome(report), Bug{ID: a.ID(), Artifact: a, Report: report}
 				return nil
 			}},
 		player: func(context.Context) (ScriptedPlayer, error) {
@@ -358,14 +385,17 @@ func (w *warmstart) play(ctx context.Context, tasks []scriptedTask) (map[string]
 		// A plan that does not work out is a failure of its player, nothing more.
 		e := WarmEpisode{Trajectory: &rollout.Trajectory{
 			ID: t.ID, Role: t.Role, Messages: t.Messages, Turns: t.Turns, Status: t.Status, Outcome: t.Outcome, Failure: t.Failure,
-		}}
+		}, Why: t.Failure}
 		if t.Status == rollout.Scored {
 			mu.Lock()
 			e.Skipped = playing[t.ID].Skipped()
 			mu.Unlock()
 		}
-		if bug, ok := t.Detail.(Bug); ok && t.Status == rollout.Scored {
+		switch bug, ok := t.Detail.(Bug); {
+		case ok && t.Status == rollout.Scored && bug.Report.Valid:
 			e.Bug = &bug
+		case ok:
+			e.Why = cmp.Or(e.Why, bug.Report.refused())
 		}
 		ended[t.ID] = e
 		if w.opts.Keep == nil {
@@ -376,6 +406,16 @@ func (w *warmstart) play(ctx context.Context, tasks []scriptedTask) (map[string]
 		}
 	})
 	return ended, errors.Join(err, failures)
+}
+
+// refused is what the check that refused an artifact expected and saw, "" where none did.
+func (r Report) refused() string {
+	for _, c := range r.Checks {
+		if c.OK != nil && !*c.OK {
+			return fmt.Sprintf("expected %s; seen: %s", c.Expected, c.Seen)
+		}
+	}
+	return ""
 }
 
 // injectionOutcome is "valid" or "refused:CHECK".
