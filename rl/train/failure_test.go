@@ -95,7 +95,6 @@ func TestCancel(t *testing.T) {
 	reason := errors.New("enough")
 	dir := t.TempDir()
 	p := &table{}
-	began := time.Now()
 	_, err := Train(ctx, Options{Settings: s, Dir: dir, OnEvent: func(e Event) {
 		if e.Step == 3 {
 			cancel(reason)
@@ -103,9 +102,6 @@ func TestCancel(t *testing.T) {
 	}}, p, &puzzle{policy: p, pause: 2 * time.Millisecond})
 	if !errors.Is(err, reason) && !errors.Is(err, context.Canceled) {
 		t.Fatalf("error %v", err)
-	}
-	if d := time.Since(began); d > 10*time.Second {
-		t.Errorf("it took %v to stop", d)
 	}
 	s.Steps = 5
 	if _, _, sum, err := play(t, Options{Settings: s, Dir: dir, Resume: true}, nil); err != nil || sum.Steps != 5 {
