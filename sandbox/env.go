@@ -1,6 +1,11 @@
 package sandbox
 
-import "maps"
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strings"
+)
 
 // HomeDir is $HOME inside every sandbox: empty at the start, outside the
 // workspace, thrown away with the sandbox.
@@ -45,4 +50,34 @@ func Environ(layers ...map[string]string) map[string]string {
 		maps.Copy(env, l)
 	}
 	return env
+}
+
+// WithEnv is a backend whose sandboxes have env over BaseEnv, below Spec.Env: what a
+// system needs beside its files, such as a PATH to its toolchain. Close closes b.
+func WithEnv(b Backend, env map[string]string) Backend {
+	return withEnv{b, maps.Clone(env)}
+}
+
+type withEnv struct {
+	Backend
+	env map[string]string
+}
+
+// Start implements Backend.
+func (b withEnv) Start(ctx context.Context, spec Spec) (Sandbox, error) {
+	env := map[string]string{}
+	maps.Copy(env, b.env)
+	maps.Copy(env, spec.Env)
+	spec.Env = env
+	return b.Backend.Start(ctx, spec)
+}
+
+// CheckEnv refuses names and values that no process can be given.
+func CheckEnv(env map[string]string) error {
+	for name, value := range env {
+		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") {
+			return fmt.Errorf("environment variable %q=%q: a name is not empty and has no equals sign, and neither has a zero byte", name, value)
+		}
+	}
+	return nil
 }

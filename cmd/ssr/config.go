@@ -24,6 +24,7 @@ import (
 	"github.com/ssr-go/ssr/rl/train"
 	"github.com/ssr-go/ssr/rollout"
 	"github.com/ssr-go/ssr/rollout/selfplay"
+	"github.com/ssr-go/ssr/sandbox"
 )
 
 // config is everything that a run is told. It is read from YAML over
@@ -431,7 +432,7 @@ func (c config) check() error {
 	e := c.Episodes
 	errs := []error{
 		in("policy.device", device), in("policy.dtype", dtype), in("episodes.protocol", protocol), in("episodes.prompts", prompts),
-		in("game.recipe", recipe), in("sandbox.environment", environment), c.gameOptions().Check(), in("train", c.Train.Check()),
+		in("game.recipe", recipe), in("sandbox.environment", environment), in("sandbox.env", sandbox.CheckEnv(c.Sandbox.Env)), c.gameOptions().Check(), in("train", c.Train.Check()),
 		rule(c.Game.Mode != selfplay.RepairOnly || c.Game.Bugs != "", "game.bugs: repair-only needs a folder of bugs"),
 		rule(e.InFlight > 0, "episodes.in_flight is %d; it must be positive", e.InFlight),
 		rule(e.TopP <= 1 && e.MinP <= 1, "episodes: top_p %g and min_p %g must lie in [0, 1]", e.TopP, e.MinP),

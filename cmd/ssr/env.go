@@ -31,9 +31,10 @@ func (f storeFlag) open() (environment.Store, error) {
 }
 
 type envAddCmd struct {
-	Name   string `arg:"" help:"Name of the environment."`
-	Rootfs string `placeholder:"DIR|FILE.tar" help:"A root folder, or a tar file to unpack (docker export, mmdebstrap)."`
-	Image  string `help:"An image that the container engine has."`
+	Name   string            `arg:"" help:"Name of the environment."`
+	Rootfs string            `placeholder:"DIR|FILE.tar" help:"A root folder, or a tar file to unpack (docker export, mmdebstrap)."`
+	Image  string            `help:"An image that the container engine has."`
+	Env    map[string]string `placeholder:"KEY=VALUE" mapsep:"none" help:"A variable that its commands have, such as a PATH to its toolchain. May be repeated."`
 	storeFlag
 }
 
@@ -42,7 +43,7 @@ func (c *envAddCmd) Run(o output) error {
 	if err != nil {
 		return err
 	}
-	e, err := s.Add(environment.Environment{Name: c.Name, Rootfs: c.Rootfs, Image: c.Image})
+	e, err := s.Add(environment.Environment{Name: c.Name, Rootfs: c.Rootfs, Image: c.Image, Env: c.Env})
 	if err != nil {
 		return err
 	}
@@ -95,7 +96,7 @@ func (c *envCheckCmd) Run(ctx context.Context, o output) (err error) {
 	if err != nil {
 		return err
 	}
-	b, err := sandboxConfig{Backend: e.Backend(), Rootfs: e.Rootfs, Image: e.Image}.open()
+	b, err := sandboxConfig{Backend: e.Backend(), Rootfs: e.Rootfs, Image: e.Image, Env: e.Env}.open()
 	if err != nil {
 		return err
 	}

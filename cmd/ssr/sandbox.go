@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 
 	"github.com/ssr-go/ssr/rollout/selfplay"
@@ -37,6 +38,9 @@ type sandboxConfig struct {
 	// ReadOnly lists folders of the host that sandboxes may read, such as an
 	// installed toolchain.
 	ReadOnly []string `json:"read_only,omitempty" yaml:"read_only,omitempty"`
+	// Env is laid over the environment variables of every sandbox and those that
+	// Environment brings.
+	Env map[string]string `json:"env,omitempty" yaml:"env,omitempty"`
 	// StateDir holds the workspaces of live sandboxes; "" is below the temporary folder.
 	StateDir string `json:"state_dir,omitempty" yaml:"state_dir,omitempty"`
 	// MaxLive bounds the sandboxes that are alive at once; 0 sets no bound beside
@@ -73,6 +77,10 @@ func (c sandboxConfig) resolve() (sandboxConfig, error) {
 		return c, fmt.Errorf("environment %s is a root folder, which backend docker cannot show; leave the backend out", c.Environment)
 	}
 	c.Environment, c.Backend, c.Rootfs, c.Image = "", e.Backend(), e.Rootfs, e.Image
+	env := map[string]string{}
+	maps.Copy(env, e.Env)
+	maps.Copy(env, c.Env)
+	c.Env = env
 	return c, nil
 }
 
@@ -83,10 +91,16 @@ func (c sandboxConfig) open() (sandbox.Backend, error) {
 		return nil, fmt.Errorf("sandbox: %w", err)
 	}
 	b, err := c.backend()
-	if err != nil || c.MaxLive <= 0 {
-		return b, err
+	if err != nil {
+		return nil, err
 	}
-	return sandbox.NewPool(b, c.MaxLive), nil
+	if c.MaxLive > 0 {
+		b = sandbox.NewPool(b, c.MaxLive)
+	}
+	if len(c.Env) > 0 {
+		b = sandbox.WithEnv(b, c.Env)
+	}
+	return b, nil
 }
 
 func (c sandboxConfig) backend() (sandbox.Backend, error) {

@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/ssr-go/ssr/sandbox"
 )
 
 // Environment is a system to run tests in.
@@ -21,6 +23,9 @@ type Environment struct {
 	// engine. One of them is set.
 	Rootfs string `json:"rootfs,omitempty"`
 	Image  string `json:"image,omitempty"`
+	// Env is laid over what every sandbox has (sandbox.BaseEnv), which knows nothing of
+	// an image's own: a PATH to its toolchain, for instance.
+	Env map[string]string `json:"env,omitempty"`
 	// Source is the folder or tar file that it was made of.
 	Source string    `json:"source,omitempty"`
 	Added  time.Time `json:"added"`
@@ -67,6 +72,9 @@ func (s Store) Add(e Environment) (Environment, error) {
 		return e, fmt.Errorf("environment name %q: use up to 64 small letters, digits, dots, dashes and underlines", e.Name)
 	case (e.Rootfs == "") == (e.Image == ""):
 		return e, fmt.Errorf("environment %s: give a root folder or an image", e.Name)
+	}
+	if err := sandbox.CheckEnv(e.Env); err != nil {
+		return e, fmt.Errorf("environment %s: %w", e.Name, err)
 	}
 	if err := os.MkdirAll(s.Dir, 0o755); err != nil {
 		return e, err
