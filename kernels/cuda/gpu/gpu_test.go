@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -111,6 +112,30 @@ func open(t testing.TB) *Machine {
 func TestKernels(t *testing.T) {
 	open(t)
 	cudatest.Test(t, func(t *testing.T) cuda.Machine { return open(t) })
+}
+
+// TestEveryThread: the driver is called from threads that have called nothing of CUDA's.
+func TestEveryThread(t *testing.T) {
+	devices, why := Devices()
+	if len(devices) == 0 {
+		t.Skip("needs a GPU: " + why)
+	}
+	var wait, all sync.WaitGroup
+	all.Add(8)
+	for range 8 {
+		wait.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			all.Done()
+			all.Wait() // so that each has a thread of its own
+			for i, d := range devices {
+				if free, err := Free(i); err != nil || free <= 0 || free > d.Memory {
+					t.Errorf("device %d of %d bytes: %d free, %v", i, d.Memory, free, err)
+				}
+			}
+		})
+	}
+	wait.Wait()
 }
 
 // TestRing reduces over every GPU at hand; with one it is the identity.
