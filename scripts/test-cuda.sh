@@ -41,7 +41,7 @@ pretend() {
   tr -d '\0' <"$counts" | awk '$1 ~ /^(streams|events|modules|graphs|graph_execs)$/ && $2 { print "test-cuda: not freed:", $0; bad = 1 } END { exit bad }'
 }
 tests() { pretend go test -tags gpu -count=1 -exec "env LD_PRELOAD=$pretended" -run "$2" "$1"; }
-tests ./kernels/cuda/gpu 'Kernels|Ring|Thread|Device'
+tests ./kernels/cuda/gpu 'Kernels|Record|Ring|Thread|Device'
 tests ./kernels/torch 'Attention|Sample|Device'
 tests ./model 'Device|Half|Kernels|Recorded'
 tests ./model/engine 'Device|Kernels'

@@ -4,8 +4,10 @@ package gpu
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"regexp"
 	"runtime"
 	"slices"
@@ -112,6 +114,63 @@ func open(t testing.TB) *Machine {
 func TestKernels(t *testing.T) {
 	open(t)
 	cudatest.Test(t, func(t *testing.T) cuda.Machine { return open(t) })
+}
+
+// TestRecordingThatFails: what goes wrong while recording is told, and the machine records
+// and computes after it.
+func TestRecordingThatFails(t *testing.T) {
+	m := open(t)
+	p, err := m.Alloc(16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Free(p)
+	swiglu := func() error { return cuda.SwiGLU(m, cuda.F32, p, p.At(2, 4), 1, 1) }
+	lost := errors.New("lost")
+	for name, second := range map[string]func() error{
+		"an error":            func() error { return lost },
+		"an error in the end": func() error { return errors.Join(swiglu(), lost) },
+		"a wait":              func() error { return m.Download(make([]byte, 4), p) },
+		"a panic":             func() error { panic(lost) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			calls := 0
+			r, err := func() (r cuda.Recording, err error) {
+				defer func() {
+					if recover() != nil {
+						err = lost
+					}
+				}()
+				return m.Record(func() error {
+					if calls++; calls == 2 {
+						return second()
+					}
+					return swiglu()
+				})
+			}()
+			if err == nil || r != nil || calls != 2 {
+				t.Errorf("%d calls, recording %v, error %v", calls, r, err)
+			}
+			t.Log(err)
+			in := make([]byte, 16)
+			binary.LittleEndian.PutUint32(in, math.Float32bits(2))
+			binary.LittleEndian.PutUint32(in[4:], math.Float32bits(3))
+			if err := m.Upload(p, in); err != nil {
+				t.Fatal(err)
+			}
+			if r, err = m.Record(swiglu); err != nil {
+				t.Fatal(err)
+			}
+			defer r.Free()
+			if err := errors.Join(r.Replay(), m.Download(in, p)); err != nil {
+				t.Fatal(err)
+			}
+			want := 2 / (1 + math.Exp(-2)) * 3
+			if got := math.Float32frombits(binary.LittleEndian.Uint32(in[8:])); math.Abs(float64(got)-want) > 1e-5 {
+				t.Errorf("%v, want %v", got, want)
+			}
+		})
+	}
 }
 
 // TestEveryThread: the driver is called from threads that have called nothing of CUDA's.
