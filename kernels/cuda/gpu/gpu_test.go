@@ -125,7 +125,7 @@ func TestRecordingThatFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Free(p)
-	swiglu := func() error { return cuda.SwiGLU(m, cuda.F32, p, p.At(2, 4), 1, 1) }
+	swiglu := func() error { return cuda.SwiGLU(m, cuda.F32, cuda.F32, p, p.At(2, 4), 1, 1) }
 	lost := errors.New("lost")
 	for name, second := range map[string]func() error{
 		"an error":            func() error { return lost },

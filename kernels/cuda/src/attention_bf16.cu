@@ -63,11 +63,11 @@ __device__ inline float log2e() { return 1.44269504f; }
 
 // A softmax over some keys: the largest score and, relative to it, the sum of weights. The
 // sum is 0 where there is no key. c is log2(e) times what scales the scores.
-struct Softmax {
+struct Running {
   float m, l;
-  __device__ Softmax() : m(negative_infinity()), l(0) {}
+  __device__ Running() : m(negative_infinity()), l(0) {}
   // Takes further keys in: a weighted sum of values becomes sum·was + theirs·now.
-  __device__ void join(Softmax next, float c, float &was, float &now) {
+  __device__ void join(Running next, float c, float &was, float &now) {
     const float most = next.m > m ? next.m : m;
     was = l == 0 ? 0 : exp2f((m - most) * c);
     now = next.l == 0 ? 0 : exp2f((next.m - most) * c);
@@ -121,7 +121,7 @@ __device__ inline int column(int i, int p) { return i / 4 * 64 + 16 * p + i % 4 
 // 8g to 8g + 7 of each 64, and the n-tile j of their product stands for columns 8·i + j.
 template <int D>
 __device__ void attention(const float *q, int ldq, const bf16 *cache, const i64 *table, const Tile *tiles, int n, int H, int K,
-                          int window, float scale, int splits, float *o, Softmax *softmax, float *out, float *lse) {
+                          int window, float scale, int splits, float *o, Running *softmax, float *out, float *lse) {
   constexpr int step = D > 64 ? 16 : 32; // keys, for whose loads there are registers
   const int lane = threadIdx.x % 32, g = lane / 4, p = lane % 4, k = blockIdx.y, G = H / K;
   const int at = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
@@ -159,7 +159,7 @@ __device__ void attention(const float *q, int ldq, const bf16 *cache, const i64 
   };
   auto row = [&](int i) { return 2 * p + i % 2 + i / 2 * 8; }; // a key of a step
 
-  Softmax joined[2];
+  Running joined[2];
   int j = begin / step * step;
   const bf16 *from = cache;
   if (j < end) {
@@ -168,7 +168,7 @@ __device__ void attention(const float *q, int ldq, const bf16 *cache, const i64 
     load_keys(from);
   }
   for (int s = begin / split; s * split < end; s++) {
-    Softmax part[2];
+    Running part[2];
     float sums[D / 8][4] = {};
     for (; j < end && j < (s + 1) * split; j += step) {
 #pragma unroll
@@ -191,7 +191,7 @@ __device__ void attention(const float *q, int ldq, const bf16 *cache, const i64 
       float keep[2];
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        Softmax &now = part[r];
+        Running &now = part[r];
         float most = now.m;
 #pragma unroll
         for (int i = 0; i < step / 8; i++)
@@ -285,24 +285,24 @@ __device__ void attention(const float *q, int ldq, const bf16 *cache, const i64 
 }
 
 KERNEL void attention_bf16_64(const float *q, int ldq, const bf16 *cache, const i64 *table, const Tile *tiles, int n, int H, int K, int window,
-                              float scale, int splits, float *o, Softmax *softmax, float *out, float *lse) {
+                              float scale, int splits, float *o, Running *softmax, float *out, float *lse) {
   attention<64>(q, ldq, cache, table, tiles, n, H, K, window, scale, splits, o, softmax, out, lse);
 }
 KERNEL void attention_bf16_128(const float *q, int ldq, const bf16 *cache, const i64 *table, const Tile *tiles, int n, int H, int K, int window,
-                              float scale, int splits, float *o, Softmax *softmax, float *out, float *lse) {
+                              float scale, int splits, float *o, Running *softmax, float *out, float *lse) {
   attention<128>(q, ldq, cache, table, tiles, n, H, K, window, scale, splits, o, softmax, out, lse);
 }
 
 // Joins the splits, in their order. One block of D threads a pair of a tile (x) and key
 // head (y).
-KERNEL void attention_join(const float *o, const Softmax *softmax, const Tile *tiles, int splits, int H, int K, int D, int window,
+KERNEL void attention_join(const float *o, const Running *softmax, const Tile *tiles, int splits, int H, int K, int D, int window,
                            float scale, float *out, float *lse) {
   const int at = blockIdx.x / rows, i = blockIdx.x % rows, k = blockIdx.y;
   const Tile tile = tiles[at];
   const Pair pair(tile, i, H / K, k, window);
   if (!pair.valid) return;
   const float c = scale * log2e();
-  Softmax joined;
+  Running joined;
   float sum = 0;
 #pragma unroll 8
   for (int s = pair.begin / split; s * split < pair.end; s++) {
