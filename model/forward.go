@@ -1,7 +1,6 @@
 package model
 
 import (
-	"github.com/ssr-go/ssr/kernels/cuda"
 	"github.com/ssr-go/ssr/kernels/device"
 	"github.com/ssr-go/ssr/kernels/native"
 	"github.com/ssr-go/ssr/kernels/torch"
@@ -165,16 +164,15 @@ func mlpForward(p *Policy, s *torch.Scope, layer int, x *torch.Tensor, a *activa
 // operands is memory for rows that products take and nothing else does: of bfloat16 where
 // they round them to that.
 func (p *Policy) operands(s *torch.Scope, rows, width int) *torch.Tensor {
-	if p.options.halvesOperands(rows, width) {
+	if p.options.halvesOperands() {
 		return s.Half(rows, width)
 	}
 	return s.Empty(rows, width)
 }
 
 // halvesOperands says whether operands are bfloat16. Adapters' gradients take exact ones.
-func (o Options) halvesOperands(rows, width int) bool {
-	return o.DType == torch.BFloat16 && o.Device != torch.CPU && o.LoRA == nil &&
-		(o.Kernels == nil || cuda.LinearTakes(cuda.BF16, rows, width))
+func (o Options) halvesOperands() bool {
+	return o.DType == torch.BFloat16 && o.Device != torch.CPU && o.LoRA == nil
 }
 
 // addProduct adds y @ Wᵀ to the residual stream.

@@ -388,9 +388,8 @@ func (m *meter) activations(rows int, training bool) {
 }
 
 // operands books Policy.operands.
-func (m *meter) operands(rows, width int) {
-	n := rows * width
-	if m.p.options.halvesOperands(rows, width) {
+func (m *meter) operands(n int) {
+	if m.p.options.halvesOperands() {
 		n = (n + 1) / 2
 	}
 	m.Take(n)
@@ -400,12 +399,12 @@ func (m *meter) operands(rows, width int) {
 func (m *meter) forward(rows int) {
 	c := m.p.config
 	half := m.p.rounds()
-	m.operands(rows, c.Hidden)
+	m.operands(rows * c.Hidden)
 	if half {
 		m.Take(rows * c.Hidden)
 	}
-	m.operands(rows, c.Hidden)
-	m.operands(rows, c.Intermediate)
+	m.operands(rows * c.Hidden)
+	m.operands(rows * c.Intermediate)
 	if half {
 		m.Take(rows * c.Hidden)
 	}
@@ -421,9 +420,9 @@ func (m *meter) backward(rows int) {
 		m.forward(rows)
 		m.Release(mark)
 	}
-	m.operands(rows, c.Hidden)
+	m.operands(rows * c.Hidden)
 	m.Take(rows * c.Hidden)
-	m.operands(rows, c.Intermediate)
+	m.operands(rows * c.Intermediate)
 	for _, width := range []int{c.Intermediate, m.att, m.qkv} {
 		m.Take(rows * width)
 	}

@@ -3,12 +3,10 @@ package cuda
 import "fmt"
 
 // Linear computes y [R, N] = x [R, C] @ Wᵀ + bias, or adds it to y, so that no row
-// depends on the others. W is [N, C] of t; x, of the type of, is float32, to be rounded to
-// t, or what LinearTakes; y and bias [N] are float32. bias may be 0. scratch is LinearScratch
-// bytes.
+// depends on the others. W is [N, C] of t; x is of that, or of float32 to be rounded to
+// it, as of says; y and bias [N] are float32. bias may be 0. scratch is LinearScratch bytes.
 func Linear(m Machine, t, of DType, x, w, bias, y Pointer, rows, n, c int, add bool, scratch Pointer) error {
-	check("Linear", rows > 0 && n > 0 && c > 0, "[%d, %d] by [%d, %d]", rows, c, n, c)
-	check("Linear", of == F32 || t == BF16 && LinearTakes(of, rows, c), "%v by %v, [%d, %d]", of, t, rows, c)
+	check("Linear", rows > 0 && n > 0 && c > 0 && (of == t || of == F32), "%v [%d, %d] by %v [%d, %d]", of, rows, c, t, n, c)
 	if t == BF16 {
 		return TilingOf(rows, n, c).Linear(m, of, x, w, bias, y, rows, n, c, add, scratch)
 	}
@@ -19,26 +17,20 @@ func Linear(m Machine, t, of DType, x, w, bias, y Pointer, rows, n, c int, add b
 	case rows > 16 && ceil(rows, 64)*ceil(n, 64) >= fullGrid:
 		high, wide, threads = 64, 64, 256
 	}
-	return linearTiles(m, fmt.Sprintf("linear_f32_%dx%d", high, wide), high, wide, threads, x, w, bias, y, rows, n, c, add)
+	return linearTiles(m, fmt.Sprintf("linear_f32_%dx%d", high, wide), high, wide, threads, of, x, w, bias, y, rows, n, c, add)
 }
 
 // linearTiles launches a kernel whose blocks compute tiles of high by wide.
-func linearTiles(m Machine, kernel string, high, wide, threads int, x, w, bias, y Pointer, rows, n, c int, add bool) error {
+func linearTiles(m Machine, kernel string, high, wide, threads int, of DType, x, w, bias, y Pointer, rows, n, c int, add bool) error {
 	return eachRows(ceil(rows, high), func(first, count int) error {
 		first *= high
 		return m.Launch(Launch{
 			Kernel: kernel, Grid: [3]int{ceil(n, wide), count, 1}, Threads: threads,
 			Args: []Arg{
-				ptr(x.At(first*c, 4)), ptr(w), ptr(bias), ptr(y.At(first*n, 4)), i32(min(rows-first, count*high)), i32(n), i32(c), flag(add),
+				ptr(x.At(first*c, of.Size())), ptr(w), ptr(bias), ptr(y.At(first*n, 4)), i32(min(rows-first, count*high)), i32(n), i32(c), flag(add),
 			},
 		})
 	})
-}
-
-// LinearTakes says whether Linear by a W of bfloat16 takes rows of x of that type: all but
-// FewRows of float32, if their width is even.
-func LinearTakes(of DType, rows, c int) bool {
-	return of == F32 || rows > FewRows && c%linearBlock == 0
 }
 
 // LinearScratch is the bytes that Linear needs beside its operands; it may be 0.
@@ -61,7 +53,7 @@ type Tiling struct {
 }
 
 const (
-	// FewRows is how many a product takes in the time in which W is read.
+	// FewRows is how many a product takes in about the time in which W is read.
 	FewRows     = 16
 	linearBlock = 32 // BLOCK of linear_bf16.cu
 	// LinearChains is how many sums an element of a product of bfloat16 is cut into.
@@ -71,8 +63,9 @@ const (
 	fullGrid = 128
 )
 
-// TilingOf is the tiling for a shape. Of FewRows tiles must be many; of more they must be
-// large, for the tensor cores.
+// TilingOf is the tiling for a shape. Up to 16 rows a product takes the time in which W is
+// read, for which tiles must be many; from then on that of the tensor cores, for which
+// they must be large.
 func TilingOf(rows, n, c int) Tiling {
 	tiles := func(r, c int) int { return ceil(rows, r) * ceil(n, c) }
 	switch {
@@ -101,10 +94,10 @@ const longSum = 64
 func chainsOf(c int) int { return ceil(blocksOf(c), ceil(blocksOf(c), LinearChains)) }
 func blocksOf(c int) int { return ceil(c, linearBlock) }
 
-// Scratch is the bytes that Linear needs beside its operands: for x in bfloat16, and for
-// the chains' sums where several blocks share a tile's.
+// Scratch is the bytes that Linear needs beside its operands: for x in bfloat16, unless it
+// is that, and for the chains' sums where several blocks share a tile's.
 func (t Tiling) Scratch(of DType, rows, n, c int) (bytes int) {
-	if t.Rows == FewRows {
+	if t.Rows == 16 {
 		return 0
 	}
 	if of == F32 {
@@ -118,24 +111,29 @@ func (t Tiling) Scratch(of DType, rows, n, c int) (bytes int) {
 
 // Linear is cuda.Linear of BF16, with this tiling. scratch begins at a multiple of 16.
 func (t Tiling) Linear(m Machine, of DType, x, w, bias, y Pointer, rows, n, c int, add bool, scratch Pointer) error {
+	check("Linear", rows > 0 && n > 0 && c > 0, "[%d, %d] by [%d, %d]", rows, c, n, c)
 	name := fmt.Sprintf("linear_bf16_%dx%d", t.Rows, t.Columns)
-	if t.Rows == FewRows {
-		return linearTiles(m, name, t.Rows, t.Columns, 32*LinearChains, x, w, bias, y, rows, n, c, add)
+	if t.Rows == 16 {
+		if of == BF16 {
+			name += "_bf16"
+		}
+		return linearTiles(m, name, t.Rows, t.Columns, 32*LinearChains, of, x, w, bias, y, rows, n, c, add)
 	}
+	check("Linear", scratch%16 == 0 && (scratch != 0 || t.Scratch(of, rows, n, c) == 0), "scratch at %#x", scratch)
+	width := c
 	if of == F32 {
-		width, rounded := blocksOf(c)*linearBlock, scratch
+		width = blocksOf(c) * linearBlock
 		err := eachRows(rows, func(first, count int) error {
 			return m.Launch(Launch{
 				Kernel: "linear_round", Grid: [3]int{ceil(width, 8*maxThreads), count, 1}, Threads: maxThreads,
-				Args: []Arg{ptr(x.At(first*c, 4)), ptr(rounded.At(first*width, 2)), i32(c), i32(width)},
+				Args: []Arg{ptr(x.At(first*c, 4)), ptr(scratch.At(first*width, 2)), i32(c), i32(width)},
 			})
 		})
 		if err != nil {
 			return err
 		}
-		x, scratch = rounded, rounded.At(rows*width, 2)
+		x, scratch = scratch, scratch.At(rows*width, 2)
 	}
-	check("Linear", x%16 == 0 && scratch%16 == 0, "x at %#x, scratch at %#x", x, scratch)
 	chains, share, part := chainsOf(c), LinearChains, Pointer(0)
 	if t.Parts > 1 {
 		share, part = ceil(chains, t.Parts), scratch
@@ -143,7 +141,7 @@ func (t Tiling) Linear(m Machine, of DType, x, w, bias, y Pointer, rows, n, c in
 	err := m.Launch(Launch{
 		Kernel: name, Grid: [3]int{ceil(rows, t.Rows) * ceil(n, t.Columns), ceil(chains, share), 1}, Threads: map[int]int{64: 128, 128: 256}[t.Rows],
 		Args: []Arg{
-			ptr(x), ptr(w), ptr(bias), ptr(y), i32(rows), i32(n), i32(c), flag(add), ptr(part), i32(share),
+			ptr(x), i32(width), ptr(w), ptr(bias), ptr(y), i32(rows), i32(n), i32(c), flag(add), ptr(part), i32(share),
 		},
 	})
 	if err != nil || t.Parts == 1 {

@@ -20,8 +20,8 @@ func TestTilingOf(t *testing.T) {
 		{8192, 896, 4864, Tiling{128, 128, 1}, 8192 * 4864 * 2},
 	} {
 		got := TilingOf(c.rows, c.n, c.c)
-		if got != c.want || got.Scratch(c.rows, c.n, c.c) != c.scratch {
-			t.Errorf("%d rows of %d to %d: %+v with %d bytes, want %+v with %d", c.rows, c.c, c.n, got, got.Scratch(c.rows, c.n, c.c), c.want, c.scratch)
+		if got != c.want || got.Scratch(F32, c.rows, c.n, c.c) != c.scratch {
+			t.Errorf("%d rows of %d to %d: %+v with %d bytes, want %+v with %d", c.rows, c.c, c.n, got, got.Scratch(F32, c.rows, c.n, c.c), c.want, c.scratch)
 		}
 	}
 	// 41 blocks are seven chains, of six blocks but for the last.

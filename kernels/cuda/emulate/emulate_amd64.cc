@@ -222,6 +222,7 @@ const std::vector<Entry> &table() {
       ENTRY(linear_, linear_f32_16x32), ENTRY(linear_, linear_f32_64x64), ENTRY(linear_, linear_f32_128x128),
       ENTRY(linear_bf16_, linear_round), ENTRY(linear_bf16_, linear_bf16_16x8), ENTRY(linear_bf16_, linear_bf16_16x16),
       ENTRY(linear_bf16_, linear_bf16_16x32), ENTRY(linear_bf16_, linear_bf16_64x64), ENTRY(linear_bf16_, linear_bf16_128x128),
+      ENTRY(linear_bf16_, linear_bf16_16x8_bf16), ENTRY(linear_bf16_, linear_bf16_16x16_bf16), ENTRY(linear_bf16_, linear_bf16_16x32_bf16),
       ENTRY(linear_bf16_, linear_join),
       {"faulty_copy", &Invoke<&::faulty_copy>::run, sizes_of(&::faulty_copy)},
       {"faulty_race", &Invoke<&::faulty_race>::run, sizes_of(&::faulty_race)},

@@ -38,6 +38,39 @@ __device__ inline void multiply(float d[4], const Words &low, const Words &high,
   }
 }
 
+// Eight elements of a row of x as they are loaded: the first 8 from p on, of which `left`
+// are there, zeros for the rest; rounded is what mma takes. Apart, because a thread that
+// rounds waits for what it has loaded.
+template <class T> struct Eight;
+template <> struct Eight<float> {
+  float v[8];
+  __device__ void load(const float *p, int left, bool whole) {
+    if (whole) {
+      for (int half = 0; half < 2; half++) {
+        Vector<float> four = {};
+        if (4 * half < left) four = *reinterpret_cast<const Vector<float> *>(p + 4 * half);
+        for (int i = 0; i < 4; i++) v[4 * half + i] = four.at[i];
+      }
+    } else {
+      for (int i = 0; i < 8; i++) v[i] = i < left ? p[i] : 0;
+    }
+  }
+  __device__ Words rounded() const { return {{pack(v[0], v[1]), pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7])}}; }
+};
+template <> struct Eight<bf16> {
+  Words v;
+  __device__ void load(const bf16 *p, int left, bool whole) {
+    v = {};
+    if (whole) {
+      if (left > 0) v = *reinterpret_cast<const Words *>(p);
+    } else {
+      for (int i = 0; i < 8; i++)
+        if (i < left) v.at[i / 2] |= u32(p[i].bits) << 16 * (i % 2);
+    }
+  }
+  __device__ Words rounded() const { return v; }
+};
+
 // A thread's walk along a row of a matrix of C columns: the 8 from `column` on of one
 // block after the other.
 struct Walk {
@@ -53,10 +86,9 @@ struct Walk {
     if (whole) {
       copy_async(to, at, left > 0);
     } else {
-      Words words = {};
-      for (int i = 0; i < 8; i++)
-        if (i < left) words.at[i / 2] |= u32(at[i].bits) << 16 * (i % 2);
-      *to = words;
+      Eight<bf16> eight;
+      eight.load(at, left, false);
+      *to = eight.v;
     }
     at += BLOCK;
     left -= BLOCK;
@@ -64,23 +96,6 @@ struct Walk {
 };
 __device__ inline bool whole(const bf16 *m, int C) { return aligned(m) && C % 8 == 0; }
 __device__ inline bool whole(const float *m, int C) { return aligned(m) && C % 4 == 0; }
-
-// get8 loads the first 8 of x, of which `left` are there, zeros for the rest; round8 rounds
-// them. Apart, because a thread that rounds waits for what it has loaded.
-__device__ inline void get8(float v[8], const float *x, int left, bool whole) {
-  if (whole) {
-    for (int half = 0; half < 2; half++) {
-      Vector<float> four = {};
-      if (4 * half < left) four = *reinterpret_cast<const Vector<float> *>(x + 4 * half);
-      for (int i = 0; i < 4; i++) v[4 * half + i] = four.at[i];
-    }
-  } else {
-    for (int i = 0; i < 8; i++) v[i] = i < left ? x[i] : 0;
-  }
-}
-__device__ inline Words round8(const float v[8]) {
-  return {{pack(v[0], v[1]), pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7])}};
-}
 
 // What becomes of an element's sum: y (+)= sum + bias.
 struct Output {
@@ -97,8 +112,8 @@ __device__ inline void finish(const Output &out, i64 r, i64 n, float sum) {
 
 // Up to 16 rows (y) by COLUMNS columns (x): 256 threads, each of the eight warps one
 // chain. A warp streams its part of w through a ring of its own in shared memory, where
-// each lane reads what it copied itself, and rounds the x that it needs.
-template <int COLUMNS> __device__ void few(const float *x, const bf16 *w, const Output &out, int C) {
+// each lane reads what it copied itself, and loads the x that it needs.
+template <int COLUMNS, class X> __device__ void few(const X *x, const bf16 *w, const Output &out, int C) {
   enum {
     TILES = (COLUMNS + 15) / 16,
     HALVES = COLUMNS < 16 ? 1 : 2, // of a tile that are there
@@ -126,7 +141,7 @@ template <int COLUMNS> __device__ void few(const float *x, const bf16 *w, const 
     fill = fill + 1 < DEPTH ? fill + 1 : 0;
   };
   for (int i = 0; i < DEPTH - 1; i++) stream();
-  const float *x_from[2];
+  const X *x_from[2];
   int x_left[2];
   for (int t = 0; t < 2; t++) {
     const i64 r = first_row + t * 8 + g;
@@ -135,12 +150,12 @@ template <int COLUMNS> __device__ void few(const float *x, const bf16 *w, const 
     x_left[t] = r < out.R ? (C < mine.end * BLOCK ? C : mine.end * BLOCK) - c : 0;
   }
   for (int base = mine.begin; base < mine.end; base += AHEAD) {
-    float rows[AHEAD][2][8];
+    Eight<X> rows[AHEAD][2];
     auto get = [&](bool whole) {
 #pragma unroll
       for (int i = 0; i < AHEAD; i++)
 #pragma unroll
-        for (int t = 0; t < 2; t++) get8(rows[i][t], x_from[t] + i * BLOCK, x_left[t] - i * BLOCK, whole);
+        for (int t = 0; t < 2; t++) rows[i][t].load(x_from[t] + i * BLOCK, x_left[t] - i * BLOCK, whole);
     };
     if (even_x) // one branch for all loads, so that they are under way together
       get(true);
@@ -158,7 +173,7 @@ template <int COLUMNS> __device__ void few(const float *x, const bf16 *w, const 
       use = use + 1 < DEPTH ? use + 1 : 0;
 #pragma unroll
       for (int t = 0; t < 2; t++) {
-        const Words row = round8(rows[i][t]);
+        const Words row = rows[i][t].rounded();
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++)
           multiply(sum[tile][t], piece[tile * 2][lane], HALVES == 2 ? piece[tile * 2 + HALVES - 1][lane] : zero, row);
@@ -187,18 +202,18 @@ KERNEL void linear_round(const float *x, bf16 *rounded, int C, int K) {
   const int c = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
   if (c >= K) return;
   const i64 row = blockIdx.y;
-  float v[8];
-  get8(v, x + row * C + c, C - c, whole(x, C));
-  *reinterpret_cast<Words *>(rounded + row * K + c) = round8(v);
+  Eight<float> eight;
+  eight.load(x + row * C + c, C - c, whole(x, C));
+  *reinterpret_cast<Words *>(rounded + row * K + c) = eight.rounded();
 }
 
 // Tiles of ROWS by COLUMNS, a block each, by ACROSS·DOWN warps that share its columns and
-// rows; x is rounded already, [R, K]. Both factors go through a ring in shared memory,
+// rows; x [R, K] is of bfloat16, zeros from C on. Both factors go through a ring in shared memory,
 // whose rows of 64 bytes a quarter of a warp reads two at a time, from all banks. Where
 // part is not null, a block has the chains of its blockIdx.y, `share` of them, whose sums
 // go to part [chains, R, N].
 template <int ROWS, int COLUMNS, int ACROSS, int DOWN>
-__device__ void many(const bf16 *x, const bf16 *w, const Output &out, int C, float *part, int share) {
+__device__ void many(const bf16 *x, int K, const bf16 *w, const Output &out, int C, float *part, int share) {
   enum {
     THREADS = ACROSS * DOWN * 32,
     TILES = COLUMNS / ACROSS / 16, // of a warp, 16 columns each
@@ -214,9 +229,9 @@ __device__ void many(const bf16 *x, const bf16 *w, const Output &out, int C, flo
   const int tile = blockIdx.x, above = tile / (GROUP * across) * GROUP, height = down - above < GROUP ? down - above : GROUP;
   const i64 first_row = i64(above + (tile - above * across) % height) * ROWS;
   const i64 first_column = i64((tile - above * across) / height) * COLUMNS;
-  const int K = (C + BLOCK - 1) / BLOCK * BLOCK, length = stretch(C), chain = blockIdx.y * share;
+  const int length = stretch(C), chain = blockIdx.y * share;
   const Blocks mine = blocks_of(chain, chain + share, C);
-  const bool even = whole(w, C);
+  const bool even = whole(w, C), even_x = whole(x, K);
 
   Walk from[PIECES / THREADS];
 #pragma unroll
@@ -231,7 +246,7 @@ __device__ void many(const bf16 *x, const bf16 *w, const Output &out, int C, flo
   auto stream = [&]() {
     if (filled++ < mine.end)
 #pragma unroll
-      for (int i = 0; i < PIECES / THREADS; i++) from[i].take(&ring[fill][i * THREADS + threadIdx.x], i >= LEFT || even);
+      for (int i = 0; i < PIECES / THREADS; i++) from[i].take(&ring[fill][i * THREADS + threadIdx.x], i < LEFT ? even : even_x);
     copies_commit();
     fill = fill + 1 < DEPTH ? fill + 1 : 0;
   };
@@ -302,11 +317,20 @@ KERNEL void linear_bf16_16x16(const float *x, const bf16 *w, const float *bias, 
 KERNEL void linear_bf16_16x32(const float *x, const bf16 *w, const float *bias, float *y, int R, int N, int C, int add) {
   few<32>(x, w, {bias, y, R, N, add}, C);
 }
-KERNEL void linear_bf16_64x64(const bf16 *x, const bf16 *w, const float *bias, float *y, int R, int N, int C, int add, float *part,
-                              int share) {
-  many<64, 64, 2, 2>(x, w, {bias, y, R, N, add}, C, part, share);
+KERNEL void linear_bf16_16x8_bf16(const bf16 *x, const bf16 *w, const float *bias, float *y, int R, int N, int C, int add) {
+  few<8>(x, w, {bias, y, R, N, add}, C);
 }
-KERNEL void linear_bf16_128x128(const bf16 *x, const bf16 *w, const float *bias, float *y, int R, int N, int C, int add, float *part,
+KERNEL void linear_bf16_16x16_bf16(const bf16 *x, const bf16 *w, const float *bias, float *y, int R, int N, int C, int add) {
+  few<16>(x, w, {bias, y, R, N, add}, C);
+}
+KERNEL void linear_bf16_16x32_bf16(const bf16 *x, const bf16 *w, const float *bias, float *y, int R, int N, int C, int add) {
+  few<32>(x, w, {bias, y, R, N, add}, C);
+}
+KERNEL void linear_bf16_64x64(const bf16 *x, int K, const bf16 *w, const float *bias, float *y, int R, int N, int C, int add, float *part,
+                              int share) {
+  many<64, 64, 2, 2>(x, K, w, {bias, y, R, N, add}, C, part, share);
+}
+KERNEL void linear_bf16_128x128(const bf16 *x, int K, const bf16 *w, const float *bias, float *y, int R, int N, int C, int add, float *part,
                                 int share) {
-  many<128, 128, 4, 2>(x, w, {bias, y, R, N, add}, C, part, share);
+  many<128, 128, 4, 2>(x, K, w, {bias, y, R, N, add}, C, part, share);
 }
