@@ -150,15 +150,15 @@ func (p *Player) Play(ctx context.Context, env Env, t *Trajectory) error {
 // observation renders text within limit tokens, cutting its middle out when it
 // is longer, and returns the text that was rendered.
 func (p *Player) observation(text string, closed bool, limit int) ([]int32, string) {
-	ids := p.Chat.Observation(text, closed)
-	keep := len(text)
-	for len(ids) > limit && keep > 0 {
+	shown := text
+	ids := p.Chat.Observation(shown, closed)
+	for keep := len(text); len(ids) > limit && keep > 0; {
 		// Aim a little below the limit: tokens are not spread evenly.
 		keep = min(keep*limit/len(ids)*15/16, keep-1)
-		text = Elide(text, keep)
-		ids = p.Chat.Observation(text, closed)
+		shown = Elide(text, keep)
+		ids = p.Chat.Observation(shown, closed)
 	}
-	return ids, text
+	return ids, shown
 }
 
 // Elide cuts the middle out of s so that about limit bytes of it remain, whole

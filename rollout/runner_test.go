@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -332,6 +333,27 @@ func TestLongObservationLosesItsMiddle(t *testing.T) {
 	}
 	if !strings.HasPrefix(shown, "HEAD") || !strings.HasSuffix(shown, "TAIL") || !strings.Contains(shown, "bytes cut") || strings.Contains(shown, "\uFFFD") {
 		t.Errorf("cut text is %q", shown)
+	}
+}
+
+// dense is a Chat in which a token is an x, or eight other bytes.
+type dense struct{ ByteChat }
+
+func (dense) Observation(text string, _ bool) []int32 {
+	x := strings.Count(text, "x")
+	return make([]int32, x+(len(text)-x)/8)
+}
+
+// What is cut is told right where it takes several tries to find out how much to cut.
+func TestCutBytesAreCounted(t *testing.T) {
+	text := strings.Repeat("x", 2000) + strings.Repeat("a", 20000) + strings.Repeat("x", 2000)
+	p := Player{Chat: dense{}}
+	ids, shown := p.observation(text, true, 400)
+	head, rest, _ := strings.Cut(shown, "\n[… ")
+	number, tail, ok := strings.Cut(rest, " bytes cut …]\n")
+	cut, err := strconv.Atoi(number)
+	if err != nil || !ok || len(ids) > 400 || len(head)+cut+len(tail) != len(text) {
+		t.Errorf("%d bytes, %q cut, %d bytes of %d, in %d tokens; %v", len(head), number, len(tail), len(text), len(ids), err)
 	}
 }
 
