@@ -44,9 +44,11 @@ func (l Limits) withDefaults() Limits {
 
 // Player plays whole episodes with one policy.
 type Player struct {
-	Policy   Policy
-	Chat     Chat
-	Limits   Limits
+	Policy Policy
+	Chat   Chat
+	Limits Limits
+	// Sampling for training has Temperature 1: the zero value is greedy, so that all
+	// attempts at a task are alike and teach nothing.
 	Sampling gen.Sampling
 	// Seed is the run's seed; with a trajectory's id and a token's position it
 	// fixes every draw.

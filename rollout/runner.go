@@ -31,9 +31,10 @@ type Task struct {
 	Step  int
 	// Env makes a fresh world; it is called once an attempt.
 	Env func() (Env, error)
-	// Score sets Reward, Outcome and Detail of an episode that has ended. env is
-	// already closed: what scoring needs it must have kept. Optional. An error
-	// that wraps sandbox.ErrInfrastructure repeats the scoring, not the episode.
+	// Score sets Reward, Outcome and Detail of an episode that has ended; metrics count
+	// the solver's outcome "solved" as its solve rate. env is already closed: what
+	// scoring needs it must have kept. Optional. An error that wraps
+	// sandbox.ErrInfrastructure repeats the scoring, not the episode.
 	Score func(ctx context.Context, env Env, t *Trajectory) error
 }
 

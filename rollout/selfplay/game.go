@@ -85,6 +85,11 @@ type GameOptions struct {
 	Signal InjectorSignal
 	// Alpha of the injector's reward (default 0.8).
 	Alpha float64
+	// InjectorReward of SignalSolveRate rewards a valid bug by itself and by the share s in
+	// [0, 1] of its attempts that solved it (default: the paper's, InjectorReward of Alpha
+	// and s). It must be finite and depend on nothing else, so that a run that goes on
+	// rewards alike. An artifact that is refused has InvalidReward.
+	InjectorReward func(b Bug, s float64) float64
 }
 
 // Game plays the steps of a run. Play, State and Restore are called by one
@@ -142,6 +147,9 @@ func (o GameOptions) withDefaults() GameOptions {
 	}
 	if o.Alpha == 0 {
 		o.Alpha = Alpha
+	}
+	if o.InjectorReward == nil {
+		o.InjectorReward = func(_ Bug, s float64) float64 { return InjectorReward(o.Alpha, s) }
 	}
 	if len(o.Strategies) == 0 {
 		o.Strategies = map[Strategy]float64{Removal: 1, History: 1}

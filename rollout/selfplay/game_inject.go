@@ -252,7 +252,7 @@ func (s *stepPlay) settle(g *rollout.Group, bugs []made, allowed map[string]bool
 				break
 			}
 			d.SolveRate = &rate
-			m.by.Reward = InjectorReward(s.opts.Alpha, rate)
+			m.by.Reward = s.opts.InjectorReward(m.bug, rate)
 		}
 		m.by.Detail = d
 	}

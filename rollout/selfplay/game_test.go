@@ -438,7 +438,10 @@ func testGameMasksWhatInfrastructureLost(t *testing.T, repo *Repo) {
 }
 
 func testGameBoundsSolverGroups(t *testing.T, repo *Repo) {
-	tb := newTable(t, repo, t.TempDir(), 4, 0, func(o *GameOptions) { o.MaxSolverGroups = 1 })
+	tb := newTable(t, repo, t.TempDir(), 4, 0, func(o *GameOptions) {
+		o.MaxSolverGroups = 1
+		o.InjectorReward = func(b Bug, s float64) float64 { return 10 + s + float64(len(b.Report.FailToPass)) }
+	})
 	groups, err := tb.play(t, 1, nil, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -456,6 +459,9 @@ func testGameBoundsSolverGroups(t *testing.T, repo *Repo) {
 				unplayed++
 			case tr.Outcome == OutcomeValid:
 				rewarded[d.Bug] = true
+				if want := 10 + *d.SolveRate + float64(len(d.Report.FailToPass)); tr.Reward != want {
+					t.Errorf("the reward of one's own is %v, want %v", tr.Reward, want)
+				}
 			}
 		}
 	}
