@@ -172,8 +172,8 @@ func (o Overlong) check() error {
 	if o.Max == 0 {
 		return nil
 	}
-	if o.Max < 0 || o.Buffer <= 0 || o.Buffer > o.Max || !(o.Factor >= 0) {
-		return fmt.Errorf("overlong: max %d, buffer %d and factor %g; want 0 < buffer ≤ max and factor ≥ 0", o.Max, o.Buffer, o.Factor)
+	if o.Max < 0 || o.Buffer <= 0 || o.Buffer > o.Max || !(o.Factor > 0) {
+		return fmt.Errorf("overlong: max %d, buffer %d and factor %g; want 0 < buffer ≤ max and factor > 0 (the paper has 1)", o.Max, o.Buffer, o.Factor)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"sync"
 )
 
 // Episode is what an estimator sees of a trajectory.
@@ -112,6 +113,35 @@ type AdvantagePreset struct {
 	Defaults AdvantageSettings
 }
 
+var (
+	// advantagesMu guards advantages and baselines.
+	advantagesMu sync.RWMutex
+	baselines    = map[Baseline]func(group []Episode) []float64{}
+)
+
+// RegisterBaseline adds a baseline under a new name: centre gives each episode of a group
+// of one task and role its reward less the baseline. Scales, whitening, what is shaped
+// before and how advantages fall to turns come with it.
+func RegisterBaseline(name Baseline, centre func(group []Episode) []float64) {
+	advantagesMu.Lock()
+	defer advantagesMu.Unlock()
+	baselines[name] = centre
+}
+
+// RegisterAdvantage adds a named estimator, or replaces one.
+func RegisterAdvantage(name string, p AdvantagePreset) {
+	advantagesMu.Lock()
+	defer advantagesMu.Unlock()
+	advantages[name] = p
+}
+
+// registered is the baseline of that name, nil for those of this package.
+func (b Baseline) registered() func(group []Episode) []float64 {
+	advantagesMu.RLock()
+	defer advantagesMu.RUnlock()
+	return baselines[b]
+}
+
 var advantages = map[string]AdvantagePreset{
 	"group_mean":            {"R − mean: the game's default (SSR, after the code world model), Dr. GRPO (arXiv 2503.20783)", AdvantageSettings{Baseline: BaselineGroupMean}},
 	"leave_one_out":         {"R − mean of the others: RLOO (arXiv 2402.14740)", AdvantageSettings{Baseline: BaselineLeaveOneOut}},
@@ -129,11 +159,17 @@ var advantages = map[string]AdvantagePreset{
 }
 
 // AdvantageNames lists the named estimators.
-func AdvantageNames() []string { return slices.Sorted(maps.Keys(advantages)) }
+func AdvantageNames() []string {
+	advantagesMu.RLock()
+	defer advantagesMu.RUnlock()
+	return slices.Sorted(maps.Keys(advantages))
+}
 
 // LookupAdvantage returns the named estimator's description and default settings.
 func LookupAdvantage(name string) (AdvantagePreset, error) {
+	advantagesMu.RLock()
 	p, ok := advantages[name]
+	advantagesMu.RUnlock()
 	if !ok {
 		return p, fmt.Errorf("rl: no advantage estimator %q; there are %v", name, AdvantageNames())
 	}
@@ -154,7 +190,7 @@ func (s AdvantageSettings) Estimator() (Estimator, error) {
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("rl: advantage: %w", err)
 	}
-	e := &estimator{s: s, baselines: map[string]float64{}}
+	e := &estimator{s: s, own: s.Baseline.registered(), baselines: map[string]float64{}}
 	if s.Baseline == BaselineRole {
 		return &roleEstimator{e}, nil
 	}
@@ -169,6 +205,9 @@ func (s AdvantageSettings) check() error {
 			return fmt.Errorf("decay is %g; it must lie in [0, 1)", s.Decay)
 		}
 	default:
+		if s.Baseline.registered() != nil {
+			break
+		}
 		return fmt.Errorf("no baseline %q; there are %s, %s, %s, %s, %s, or none", s.Baseline,
 			BaselineGroupMean, BaselineLeaveOneOut, BaselineLength, BaselineSecondBest, BaselineRole)
 	}
@@ -190,7 +229,8 @@ func (s AdvantageSettings) check() error {
 // estimator is AdvantageSettings at work.
 type estimator struct {
 	s         AdvantageSettings
-	baselines map[string]float64 // of BaselineRole
+	own       func(group []Episode) []float64 // of a registered baseline
+	baselines map[string]float64              // of BaselineRole
 }
 
 // roleEstimator is one with a state.
@@ -243,6 +283,13 @@ func (e *estimator) centre(group []Episode, rewards []float64) []float64 {
 	}
 	if len(group) == 1 && e.s.KeepSingle && e.s.Baseline != BaselineRole {
 		return slices.Clone(rewards)
+	}
+	if e.own != nil && len(group) > 0 {
+		group = slices.Clone(group)
+		for i, r := range rewards {
+			group[i].Reward = r // as shaped
+		}
+		return e.own(group)
 	}
 	switch e.s.Baseline {
 	case BaselineGroupMean:

@@ -1,12 +1,14 @@
 package rl
 
 import (
+	"cmp"
 	"math"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 
 	"github.com/ssr-go/ssr/rollout"
@@ -75,7 +77,7 @@ func TestEstimators(t *testing.T) {
 	}
 	// −1/+1 rewards give MaxRL the same advantages as 0/1.
 	maxrl := presetOf(t, "maxrl")
-	if diff := cmp.Diff(estimate(t, maxrl, []float64{1, 0, 0, 0}), estimate(t, maxrl, []float64{1, -1, -1, -1})); diff != "" {
+	if diff := gocmp.Diff(estimate(t, maxrl, []float64{1, 0, 0, 0}), estimate(t, maxrl, []float64{1, -1, -1, -1})); diff != "" {
 		t.Error(diff)
 	}
 	if _, err := NewEstimator("nonesuch"); err == nil {
@@ -174,7 +176,7 @@ func TestRoleEstimatorGoesOn(t *testing.T) {
 	through.Estimate(step)
 	resumed := estimatorOf(t, "role_ema")
 	resumed.(Stateful).Restore(through.(Stateful).State())
-	if diff := cmp.Diff(through.Estimate(step), resumed.Estimate(step)); diff != "" {
+	if diff := gocmp.Diff(through.Estimate(step), resumed.Estimate(step)); diff != "" {
 		t.Error(diff)
 	}
 	if _, ok := estimatorOf(t, "grpo").(Stateful); ok {
@@ -275,14 +277,14 @@ func TestGAE(t *testing.T) {
 
 // TestTurns: returns backwards by hand, centred by role over all of its turns.
 func TestTurns(t *testing.T) {
-	if diff := cmp.Diff([]float64{0.25, 2.5, 1}, TurnReturns([]float64{-1, 2, 1}, 0.5)); diff != "" {
+	if diff := gocmp.Diff([]float64{0.25, 2.5, 1}, TurnReturns([]float64{-1, 2, 1}, 0.5)); diff != "" {
 		t.Error(diff)
 	}
 	have, err := TurnAdvantages([][]float64{{1, 3}, {10}, {5}}, []string{"x", "o", "x"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([][]float64{{-2, 0}, {0}, {2}}, have); diff != "" {
+	if diff := gocmp.Diff([][]float64{{-2, 0}, {0}, {2}}, have); diff != "" {
 		t.Error(diff)
 	}
 	if _, err := TurnAdvantages([][]float64{{1}}, nil); err == nil {
@@ -315,7 +317,7 @@ func TestTurnDiscount(t *testing.T) {
 			have = append(have, packed[0].Advantages[i])
 		}
 	}
-	if diff := cmp.Diff([]float64{0.25, 0.25, 0.5, 0.5, 1, 1, -1, -1}, have); diff != "" {
+	if diff := gocmp.Diff([]float64{0.25, 0.25, 0.5, 0.5, 1, 1, -1, -1}, have); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -339,5 +341,41 @@ func TestAdvantageSettingsAreChecked(t *testing.T) {
 	}
 	if !slices.Contains(AdvantageNames(), "role_ema") {
 		t.Error("role_ema is not listed")
+	}
+}
+
+// TestOwnBaseline: a registered baseline sees shaped rewards, and is scaled and whitened.
+func TestOwnBaseline(t *testing.T) {
+	RegisterBaseline("highest", func(group []Episode) []float64 {
+		highest := slices.MaxFunc(group, func(a, b Episode) int { return cmp.Compare(a.Reward, b.Reward) }).Reward
+		adv := make([]float64, len(group))
+		for i, ep := range group {
+			adv[i] = ep.Reward - highest
+		}
+		return adv
+	})
+	RegisterAdvantage("highest", AdvantagePreset{Defaults: AdvantageSettings{Baseline: "highest", Scale: ScaleStd, Deviation: PopulationDeviation}})
+	defer func() {
+		advantagesMu.Lock()
+		defer advantagesMu.Unlock()
+		delete(advantages, "highest")
+		delete(baselines, "highest")
+	}()
+	if !slices.Contains(AdvantageNames(), "highest") {
+		t.Error("highest is not listed")
+	}
+	s := presetOf(t, "highest")
+	if got := estimate(t, s, []float64{1, -1}); !slices.Equal(got, []float64{0, -2}) {
+		t.Errorf("advantages %v, want 0 and −2 over a deviation of 1", got)
+	}
+	// The second episode is 2 tokens beyond the 8 that are free of 12: 2/4 off its reward.
+	s.Scale, s.Overlong = NoScale, Overlong{Max: 12, Buffer: 4, Factor: 1}
+	e, err := s.Estimator()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := e.Estimate([][]Episode{{{Reward: 1, Length: 8}, {Reward: 1, Length: 10}}, {}})
+	if diff := gocmp.Diff([][]float64{{0, -0.5}, {}}, got, cmpopts.EquateEmpty()); diff != "" {
+		t.Error(diff)
 	}
 }

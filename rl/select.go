@@ -75,7 +75,17 @@ func Select(groups []*rollout.Group, now int64, s Selection) (Selected, error) {
 		}
 	}
 	seconds := meanSeconds(slices.Concat(scored...))
-	for i, advantages := range s.Advantage.Estimate(episodes) {
+	estimated := s.Advantage.Estimate(episodes)
+	if len(estimated) != len(episodes) {
+		return Selected{}, fmt.Errorf("rl: the estimator answered for %d groups of %d", len(estimated), len(episodes))
+	}
+	for i, advantages := range estimated {
+		if len(advantages) != len(episodes[i]) {
+			return Selected{}, fmt.Errorf("rl: the estimator gave %d advantages for the %d episodes of group %s", len(advantages), len(episodes[i]), groups[i].ID)
+		}
+		if k := slices.IndexFunc(advantages, func(a float64) bool { return !finite(a) }); k >= 0 {
+			return Selected{}, fmt.Errorf("rl: the estimator gave %s, of reward %g, the advantage %g", scored[i][k].ID, scored[i][k].Reward, advantages[k])
+		}
 		if !slices.ContainsFunc(advantages, func(a float64) bool { return a != 0 }) {
 			out.NoSpread++
 			continue

@@ -2,8 +2,10 @@ package rl
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -61,6 +63,25 @@ func TestSelect(t *testing.T) {
 		t.Error("a group of mixed roles was accepted")
 	}
 }
+
+// TestSelectChecksTheEstimator: one that forgets episodes must not drop them in silence.
+func TestSelectChecksTheEstimator(t *testing.T) {
+	groups := []*rollout.Group{{ID: "a", Role: rollout.Solver, Trajectories: []*rollout.Trajectory{trajectory("a1", 1, 0, 2), trajectory("a2", -1, 0, 2)}}}
+	for want, e := range map[string]Estimator{
+		"1 advantages for the 2 episodes of group a": GroupEstimator(func([]float64) []float64 { return []float64{1} }),
+		"3 advantages for the 2 episodes of group a": GroupEstimator(func([]float64) []float64 { return []float64{1, 2, 3} }),
+		"a2, of reward -1, the advantage NaN":        GroupEstimator(func([]float64) []float64 { return []float64{1, math.NaN()} }),
+		"answered for 0 groups of 1":                 forgetful{},
+	} {
+		if _, err := Select(groups, 0, Selection{Advantage: e, MaxLag: -1}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want an error with %q, have %v", want, err)
+		}
+	}
+}
+
+type forgetful struct{}
+
+func (forgetful) Estimate([][]Episode) [][]float64 { return nil }
 
 // TestSelectIgnoresOrder: however episodes and groups come in, the update is the same.
 func TestSelectIgnoresOrder(t *testing.T) {
