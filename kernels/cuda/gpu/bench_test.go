@@ -254,10 +254,12 @@ func (m *Machine) time(n int, run func() error) (seconds float64, err error) {
 		if err != nil {
 			return err
 		}
+		defer func() { _ = cu.DestroyEvent(&begin) }()
 		end, err := cu.MakeEvent(cu.DefaultEvent)
 		if err != nil {
 			return err
 		}
+		defer func() { _ = cu.DestroyEvent(&end) }()
 		if err := begin.Record(s); err != nil {
 			return err
 		}

@@ -5,8 +5,9 @@
 // call that CUDA would refuse is refused, with a line on standard error.
 //
 // The environment: PRETEND_DEVICES (2), PRETEND_MIB of memory each (8192), PRETEND_EAGER=1
-// to run work at once, PRETEND_ORDER as the emulator's of threads, PRETEND_LOG=1 to tell of
-// every operation, launch and copy, PRETEND_COUNTS=FILE for what there is and was.
+// to run work at once, PRETEND_ORDER as the emulator's of threads, PRETEND_IDLE=1 for
+// kernels that do nothing (benchmarks are too large for the emulator), PRETEND_LOG=1 to
+// tell of every operation, launch and copy, PRETEND_COUNTS=FILE for what there is and was.
 #pragma once
 #include <cstddef>
 #include <cstdint>
