@@ -237,7 +237,7 @@ func (v *Validator) measureOriginal(ctx context.Context, a Artifact) (*originalR
 	defer tree.Release()
 	var logs [2][]byte
 	var scriptErrs [2]error
-	err = inParallel(2, func(i int) error {
+	err = v.inParallel(2, func(i int) error {
 		logs[i], scriptErrs[i] = v.runScript(ctx, tree, a.TestScript)
 		if scriptErrs[i] != nil { // the script's fault is not to become the parser's
 			logs[i] = logs[i][:min(len(logs[i]), brokenLogBytes)]
@@ -261,7 +261,7 @@ func (v *Validator) measureOriginal(ctx context.Context, a Artifact) (*originalR
 	if parseErrs[0] != nil {
 		return &originalRun{logBytes: len(logs[0]), parserErr: parseErrs[0]}, nil
 	}
-	if err := inParallel(len(inputs)-1, func(i int) error { return parse(i + 1) }); err != nil {
+	if err := v.inParallel(len(inputs)-1, func(i int) error { return parse(i + 1) }); err != nil {
 		return nil, err
 	}
 	o := &originalRun{logBytes: len(logs[0]), results: parsed[0]}
@@ -302,10 +302,11 @@ func onlyInfrastructure(err error) error {
 	return err
 }
 
-// inParallel runs f(0), …, f(n-1) at once and returns the first error. All have
-// ended when it returns; sandboxes are bounded by the Validator's slots.
-func inParallel(n int, f func(i int) error) error {
+// inParallel runs f(0), …, f(n-1), as many at once as there are sandboxes, and returns
+// the first error. All have ended when it returns.
+func (v *Validator) inParallel(n int, f func(i int) error) error {
 	var g errgroup.Group
+	g.SetLimit(cap(v.slots)) // each has a tree prepared, and an injection may have 500 files
 	for i := range n {
 		g.Go(func() error { return f(i) })
 	}
@@ -408,7 +409,7 @@ func (c *validation) inverseMutation(ctx context.Context) (expected, seen string
 	parts := c.bug.Split()
 	repaired := make([]int, len(parts))
 	outcomes := make([]error, len(parts))
-	err = inParallel(len(parts), func(i int) error {
+	err = c.v.inParallel(len(parts), func(i int) error {
 		reverted := parts[i].Paths()
 		o := c.buggy.without(func(name string) bool { return slices.Contains(reverted, name) })
 		res, err := c.evaluate(ctx, o)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -300,6 +301,19 @@ func TestHostileScripts(t *testing.T) {
 	if report := validate(t, v, calcArtifact(t, r), DefaultRequirements); !report.Valid {
 		t.Errorf("afterwards a valid artifact is refused: %+v", report.Checks)
 	}
+}
+
+// However many files an injection has, as many trees as sandboxes are there at once: in
+// virtual time, 50 seconds of work for five take ten.
+func TestValidationIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := NewValidator(fake.New(nil), nil, Options{Parallel: 5})
+		began, ran := time.Now(), make([]bool, 50)
+		err := v.inParallel(50, func(i int) error { time.Sleep(time.Second); ran[i] = true; return nil })
+		if took := time.Since(began); err != nil || took != 10*time.Second || slices.Contains(ran, false) {
+			t.Errorf("%v, %v", took, err)
+		}
+	})
 }
 
 func TestInfrastructureFailuresAreErrors(t *testing.T) {
