@@ -92,7 +92,8 @@ func (c *evalCmd) Run(ctx context.Context, o output) (err error) {
 		conf.Sandbox.Environment = c.Environment
 	}
 	conf.Run = "eval"
-	if err := refuse(conf.checkPaths(), conf.check()); err != nil {
+	folder := filepath.Dir(c.Out)
+	if err := refuse(conf.checkPaths(), conf.check(), rule(isDir(folder), "--out: %s is not a folder", folder)); err != nil {
 		return err
 	}
 	x, err := newExam(c.Bugs, c.Injections, c.Attempts)
