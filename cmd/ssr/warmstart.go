@@ -348,8 +348,13 @@ func (c *warmstartCmd) teach(ctx context.Context, o output, repo *selfplay.Repo,
 	if err != nil {
 		return err
 	}
+	// A folder of that name holds a whole model: it says that the warm start is done.
 	out := filepath.Join(c.Out, modelDir)
-	if err := pol.save(out, d); err != nil {
+	aside := out + ".part"
+	if err := errors.Join(os.RemoveAll(aside), pol.save(aside, d)); err != nil {
+		return err
+	}
+	if err := os.Rename(aside, out); err != nil {
 		return err
 	}
 	if c.JSON {
