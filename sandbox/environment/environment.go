@@ -131,11 +131,12 @@ func (s Store) Get(name string) (Environment, error) {
 		}
 		return e, errors.Join(fmt.Errorf("no environment %s in %s: %s", name, s.Dir, there), err)
 	}
-	if err == nil {
-		err = json.Unmarshal(data, &e)
-	}
 	if err != nil {
 		return e, fmt.Errorf("environment %s: %w", name, err)
+	}
+	if err := json.Unmarshal(data, &e); err != nil { // adding it was broken off
+		return e, fmt.Errorf("environment %s: %s is not whole (%w): remove it, with the folder %s where there is one, and add it again",
+			name, s.file(name), err, filepath.Join(s.Dir, name))
 	}
 	return e, nil
 }

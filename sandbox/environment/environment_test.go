@@ -116,6 +116,14 @@ func TestStore(t *testing.T) {
 	if _, err := s.Get("missing"); err == nil || !strings.Contains(err.Error(), "ssr env add") {
 		t.Error(err)
 	}
+	// What a killed process leaves of one.
+	half := Store{t.TempDir()}
+	if err := os.WriteFile(half.file("half"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := half.List(); err == nil || !strings.Contains(err.Error(), "half.json is not whole") || !strings.Contains(err.Error(), "add it again") {
+		t.Error(err)
+	}
 	e, err := s.Add(Environment{Name: "tar", Rootfs: writeTar(t, "r.tar", system...)})
 	if err != nil || e.Rootfs != filepath.Join(s.Dir, "tar") || e.Backend() != "local" {
 		t.Fatal(e, err)
