@@ -11,7 +11,7 @@ mkdir -p "$out"
 objects=()
 for source in kernels/cuda/pretend/*.cc kernels/cuda/emulate/emulate_amd64.cc; do
   object=$out/$(basename "$source" .cc).o
-  g++ -std=c++17 -O1 -fPIC -Wall $CGO_CXXFLAGS -Ikernels/cuda/pretend -Ikernels/cuda/emulate -Ikernels/cuda/src -c "$source" -o "$object"
+  g++ -std=c++17 -O2 -Wno-unknown-pragmas -fPIC -Wall $CGO_CXXFLAGS -Ikernels/cuda/pretend -Ikernels/cuda/emulate -Ikernels/cuda/src -c "$source" -o "$object"
   objects+=("$object")
 done
 # First of all, because libtorch's libraries register their kernels as they are loaded.

@@ -5,6 +5,7 @@
 #include "pretend.h"
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/GradMode.h>
@@ -76,7 +77,17 @@ Tensor on_cpu(const Tensor &t) {
   return at::from_blob(t.data_ptr(), t.sizes(), t.strides(), options);
 }
 
+// on_cpu is the CPU's generator that draws for a device's: others, but as many and by its seed.
+at::Generator on_cpu(const at::Generator &g) {
+  static std::map<c10::GeneratorImpl *, std::pair<at::Generator, at::Generator>> known; // with the device's, which keeps its address
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  auto &pair = known[g.unsafeGetGeneratorImpl()];
+  if (!pair.first.defined()) pair = {g, at::detail::createCPUGenerator(g.current_seed())};
+  return pair.second;
+}
+
 c10::IValue on_cpu(const c10::IValue &v) {
+  if (v.isGenerator() && v.toGenerator().device().is_cuda()) return on_cpu(v.toGenerator());
   if (v.isTensor()) return on_cpu(v.toTensor());
   if (v.isDevice() && v.toDevice().is_cuda()) return c10::Device(at::kCPU);
   if (v.isTensorList()) {
