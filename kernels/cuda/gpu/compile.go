@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
+	"golang.org/x/sync/errgroup"
 	"gorgonia.org/cu/nvrtc"
 
 	"github.com/ssr-go/ssr/kernels/cuda"
@@ -17,6 +19,27 @@ import (
 
 // errArchitecture is what Compile wraps where NVRTC is older than the architecture.
 var errArchitecture = errors.New("this NVRTC does not know the architecture")
+
+// compiled are all programs for a compute capability. They are compiled side by side, and
+// once in a process.
+func compiled(major, minor int) ([]cuda.Program, []string, error) {
+	once, _ := ptxOf.LoadOrStore([2]int{major, minor}, sync.OnceValues(func() ([]string, error) {
+		programs := cuda.Programs()
+		ptx := make([]string, len(programs))
+		var g errgroup.Group
+		for i, p := range programs {
+			g.Go(func() (err error) {
+				ptx[i], err = Compile(p, major, minor)
+				return err
+			})
+		}
+		return ptx, g.Wait()
+	}))
+	ptx, err := once.(func() ([]string, error))()
+	return cuda.Programs(), ptx, err
+}
+
+var ptxOf sync.Map // by compute capability
 
 // Compile turns a program into PTX for a compute capability, such as 8.0. It needs
 // no GPU.

@@ -42,14 +42,14 @@ func Open(device int) (*Machine, error) {
 	if info := devices[device]; info.Major < 8 {
 		return nil, fmt.Errorf("gpu: device %d: the kernels need compute capability 8.0; this is %v. Leave them out with policy.kernels=libtorch", device, info)
 	}
+	programs, ptx, err := compiled(devices[device].Major, devices[device].Minor)
+	if err != nil {
+		return nil, fmt.Errorf("gpu: device %d: %w", device, err)
+	}
 	m := &Machine{device: device, functions: map[string]cu.Function{}, owned: map[cuda.Pointer]lib.Ctensor{}}
-	err := m.on(func(cu.Stream) error {
-		for _, p := range cuda.Programs() {
-			ptx, err := Compile(p, devices[device].Major, devices[device].Minor)
-			if err != nil {
-				return err
-			}
-			module, err := cu.LoadData(ptx)
+	err = m.on(func(cu.Stream) error {
+		for i, p := range programs {
+			module, err := cu.LoadData(ptx[i])
 			if err != nil {
 				return fmt.Errorf("%s: loading: %w", p.Name, err)
 			}
