@@ -199,12 +199,16 @@ func TestKernelsAttention(t *testing.T) {
 		native.AttentionForward(a, q, k, v, offsets, wantOut, wantLSE)
 		dq, dk, dv := SplitQKV(p, want)
 		native.AttentionBackward(a, q, k, v, wantOut, wantLSE, g, offsets, dq, dk, dv)
+		rounding := 1. / 64
+		if _, gpu := p.Device().GPU(); gpu {
+			rounding = 1. / 32 // of FlashAttention's gradient
+		}
 		for _, part := range []struct {
 			name  string
 			got   *torch.Tensor
 			want  []float32
 			bound float64
-		}{{"output", out, wantOut, 1. / 128}, {"denominators", lse, wantLSE, 1e-6}, {"gradient", dqkv, want, 1. / 64}} {
+		}{{"output", out, wantOut, 1. / 128}, {"denominators", lse, wantLSE, 1e-6}, {"gradient", dqkv, want, rounding}} {
 			wide := make([]float64, len(part.want))
 			for i, v := range part.want {
 				wide[i] = float64(v)

@@ -43,6 +43,6 @@ pretend() {
 tests() { pretend go test -tags gpu -count=1 -exec "env LD_PRELOAD=$pretended" -run "$2" "$1"; }
 tests ./kernels/cuda/gpu 'Kernels|Record|Ring|Thread|Device'
 tests ./kernels/torch 'Attention|Sample|Device'
-tests ./model 'Device|Half|Kernels|Recorded'
+tests ./model 'Device|Fused|Half|Kernels|Recorded'
 tests ./model/engine 'Device|Kernels'
 tests ./rl/train/learner GPU

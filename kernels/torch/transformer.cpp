@@ -143,44 +143,68 @@ class Flash {
     return f(a...);
   }
 
-public:
   ssr_heads h;
   Parts x; // of bfloat16
-  Tensor offsets;
+  const int32_t *starts;
+  Tensor offsets; // on the device
   int64_t longest;
 
+  auto call() const { return windowed(kForward, x.q, x.k, x.v, offsets, offsets, longest, longest, 0.0, true, false, h.scale); }
+
+  // The logs of the denominators are [T, H] here. libtorch has them as [H, T], and in older
+  // versions as [S, H, longest].
+  static bool padded(at::Device device) {
+    static const bool answer = [&] {
+      const int32_t starts[] = {0, 2};
+      Tensor qkv = at::zeros({2, 3 * 64}, at::TensorOptions(device).dtype(at::kBFloat16));
+      const Flash one({1, 1, 64, 0, 1, 0, 1}, qkv, starts, 1, 2);
+      return std::get<1>(one.call()).dim() == 3;
+    }();
+    return answer;
+  }
+  // Calls f with each sequence's rows of ours and of the padded.
+  template <class F> void each(const Tensor &ours, const Tensor &theirs, F f) const {
+    for (int64_t i = 0; i < theirs.size(0); i++) {
+      const int64_t n = starts[i + 1] - starts[i];
+      f(ours.narrow(0, starts[i], n), theirs.select(0, i).narrow(1, 0, n).t());
+    }
+  }
+
+public:
   Flash(const ssr_heads &h, const Tensor &qkv, const int32_t *starts, int64_t sequences, int64_t longest)
-      : h(h), x(split(qkv.to(at::kBFloat16), h)), longest(longest) {
+      : h(h), x(split(qkv.to(at::kBFloat16), h)), starts(starts), longest(longest) {
     offsets = at::from_blob(const_cast<int32_t *>(starts), {sequences + 1}, at::kInt).to(qkv.device());
   }
 
-  // The heads' output [T, H, D], and the logs of its denominators [H, T].
-  std::tuple<Tensor, Tensor> forward() const {
-    auto all = windowed(kForward, x.q, x.k, x.v, offsets, offsets, longest, longest, 0.0, true, false, h.scale);
-    return {std::get<0>(all), std::get<1>(all)};
+  // out [T, H, D], and lse [T, H] unless it is undefined.
+  void forward(const Tensor &out, const Tensor &lse) const {
+    auto all = call();
+    out.copy_(std::get<0>(all));
+    const Tensor &theirs = std::get<1>(all);
+    if (!lse.defined()) return;
+    if (theirs.dim() == 2) {
+      lse.copy_(theirs.t());
+    } else {
+      each(lse, theirs, [](Tensor to, Tensor from) { to.copy_(from); });
+    }
   }
 
-  // The gradients of x, given what forward gave and dout, of bfloat16 too.
+  // The gradients of x, given dout and what forward gave.
   Parts backward(const Tensor &dout, const Tensor &out, const Tensor &lse) const {
+    Tensor theirs = lse.t().to(at::kFloat).contiguous();
+    if (padded(lse.device())) {
+      theirs = at::zeros({offsets.size(0) - 1, h.heads, longest}, theirs.options());
+      each(lse, theirs, [](Tensor from, Tensor to) { to.copy_(from); });
+    }
     Tensor random = at::zeros({2}, offsets.options().dtype(at::kLong)); // of the dropout, of which there is none
-    auto all = windowed(kBackward, dout, x.q, x.k, x.v, out, lse, offsets, offsets, longest, longest, 0.0, true, random, random, h.scale);
+    auto all = windowed(kBackward, dout.to(at::kBFloat16), x.q, x.k, x.v, out.to(at::kBFloat16), theirs, offsets, offsets, longest, longest,
+                        0.0, true, random, random, h.scale);
     return {std::get<0>(all), std::get<1>(all), std::get<2>(all)};
   }
 
   // Whether libtorch has it for sequences of up to longest tokens on the device of x.
   static bool has(const ssr_heads &h, const Tensor &x, int64_t longest) {
-    return h.fused && x.is_cuda() && longest > 0 && h.dim % 8 == 0 && h.dim <= 256 && (kWindows || whole(h, longest)) && packs(x.device());
-  }
-
-private:
-  // Whether the denominators are [H, T]; in older versions they are [S, H, longest].
-  static bool packs(at::Device device) {
-    static const bool answer = [&] {
-      const int32_t starts[] = {0, 2};
-      Tensor qkv = at::zeros({2, 3 * 64}, at::TensorOptions(device).dtype(at::kBFloat16));
-      return std::get<1>(Flash({1, 1, 64, 0, 1, 0, 1}, qkv, starts, 1, 2).forward()).dim() == 2;
-    }();
-    return answer;
+    return h.fused && x.is_cuda() && longest > 0 && h.dim % 8 == 0 && h.dim <= 256 && (kWindows || whole(h, longest));
   }
 };
 
@@ -331,10 +355,7 @@ char *ssr_t_attention(ssr_heads h, void *qkv, const int32_t *offsets, int64_t se
     Tensor o = heads(ref(out), 0, h.heads, h.dim);
     const int64_t most = longest(offsets, sequences);
     if (Flash::has(h, ref(qkv), most)) {
-      auto [result, denominators] = Flash(h, ref(qkv), offsets, sequences, most).forward();
-      o.copy_(result);
-      if (lse) ref(lse).copy_(denominators.t());
-      return;
+      return Flash(h, ref(qkv), offsets, sequences, most).forward(o, lse ? ref(lse) : Tensor());
     }
     for (int64_t i = 0; i < sequences; i++) {
       const int64_t lo = offsets[i], n = offsets[i + 1] - lo;
@@ -355,8 +376,7 @@ char *ssr_t_attention_backward(ssr_heads h, void *qkv, void *out, void *lse, voi
     Tensor o = heads(ref(out), 0, h.heads, h.dim), go = heads(ref(dout), 0, h.heads, h.dim);
     const int64_t most = longest(offsets, sequences);
     if (Flash::has(h, ref(qkv), most)) {
-      Parts g = Flash(h, ref(qkv), offsets, sequences, most)
-                    .backward(go.to(at::kBFloat16), o.to(at::kBFloat16), ref(lse).t().to(at::kFloat).contiguous());
+      Parts g = Flash(h, ref(qkv), offsets, sequences, most).backward(go, o, ref(lse));
       d.q.copy_(g.q);
       d.k.copy_(g.k);
       d.v.copy_(g.v);

@@ -157,7 +157,7 @@ else
   suite 'kernels, emulated: this libtorch has no CUDA' kernels/cuda/emulate
 fi
 suite "operations on $device" kernels/torch -test.v -test.run 'Attention|Sample|Device'
-suite "policies on $device" model -test.v -test.run 'Device|Half|Kernels|Recorded'
+suite "policies on $device" model -test.v -test.run 'Device|Fused|Half|Kernels|Recorded'
 suite "generation on $device" model/engine -test.v -test.run 'Device|Kernels'
 
 # bench TITLE SECONDS SHAPE FLAGS...: figures of ssr bench, in a section of their own.

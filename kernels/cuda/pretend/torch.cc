@@ -143,11 +143,51 @@ bool attention(const std::string &name, Stack &s) {
   return true;
 }
 
+// packed_attention is what stands for FlashAttention over packed sequences: q [T, H, D], k and
+// v [T, K, D]. The logs of its denominators are laid out as the device's are.
+bool packed_attention(const std::string &name, Stack &s, const std::vector<Tensor> &results) {
+  const bool forward = name == "aten::_flash_attention_forward", backward = name == "aten::_flash_attention_backward";
+  if (!forward && !backward) return false;
+  // forward: q k v starts_q starts_k max_q max_k dropout causal debug scale [left right …]
+  // backward: dout q k v out lse starts_q starts_k max_q max_k dropout causal seed offset scale [left right]
+  const size_t first = forward ? 0 : 1, at = forward ? 3 : 6, windows = forward ? 11 : 15;
+  const Tensor q = s[first].toTensor().to(at::kDouble), k = s[first + 1].toTensor().to(at::kDouble), v = s[first + 2].toTensor().to(at::kDouble);
+  const Tensor starts = s[at].toTensor().to(at::kLong), go = forward ? q : s[0].toTensor().to(at::kDouble);
+  const double scale = s[windows - 1].toDouble();
+  const int64_t left = windows < s.size() && s[windows].isInt() ? s[windows].toInt() : -1, G = q.size(1) / k.size(1);
+  Tensor out = at::zeros_like(q), lse = forward ? at::zeros_like(results[1]) : Tensor(), dq = at::zeros_like(q), dk = at::zeros_like(k), dv = at::zeros_like(v);
+  for (int64_t i = 0; i + 1 < starts.numel(); i++) {
+    const int64_t lo = starts[i].item<int64_t>(), n = starts[i + 1].item<int64_t>() - lo;
+    if (n == 0) continue;
+    auto of = [&](const Tensor &t) { return t.narrow(0, lo, n).transpose(0, 1); }; // [heads, n, D]
+    auto shared = [&](const Tensor &t) { return of(t).repeat_interleave(G, 0); };
+    Tensor hidden = at::ones({n, n}, at::kBool).triu(1);
+    if (left >= 0) hidden = hidden.logical_or(at::ones({n, n}, at::kBool).tril(-left - 1));
+    Tensor score = (at::matmul(of(q), shared(k).transpose(1, 2)) * scale).masked_fill(hidden, -INFINITY), p = score.softmax(-1);
+    if (forward) {
+      of(out).copy_(at::matmul(p, shared(v)));
+      (lse.dim() == 2 ? lse.narrow(1, lo, n) : lse.select(0, i).narrow(1, 0, n)).copy_(score.logsumexp(-1));
+      continue;
+    }
+    auto grouped = [&](const Tensor &t) { return t.view({-1, G, n, t.size(2)}).sum(1); };
+    Tensor dp = at::matmul(of(go), shared(v).transpose(1, 2)), ds = p * (dp - (dp * p).sum(-1, true)) * scale;
+    of(dq).copy_(at::matmul(ds, shared(k)));
+    of(dk).copy_(grouped(at::matmul(ds.transpose(1, 2), of(q))));
+    of(dv).copy_(grouped(at::matmul(p.transpose(1, 2), of(go))));
+  }
+  s.clear();
+  if (forward)
+    for (const Tensor &t : {out, lse}) s.push_back(t);
+  else
+    for (const Tensor &t : {dq, dk, dv}) s.push_back(t);
+  return true;
+}
+
 void compute(const c10::OperatorHandle &op, const Stack &args, const std::vector<Tensor> &results) {
   c10::impl::ExcludeDispatchKeyGuard plain(key);
   at::AutoDispatchBelowADInplaceOrView below;
   Stack s = args;
-  if (!attention(op.schema().name(), s)) op.callBoxed(s);
+  if (!attention(op.schema().name(), s) && !packed_attention(op.schema().name(), s, results)) op.callBoxed(s);
   size_t i = 0;
   for (const c10::IValue &v : s)
     each(v, [&](const Tensor &t) {
