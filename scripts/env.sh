@@ -2,8 +2,8 @@
 # Prints the exports that a cgo build of this project needs:
 #   eval "$(scripts/env.sh)" && go build ./...
 #   eval "$(CUDA=1 scripts/env.sh)" && go build -tags gpu ./cmd/...
-# The output depends on nothing but the checkout, LIBTORCH, CUDA and its toolkits, so that Go's
-# build cache holds the two minutes of C++ for everybody who uses them.
+# The output depends on nothing but the checkout, LIBTORCH, CUDA and its toolkits, so
+# that Go's build cache holds the two minutes of C++ for everybody who uses them.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/libtorch.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/cuda.sh"
