@@ -136,8 +136,7 @@ func (o Options) beside(c Config, rows, logits int) int64 {
 	if o.Device == torch.CPU {
 		return 0
 	}
-	width := max(2*c.Intermediate, newShapes(c).qkv, c.Hidden)
-	elements := max(4*rows*width, logits*max(deviceElements, headRows*c.VocabSize), 4*torch.Scores, 4*torch.Updated)
+	elements := max(copies(c, rows), logits*max(deviceElements, headRows*c.VocabSize), 4*torch.Scores, 4*torch.Updated)
 	return int64(elements) * int64(o.size())
 }
 
@@ -214,6 +213,21 @@ func StepMemory(c Config, o Options, sequences int) (bytes int64) {
 		}
 	}
 	return bytes
+}
+
+// copies estimates how many elements libtorch's products and attention of so many rows take
+// for copies of their operands and results.
+func copies(c Config, rows int) int {
+	return 4 * rows * max(2*c.Intermediate, newShapes(c).qkv, c.Hidden)
+}
+
+// RecordedMemory estimates the bytes that libtorch's operations take in recorded steps of
+// up to so many sequences, and keep for the next: all recordings share them.
+func RecordedMemory(c Config, o Options, sequences int) int64 {
+	if _, ok := o.Kernels.(cuda.Recorder); !ok {
+		return 0
+	}
+	return int64(copies(c, sizeOf(sequences, 1).rows)) * int64(o.size())
 }
 
 // stepScratch is how many words any step joins splits of attention in.

@@ -136,7 +136,7 @@ func Memory(c model.Config, m model.Options, workers int, o Options) (cache, act
 		used, beside := model.SamplingMemory(c, m, rows, sampled, min(m.LogitRows(c.VocabSize), sampled))
 		activations, reserved = activations+used, reserved+beside
 	}
-	return o.CacheBytes, activations + model.StepMemory(c, m, o.MaxSequences), reserved
+	return o.CacheBytes, activations + model.StepMemory(c, m, o.MaxSequences) + model.RecordedMemory(c, m, o.MaxSequences), reserved
 }
 
 func (o Options) withDefaults(on torch.Device) Options {
