@@ -36,6 +36,9 @@ func tiny(t testing.TB, workers int) *model.Policy {
 
 func start(t testing.TB, p *model.Policy, o Options) *Engine {
 	t.Helper()
+	if o.CacheBytes == 0 && p.Device() != torch.CPU {
+		o.CacheBytes = 32 << 20 // a device's is cleared, and so takes memory at once
+	}
 	e, err := New(p, o)
 	if err != nil {
 		t.Fatal(err)
