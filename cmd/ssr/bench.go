@@ -29,7 +29,7 @@ type benchCmd struct {
 	LoRARank      int           `name:"lora-rank" help:"Train adapters of this rank; 0 trains the weights."`
 	Save          string        `type:"path" help:"Write the model, rounded to --dtype, to this folder and measure nothing."`
 	Batch         []int         `default:"128" help:"Sequences that generate side by side. Of several, as of prompts, decode, prefill and step measure each with each, and other parts the first."`
-	Prompt        []int         `default:"128" help:"Tokens of each prompt; those of decode are whole blocks of 16."`
+	Prompt        []int         `default:"128" help:"Tokens of each prompt; those of decode are whole blocks of 32."`
 	New           int           `default:"64" help:"New tokens of each sequence."`
 	PrefillTokens int           `default:"16384" help:"Tokens of the prompts that prefill reads side by side, of one prompt at least."`
 	ChunkTokens   int           `help:"Tokens of a prompt that are read in one step; 0 is the engine's default."`
@@ -269,14 +269,10 @@ func (b *benchRun) begin() error {
 			return err
 		}
 	}
-	b.room = b.DeviceBytes
-	if number, ok := on.GPU(); ok && b.room == 0 {
-		b.room, err = gpu.Free(number)
-	} else if b.room == 0 {
-		b.room = availableMemory()
-	}
-	if err != nil {
-		return err
+	if b.room = b.DeviceBytes; b.room == 0 {
+		if b.room, err = freeOf(on); err != nil {
+			return err
+		}
 	}
 	if b.shape, err = b.fresh(); err != nil {
 		return err

@@ -35,27 +35,10 @@ struct Pair {
   __device__ i64 place(int H) const { return i64(row) * H + head; }
 };
 
-// Wide loads.
-struct alignas(16) Words {
-  u32 w[4];
-};
-struct alignas(16) Floats {
-  float f[4];
-};
+typedef Vector<u32> Words; // eight bfloat16
+typedef Vector<float> Floats;
 
-// Two floats as a word of bfloat16, and two words' lower and upper halves as one.
-__device__ inline u32 halves(float lower, float upper) {
-#ifndef SSR_EMULATED
-  u32 w;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(upper), "f"(lower));
-  return w;
-#else
-  bf16 l, u;
-  put(&l, lower);
-  put(&u, upper);
-  return l.bits | u32(u.bits) << 16;
-#endif
-}
+// Two words' lower and upper halves as one.
 __device__ inline u32 lower_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x5410); }
 __device__ inline u32 upper_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
 
@@ -92,10 +75,10 @@ template <int D> __device__ void load_queries(u32 (&a)[D / 16][4], const float *
         x = *reinterpret_cast<const Floats *>(from + 32 * c);
         y = *reinterpret_cast<const Floats *>(from + 32 * c + 4);
       }
-      a[2 * c][r] = halves(x.f[0], x.f[1]);
-      a[2 * c][r + 2] = halves(x.f[2], x.f[3]);
-      a[2 * c + 1][r] = halves(y.f[0], y.f[1]);
-      a[2 * c + 1][r + 2] = halves(y.f[2], y.f[3]);
+      a[2 * c][r] = pack(x.at[0], x.at[1]);
+      a[2 * c][r + 2] = pack(x.at[2], x.at[3]);
+      a[2 * c + 1][r] = pack(y.at[0], y.at[1]);
+      a[2 * c + 1][r + 2] = pack(y.at[2], y.at[3]);
     }
   }
 }
@@ -178,8 +161,8 @@ __device__ void attention(const float *q, int ldq, const bf16 *cache, const i64 
       for (int d = 0; d < D / 32; d++)
 #pragma unroll
         for (int i = 0; i < step / 8; i++) {
-          mma(x[i], queries[2 * d], keys[i][d].w);
-          mma(x[i], queries[2 * d + 1], keys[i][d].w + 2);
+          mma(x[i], queries[2 * d], keys[i][d].at);
+          mma(x[i], queries[2 * d + 1], keys[i][d].at + 2);
         }
       const int next = j + step;
       if (next < end) { // on their way while this step is computed
@@ -235,12 +218,12 @@ __device__ void attention(const float *q, int ldq, const bf16 *cache, const i64 
       for (int h = 0; h < step / 16; h++) {
         u32 weights[4];
 #pragma unroll
-        for (int e = 0; e < 4; e++) weights[e] = halves(x[2 * h + e / 2][e % 2 * 2], x[2 * h + e / 2][e % 2 * 2 + 1]);
+        for (int e = 0; e < 4; e++) weights[e] = pack(x[2 * h + e / 2][e % 2 * 2], x[2 * h + e / 2][e % 2 * 2 + 1]);
 #pragma unroll
         for (int i = 0; i < D / 64; i++)
 #pragma unroll
           for (int w = 0; w < 4; w++) {
-            const u32 a = values[4 * h][i].w[w], b = values[4 * h + 1][i].w[w], c = values[4 * h + 2][i].w[w], d = values[4 * h + 3][i].w[w];
+            const u32 a = values[4 * h][i].at[w], b = values[4 * h + 1][i].at[w], c = values[4 * h + 2][i].at[w], d = values[4 * h + 3][i].at[w];
             const u32 even[2] = {lower_halves(a, b), lower_halves(c, d)}, odd[2] = {upper_halves(a, b), upper_halves(c, d)};
             mma(sums[8 * i + 2 * w], weights, even);
             mma(sums[8 * i + 2 * w + 1], weights, odd);
@@ -262,7 +245,7 @@ __device__ void attention(const float *q, int ldq, const bf16 *cache, const i64 
           Floats &x = *reinterpret_cast<Floats *>(to + column(i, p)), sum{};
           if (!first) sum = x;
 #pragma unroll
-          for (int e = 0; e < 4; e++) sum.f[e] = fmaf(sum.f[e], was, sums[i / 4 * 8 + i % 2 * 4 + e][2 * r + i / 2 % 2] * now);
+          for (int e = 0; e < 4; e++) sum.at[e] = fmaf(sum.at[e], was, sums[i / 4 * 8 + i % 2 * 4 + e][2 * r + i / 2 % 2] * now);
           x = sum;
         }
       }
@@ -277,7 +260,7 @@ __device__ void attention(const float *q, int ldq, const bf16 *cache, const i64 
       Floats &x = *reinterpret_cast<Floats *>(out + pair[r].place(H) * D + column(i, p));
       Floats whole = x;
 #pragma unroll
-      for (int e = 0; e < 4; e++) whole.f[e] = joined[r].of(whole.f[e]);
+      for (int e = 0; e < 4; e++) whole.at[e] = joined[r].of(whole.at[e]);
       x = whole;
     }
     if (lse && p == 0) lse[pair[r].place(H)] = joined[r].lse(scale);
