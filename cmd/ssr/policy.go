@@ -37,7 +37,7 @@ func (p *policy) Close() {
 	}
 }
 
-// openPolicy loads a model folder; the caller closes it.
+// openPolicy loads a model folder; the caller closes it, and with it the kernels.
 func openPolicy(dir string, o model.Options) (*policy, error) {
 	if o.Device == torch.CPU {
 		warnCPU()
@@ -54,7 +54,9 @@ func openPolicy(dir string, o model.Options) (*policy, error) {
 		p.Close()
 		return nil, fmt.Errorf("%s: the tokenizer has %d ids, the model's embedding only %d rows", dir, t.VocabSize(), rows)
 	}
-	return &policy{Policy: p, tokenizer: t}, nil
+	opened := &policy{Policy: p, tokenizer: t}
+	opened.own(o.Kernels)
+	return opened, nil
 }
 
 // openReplicas loads as many replicas of a model folder as are configured, or the one
@@ -76,7 +78,6 @@ func openReplicas(dir string, c policyConfig, ps *processes) (*policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.own(o.Kernels)
 	for i := 1; i < c.Replicas; i++ {
 		o.Shard.Index, o.Device = i, devices[i]
 		var r *model.Policy
